@@ -1,0 +1,1 @@
+"""The processes on Kafka: thin shells round the pure code in `monitor` and the models in `models`."""

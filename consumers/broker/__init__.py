@@ -1,0 +1,1 @@
+"""An embedded development broker that speaks the Kafka protocol: one node, loopback, not for production."""

@@ -1,0 +1,1 @@
+"""The Streamlit pages for analysts; they read the store through `monitor.storage` queries only."""

@@ -1,0 +1,1 @@
+"""Price charts: rendering in many styles, labels, safe decoding and the vision encoder."""

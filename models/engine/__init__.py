@@ -1,0 +1,1 @@
+"""The batching engine that scores items."""

@@ -1,0 +1,1 @@
+"""Alert rules, life cycle, routing and delivery."""

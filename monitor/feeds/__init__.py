@@ -1,0 +1,1 @@
+"""Where news comes from: feeds yield `NewsItem`s and know nothing of Kafka."""

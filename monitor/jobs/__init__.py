@@ -1,0 +1,1 @@
+"""Retraining, drift and retention on a schedule."""

@@ -1,0 +1,244 @@
+"""All settings in one typed place.
+
+They come from a TOML file, environment variables (`SENTIMENT_MONITOR_...`) and flags, in that order of rising
+strength. The file is `--config`, else `$SENTIMENT_MONITOR_CONFIG`, else `sentiment-monitor.toml` in the working
+folder if there is one. A table in the file is a prefix: `[worker] batch_items = 256` sets `worker_batch_items`.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, ClassVar
+
+import platformdirs
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from monitor.errors import ConfigurationError
+
+__all__ = ["ENV_PREFIX", "Settings", "load_settings"]
+
+ENV_PREFIX = "SENTIMENT_MONITOR_"
+DEFAULT_FILE = "sentiment-monitor.toml"
+EMBEDDED_PORT = 29092
+
+
+def _default_data_dir() -> Path:
+    return Path(platformdirs.user_data_dir("sentiment-monitor", appauthor=False))
+
+
+class Settings(BaseSettings):
+    """Every setting with its unit and meaning; `sentiment-monitor config show` prints what is in force."""
+
+    model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, extra="forbid", frozen=True, validate_default=True
+    )
+
+    # Where things are
+    data_dir: Path = Field(
+        default_factory=_default_data_dir, description="Folder for the embedded broker's log, SQLite and models."
+    )
+    database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite in data_dir.")
+    kafka_bootstrap_servers: str = Field(
+        "", description="Comma-separated host:port of a Kafka cluster; empty: the embedded broker."
+    )
+    topic_prefix: str = Field("", description="Put before every topic's name as it is.", pattern=r"^[a-zA-Z0-9._-]*$")
+    log_level: str = Field("info", description="debug, info, warning or error.")
+    log_json: bool = Field(False, description="Log lines as JSON objects instead of text.")
+
+    # Kafka
+    kafka_security_protocol: str = Field("PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL.")
+    kafka_sasl_mechanism: str = Field("", description="PLAIN, SCRAM-SHA-256, SCRAM-SHA-512; empty: no SASL.")
+    kafka_sasl_username: str = Field("", description="SASL user.")
+    kafka_sasl_password: SecretStr = Field(SecretStr(""), description="SASL password.")
+    kafka_ssl_cafile: str = Field("", description="Path of the certificate authority's file.")
+    kafka_partitions: int = Field(4, ge=1, description="Partitions of a topic that has to be created.")
+    kafka_replication_factor: int = Field(1, ge=1, description="Copies of a topic that has to be created.")
+    kafka_session_timeout_s: float = Field(
+        10.0, gt=0, description="Seconds without a heartbeat after which a consumer's partitions go to others."
+    )
+    broker_port: int = Field(EMBEDDED_PORT, ge=0, le=65535, description="Port of the embedded broker; 0: any free.")
+    broker_retention_bytes: int = Field(
+        1 << 30, ge=1 << 20, description="Embedded broker: bytes kept in a partition's log."
+    )
+    broker_retention_hours: float = Field(168.0, gt=0, description="Embedded broker: hours a record is kept.")
+
+    # Scoring worker
+    model: str = Field("", description="Adapter by name, version or path; empty: the promoted one, else `default`.")
+    device: str = Field("", description="cpu, cuda or cuda:N; empty: CUDA where there is a card.")
+    worker_group: str = Field("scoring", description="Consumer group of the scoring workers.")
+    worker_batch_items: int = Field(128, ge=1, description="Items scored together at the most.")
+    worker_token_budget: int = Field(4096, ge=64, description="Tokens in one forward pass at the most.")
+    worker_image_budget: int = Field(32, ge=1, description="Images in one forward pass at the most.")
+    worker_pairing_wait_s: float = Field(
+        2.0, ge=0, description="Seconds an item waits for a chart that it names, or a chart for its item."
+    )
+    worker_held_items: int = Field(2000, ge=1, description="Items that may wait for their charts at the same time.")
+    worker_idle_after_s: float = Field(
+        3.0, gt=0, description="Seconds of quiet after which an input partition read to its end counts as idle."
+    )
+    worker_model_poll_s: float = Field(5.0, gt=0, description="Seconds between looks for a newly promoted model.")
+    max_chart_bytes: int = Field(4 << 20, ge=1024, description="Largest chart image in bytes.")
+    max_chart_pixels: int = Field(40_000_000, ge=10_000, description="Largest chart image in pixels, once decoded.")
+    max_text_chars: int = Field(50_000, ge=100, description="Characters of an item's text that are kept and read.")
+
+    # Counting
+    aggregator_group: str = Field("aggregator", description="Faust application and consumer group.")
+    lateness_s: float = Field(
+        60.0, ge=0, description="Seconds of event time that items may come out of order before they count as late."
+    )
+    max_late_h: float = Field(24.0, gt=0, description="Hours of event time after which a late item is not counted.")
+    story_window_h: float = Field(24.0, gt=0, description="Hours within which copies belong to one story.")
+    judge_lease_s: float = Field(15.0, gt=0, description="Seconds after which a silent judge's lease is taken over.")
+    judge_interval_s: float = Field(1.0, gt=0, description="Seconds between looks for minutes to judge.")
+    judge_snapshot_s: float = Field(30.0, gt=0, description="Seconds between snapshots of the judge's state.")
+
+    # Surges
+    surge_budget: float = Field(0.01, gt=0, le=1, description="False alarms allowed per key and day.")
+    rules_file: str = Field("", description="TOML file of alert rules; empty: the built-in rule.")
+
+    # Alerts
+    webhook_urls: str = Field("", description="Comma-separated receivers that every alert goes to.")
+    webhook_secret: SecretStr = Field(SecretStr(""), description="Signing secret of those receivers (whsec_...).")
+    receivers_file: str = Field("", description="TOML file of receivers and routes; empty: only webhook_urls.")
+    egress_allow: str = Field(
+        "", description="Comma-separated networks (CIDR) or host:port that webhooks may reach though private."
+    )
+    notifier_interval_s: float = Field(0.5, gt=0, description="Seconds between looks at the outbox.")
+    dashboard_url: str = Field("http://127.0.0.1:8501", description="Address of the dashboard, for links in alerts.")
+
+    # Dashboard
+    dashboard_host: str = Field("127.0.0.1", description="Address that the dashboard listens on.")
+    dashboard_port: int = Field(8501, ge=0, le=65535, description="Port of the dashboard; 0: any free.")
+
+    # Feeds
+    http_feed_host: str = Field("127.0.0.1", description="Address that `feed http` listens on.")
+    http_feed_port: int = Field(8080, ge=0, le=65535, description="Port of `feed http`; 0: any free.")
+    http_feed_token: SecretStr = Field(SecretStr(""), description="Bearer token that senders to `feed http` need.")
+    rss_interval_s: float = Field(60.0, gt=0, description="Seconds between two looks at a feed.")
+
+    # Jobs
+    retrain_cron: str = Field("0 3 * * *", description="When retraining runs (crontab, UTC); empty: never.")
+    retrain_min_labels: int = Field(20, ge=1, description="New corrections needed before retraining starts.")
+    retrain_base_rows: int = Field(2000, ge=0, description="Rows of base data mixed into a retraining.")
+    retrain_epochs: int = Field(1, ge=1, description="Passes over corrections and base rows.")
+    drift_cron: str = Field("15 * * * *", description="When drift is checked (crontab, UTC); empty: never.")
+    retention_cron: str = Field("30 2 * * *", description="When old data is dropped (crontab, UTC); empty: never.")
+    retention_items_days: float = Field(90.0, gt=0, description="Days that scored items are kept.")
+    retention_charts_days: float = Field(30.0, gt=0, description="Days that chart images are kept.")
+    retention_ticks_days: float = Field(60.0, gt=0, description="Days that per-minute counts are kept.")
+
+    # Operations
+    metrics_port: int = Field(0, ge=0, le=65535, description="Port of Prometheus metrics and health; 0: none.")
+    shutdown_s: float = Field(20.0, gt=0, description="Seconds a process may take to stop before it is killed.")
+
+    @field_validator("log_level")
+    @classmethod
+    def _level(cls, value: str) -> str:
+        if value.lower() not in {"debug", "info", "warning", "error"}:
+            raise ValueError("must be debug, info, warning or error")
+        return value.lower()
+
+    @property
+    def database(self) -> str:
+        """The SQLAlchemy URL in force."""
+        return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'monitor.db'}"
+
+    @property
+    def broker_address_file(self) -> Path:
+        """Where a running embedded broker of this data_dir writes its `host:port`."""
+        return self.data_dir / "broker" / "address"
+
+    @property
+    def embedded(self) -> bool:
+        """True when no cluster is configured and the embedded broker stands in."""
+        return not self.kafka_bootstrap_servers
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """The cluster's address in force: configured, else that of the embedded broker."""
+        if self.kafka_bootstrap_servers:
+            return self.kafka_bootstrap_servers
+        try:
+            return self.broker_address_file.read_text().strip()
+        except OSError:
+            return f"127.0.0.1:{self.broker_port}"
+
+    def topic(self, name: str) -> str:
+        """Full name of a topic: `topic("news")`."""
+        return f"{self.topic_prefix}{name}"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags and environment only; `load_settings` puts the file underneath."""
+        return init_settings, env_settings
+
+
+def _flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}_")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return _flatten(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigurationError(f"The settings file {path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"The settings file {path} is not valid TOML: {error}.") from error
+
+
+def load_settings(config: Path | None = None, **flags: Any) -> Settings:
+    """Settings in force. `flags` that are None are left out.
+
+    Raises `ConfigurationError` naming the setting and where it came from when a value is wrong or unknown.
+    """
+    named = os.environ.get(f"{ENV_PREFIX}CONFIG", "")
+    path = config or (Path(named) if named else Path(DEFAULT_FILE))
+    file = _read_file(path) if config or named or path.exists() else {}
+    known = set(Settings.model_fields)
+    unknown = sorted(set(file) - known)
+    if unknown:
+        raise ConfigurationError(
+            f"The settings file {path} holds the unknown setting {unknown[0]}.",
+            "`sentiment-monitor config show` lists all settings.",
+        )
+    misspelt = sorted(
+        name
+        for name in os.environ
+        if name.startswith(ENV_PREFIX)
+        and name.removeprefix(ENV_PREFIX).lower() not in known | {"config"}
+        and not name.startswith(f"{ENV_PREFIX}TEST_")
+    )
+    if misspelt:
+        raise ConfigurationError(
+            f"The environment variable {misspelt[0]} names no setting.",
+            "`sentiment-monitor config show` lists all settings.",
+        )
+    from_env = {name for name in known if f"{ENV_PREFIX}{name}".upper() in os.environ}
+    values = {name: value for name, value in file.items() if name not in from_env}
+    values |= {name: value for name, value in flags.items() if value is not None}
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        origin = "a flag" if flags.get(name) is not None else "the environment" if name in from_env else str(path)
+        raise ConfigurationError(
+            f"The setting {name} (from {origin}) is wrong: {first['msg']}.",
+            "`sentiment-monitor config show` lists all settings.",
+        ) from error

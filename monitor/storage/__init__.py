@@ -1,0 +1,1 @@
+"""The relational store: tables, migrations and one module of queries per aggregate."""

@@ -1,0 +1,115 @@
+"""Engines and transactions, the same for SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, ProgrammingError
+
+from monitor.errors import ConfigurationError, StorageError
+
+__all__ = ["open_engine", "reading", "writing"]
+
+BUSY_TIMEOUT_S = 30
+
+
+def open_engine(url: str) -> Engine:
+    """An engine for a SQLAlchemy URL (`sqlite:///...` or `postgresql+psycopg://...`). Does not connect yet.
+
+    SQLite runs in WAL mode with full synchronisation: a transaction that has returned survives a power cut, and
+    readers never wait for the writer. Raises `ConfigurationError` for a URL that cannot be used.
+    """
+    try:
+        parsed = make_url(url)
+        if parsed.get_backend_name() == "postgresql" and parsed.drivername == "postgresql":
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        if parsed.get_backend_name() == "sqlite" and parsed.database:
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+            raise ConfigurationError(
+                f"The database {parsed.get_backend_name()} is not supported.", "Use SQLite or PostgreSQL."
+            )
+        engine = create_engine(parsed, pool_pre_ping=parsed.get_backend_name() == "postgresql")
+    except ArgumentError as error:
+        raise ConfigurationError("The setting database_url is not a SQLAlchemy URL.") from error
+    except (NoSuchModuleError, ImportError) as error:
+        raise ConfigurationError(
+            "The driver for this database is not installed.", "Install `sentiment-monitor[postgresql]`."
+        ) from error
+    except OSError as error:
+        raise StorageError(
+            f"The folder of the database cannot be made: {error.strerror} ({error.filename})."
+        ) from error
+    if engine.dialect.name == "sqlite":
+        _prepare_sqlite(engine)
+    return engine
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def connected(connection: sqlite3.Connection, _record: Any) -> None:
+        # The driver's own implicit BEGIN is switched off: `begin` below says which kind of transaction it is.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute(f"pragma busy_timeout = {BUSY_TIMEOUT_S * 1000}")
+        cursor.execute("pragma journal_mode = wal")
+        cursor.execute("pragma synchronous = full")
+        cursor.execute("pragma foreign_keys = on")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A writer takes the lock at once: an upgrade in mid-transaction would fail instead of wait.
+        immediate = connection.get_execution_options().get("sqlite_immediate", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        text = str(error.orig)
+        if "no such table" in text:
+            raise StorageError("The database has no tables yet.", "Run `sentiment-monitor db upgrade`.") from error
+        if "full" in text:
+            raise StorageError(
+                "The disk that holds the database is full.", "Free some space and start again."
+            ) from error
+        if "locked" in text:
+            raise StorageError(f"The database has been locked for over {BUSY_TIMEOUT_S} s.") from error
+        raise StorageError(f"The database cannot be used: {text.splitlines()[0]}.") from error
+    except ProgrammingError as error:
+        if "does not exist" in str(error.orig):
+            raise StorageError(
+                "The database lacks a table or a column.", "Run `sentiment-monitor db upgrade`."
+            ) from error
+        raise
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise StorageError("The connection to the database was lost.") from error
+        raise
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """A transaction that writes: committed when the block ends, rolled back when it raises.
+
+    Raises `StorageError` when the database cannot be reached, is locked for too long, full or not migrated.
+    """
+    with _translated(), engine.connect() as plain:
+        connection = plain.execution_options(sqlite_immediate=True)
+        with connection.begin():
+            yield connection
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """A transaction that reads one consistent state. Raises `StorageError` as `writing` does."""
+    with _translated(), engine.connect() as connection, connection.begin():
+        yield connection

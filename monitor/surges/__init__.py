@@ -1,0 +1,1 @@
+"""Event-time counting and the detection of surges: pure code, the same live and in back-tests."""
