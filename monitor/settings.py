@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import platformdirs
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from monitor.errors import ConfigurationError
@@ -23,6 +23,7 @@ __all__ = ["ENV_PREFIX", "Settings", "load_settings"]
 ENV_PREFIX = "SENTIMENT_MONITOR_"
 DEFAULT_FILE = "sentiment-monitor.toml"
 EMBEDDED_PORT = 29092
+DASHBOARD_PORT = 8501
 
 
 def _default_data_dir() -> Path:
@@ -107,11 +108,13 @@ class Settings(BaseSettings):
         "", description="Comma-separated networks (CIDR) or host:port that webhooks may reach though private."
     )
     notifier_interval_s: float = Field(0.5, gt=0, description="Seconds between looks at the outbox.")
-    dashboard_url: str = Field("http://127.0.0.1:8501", description="Address of the dashboard, for links in alerts.")
+    dashboard_url: str = Field(
+        "", description="Address of the dashboard for links in alerts; empty: made of dashboard_host and dashboard_port."
+    )
 
     # Dashboard
     dashboard_host: str = Field("127.0.0.1", description="Address that the dashboard listens on.")
-    dashboard_port: int = Field(8501, ge=0, le=65535, description="Port of the dashboard; 0: any free.")
+    dashboard_port: int = Field(DASHBOARD_PORT, ge=0, le=65535, description="Port of the dashboard; 0: any free.")
 
     # Feeds
     http_feed_host: str = Field("127.0.0.1", description="Address that `feed http` listens on.")
@@ -133,6 +136,14 @@ class Settings(BaseSettings):
     # Operations
     metrics_port: int = Field(0, ge=0, le=65535, description="Port of Prometheus metrics and health; 0: none.")
     shutdown_s: float = Field(20.0, gt=0, description="Seconds a process may take to stop before it is killed.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dashboard_address(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if not values.get("dashboard_url"):
+            host, port = values.get("dashboard_host", "127.0.0.1"), values.get("dashboard_port", DASHBOARD_PORT)
+            return values | {"dashboard_url": f"http://{host}:{port}"}
+        return values
 
     @field_validator("log_level")
     @classmethod
@@ -165,6 +176,15 @@ class Settings(BaseSettings):
             return self.broker_address_file.read_text().strip()
         except OSError:
             return f"127.0.0.1:{self.broker_port}"
+
+    def environment(self) -> dict[str, str]:
+        """Every setting that was given, as environment variables for child processes; secrets in clear."""
+        values: dict[str, str] = {}
+        for name in sorted(self.model_fields_set):
+            value = getattr(self, name)
+            plain = value.get_secret_value() if isinstance(value, SecretStr) else value
+            values[f"{ENV_PREFIX}{name.upper()}"] = str(plain)
+        return values
 
     def topic(self, name: str) -> str:
         """Full name of a topic: `topic("news")`."""

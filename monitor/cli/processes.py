@@ -1,0 +1,155 @@
+"""The processes, one verb each, and `up`, which runs all of them under one supervisor."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from monitor.cli.context import current_settings, err, open_store
+from monitor.errors import BrokerError, ConfigurationError
+
+if TYPE_CHECKING:
+    from monitor.settings import Settings
+    from monitor.supervisor import ProcessSpec, Supervisor
+
+__all__ = [
+    "aggregator",
+    "broker",
+    "dashboard",
+    "notifier",
+    "process_specs",
+    "scheduler",
+    "signals_as_interrupt",
+    "up",
+    "worker",
+]
+
+ROLES = ("worker", "aggregator", "notifier", "scheduler", "dashboard")
+DEMO_MARK = "demo.json"
+
+
+def worker() -> None:
+    """Score news and charts from Kafka until stopped."""
+    from consumers.worker import run_worker
+
+    run_worker(current_settings("worker"))
+
+
+def aggregator() -> None:
+    """Count contributions in event time and judge surges until stopped."""
+    from consumers.aggregator import run_aggregator
+
+    run_aggregator(current_settings("aggregator"))
+
+
+def notifier() -> None:
+    """Deliver alerts from the outbox until stopped."""
+    from consumers.notifier import run_notifier
+
+    run_notifier(current_settings("notifier"))
+
+
+def scheduler() -> None:
+    """Run the jobs on their schedule until stopped."""
+    from monitor.jobs.scheduler import run_scheduler
+
+    run_scheduler(current_settings("scheduler"))
+
+
+def dashboard() -> None:
+    """Serve the analysts' dashboard until stopped."""
+    from dashboard.server import run_dashboard
+
+    run_dashboard(current_settings("dashboard"))
+
+
+def broker() -> None:
+    """Run the embedded development broker until stopped: one node, loopback only, not for production."""
+    from consumers.broker.server import run_broker
+
+    settings = current_settings("broker")
+    if not settings.embedded:
+        raise ConfigurationError(
+            f"kafka_bootstrap_servers names a cluster ({settings.kafka_bootstrap_servers}).",
+            "Unset it to use the embedded broker.",
+        )
+    run_broker(settings)
+
+
+@contextmanager
+def signals_as_interrupt() -> Iterator[None]:
+    """Inside the block SIGTERM and SIGHUP stop the program as Ctrl-C does."""
+
+    def stop(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def process_specs(settings: Settings, roles: tuple[str, ...] = ROLES) -> list[ProcessSpec]:
+    """Command lines of the processes; the embedded broker comes first when no cluster is configured."""
+    from monitor.supervisor import ProcessSpec
+
+    specs = [ProcessSpec(role, (sys.executable, "-m", "monitor.cli.app", role)) for role in roles]
+    if settings.embedded:
+        specs.insert(
+            0,
+            ProcessSpec(
+                "broker",
+                (sys.executable, "-m", "monitor.cli.app", "broker"),
+                ready=settings.broker_address_file.exists,
+                ready_s=30.0,
+            ),
+        )
+    return specs
+
+
+def start_all(supervisor: Supervisor, settings: Settings) -> None:
+    """Start the supervised processes; the store is migrated first, and the topics are made by the processes."""
+    open_store(settings).dispose()
+    if settings.embedded:
+        # A broker that was killed has left its address behind: the new one's must not be mistaken for it.
+        settings.broker_address_file.unlink(missing_ok=True)
+    supervisor.start()
+
+
+def up() -> None:
+    """All processes against the configured broker and database, supervised; one Ctrl-C stops them all."""
+    from monitor.supervisor import Supervisor
+
+    settings = current_settings("up")
+    if (settings.data_dir / DEMO_MARK).exists():
+        raise ConfigurationError(
+            f"{settings.data_dir} holds the data of a demo.", "Choose another folder with --data-dir, or remove it."
+        )
+    supervisor = Supervisor(
+        process_specs(settings),
+        settings.environment(),
+        settings.data_dir / "logs",
+        settings.shutdown_s,
+        on_event=lambda text: err.print(text, markup=False),
+    )
+    with signals_as_interrupt():
+        try:
+            if settings.embedded:
+                err.print("No cluster is configured: the embedded development broker stands in (not for production).")
+            start_all(supervisor, settings)
+            err.print(f"dashboard: {settings.dashboard_url}", markup=False)
+            while True:
+                supervisor.check()
+                time.sleep(0.5)
+        except KeyboardInterrupt:
+            err.print("stopping")
+        finally:
+            killed = supervisor.stop()
+    if killed:
+        raise BrokerError(f"These had to be killed: {', '.join(killed)}.", f"See {settings.data_dir / 'logs'}.")

@@ -1,0 +1,162 @@
+"""Runs the product's processes side by side on one machine: starts, restarts, watches and stops them together.
+
+Nothing here knows what the processes do. Children live in sessions of their own, so that a Ctrl-C on the terminal
+reaches the supervisor alone, which then stops them in order; on Linux they are also told when it dies.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from monitor.errors import MonitorError
+
+__all__ = ["ProcessSpec", "Supervisor"]
+
+RESTART_FIRST_S = 1.0
+RESTART_MAX_S = 30.0
+QUICK_EXIT_S = 20.0
+QUICK_EXITS = 3
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class ProcessSpec:
+    """One process: its command line, and `ready`, which is asked until it says True before the next one starts."""
+
+    name: str
+    argv: Sequence[str]
+    ready: Callable[[], bool] = lambda: True
+    ready_s: float = 60.0
+    restart: bool = True
+
+
+@dataclass
+class _Child:
+    spec: ProcessSpec
+    process: subprocess.Popen[bytes]
+    started: float
+    quick_exits: int = 0
+    restart_at: float | None = None
+    finished: bool = False
+
+
+@dataclass
+class Supervisor:
+    """Starts `specs` in order and keeps them running.
+
+    Parameters
+    ----------
+    specs : the processes, in the order in which they start; they stop in the opposite order.
+    environment : variables set for the children on top of this process's own.
+    log_dir : each child's output goes to `<log_dir>/<name>.log`.
+    shutdown_s : seconds a child may take to stop before it is killed.
+    """
+
+    specs: Sequence[ProcessSpec]
+    environment: Mapping[str, str]
+    log_dir: Path
+    shutdown_s: float = 20.0
+    on_event: Callable[[str], None] = lambda _: None
+    _children: dict[str, _Child] = field(default_factory=dict)
+
+    def start(self) -> None:
+        """Start every process and wait until each is ready. Raises `MonitorError` when one will not come up."""
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        for spec in self.specs:
+            child = self._launch(spec)
+            self._children[spec.name] = child
+            deadline = time.monotonic() + spec.ready_s
+            while not spec.ready():
+                if child.process.poll() is not None:
+                    raise self._gave_up(child)
+                if time.monotonic() > deadline:
+                    raise MonitorError(
+                        f"The {spec.name} was not ready after {spec.ready_s:.0f} s.", f"Look at {self._log(spec)}."
+                    )
+                time.sleep(0.1)
+            self.on_event(f"{spec.name} is up")
+
+    def check(self) -> None:
+        """Call often: restarts what has died, with growing pauses. Raises `MonitorError` when one keeps dying."""
+        now = time.monotonic()
+        for child in self._children.values():
+            code = child.process.poll()
+            if code is None or child.finished:
+                continue
+            if not child.spec.restart:
+                child.finished = True
+                if code != 0:
+                    raise self._gave_up(child)
+                continue
+            if child.restart_at is None:
+                child.quick_exits = child.quick_exits + 1 if now - child.started < QUICK_EXIT_S else 1
+                if child.quick_exits >= QUICK_EXITS:
+                    raise self._gave_up(child)
+                pause = min(RESTART_MAX_S, RESTART_FIRST_S * 2 ** (child.quick_exits - 1))
+                child.restart_at = now + pause
+                self.on_event(f"{child.spec.name} ended with code {code}; it starts again in {pause:.0f} s")
+            elif now >= child.restart_at:
+                fresh = self._launch(child.spec)
+                fresh.quick_exits = child.quick_exits
+                self._children[child.spec.name] = fresh
+                self.on_event(f"{child.spec.name} started again")
+
+    def finished(self, name: str) -> bool:
+        """True when a process that is not restarted has ended well."""
+        child = self._children.get(name)
+        return child is not None and child.process.poll() == 0
+
+    def pid(self, name: str) -> int:
+        """Process id of a running child."""
+        return self._children[name].process.pid
+
+    def stop(self) -> list[str]:
+        """Stop all, last started first; returns the names of those that had to be killed."""
+        killed = []
+        for child in reversed(list(self._children.values())):
+            if child.process.poll() is None:
+                child.process.terminate()
+            # The broker is started first: it stays up until its clients have flushed and left.
+            try:
+                child.process.wait(self.shutdown_s)
+            except subprocess.TimeoutExpired:
+                child.process.kill()
+                child.process.wait()
+                killed.append(child.spec.name)
+        self._children.clear()
+        return killed
+
+    def _log(self, spec: ProcessSpec) -> Path:
+        return self.log_dir / f"{spec.name}.log"
+
+    def _launch(self, spec: ProcessSpec) -> _Child:
+        with self._log(spec).open("ab") as log:
+            process = subprocess.Popen(
+                list(spec.argv),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **self.environment},
+                start_new_session=True,
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
+            )
+        return _Child(spec, process, time.monotonic())
+
+    def _gave_up(self, child: _Child) -> MonitorError:
+        log = self._log(child.spec)
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
+        errors = [line for line in lines if line.startswith("error: ")]
+        last = (errors or lines or ["no output"])[-1].removeprefix("error: ")
+        return MonitorError(f"The {child.spec.name} does not stay up: {last}", f"Its whole output is in {log}.")
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
