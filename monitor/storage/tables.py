@@ -256,15 +256,20 @@ deliveries = Table(
     Column("episode_id", String(128), nullable=False, index=True),
     Column("event", String(32), nullable=False),
     Column("receiver", String(128), nullable=False),
+    Column("position", BigInteger, nullable=False),
     Column("payload", Text, nullable=False),
     Column("state", String(16), nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("next_attempt_at", UtcTime, nullable=True),
+    Column("lease_holder", String(128), nullable=True),
+    Column("lease_until", UtcTime, nullable=True),
+    Column("digest_id", String(64), nullable=True, index=True),
     Column("last_status", Integer, nullable=True),
     Column("last_error", Text, nullable=True),
     Column("created_at", UtcTime, nullable=False),
     Column("delivered_at", UtcTime, nullable=True),
     Index(None, "state", "next_attempt_at"),
+    Index(None, "receiver", "position"),
 )
 
 receivers = Table(

@@ -69,17 +69,23 @@ def upgrade() -> None:
         sa.Column("episode_id", sa.String(length=128), nullable=False),
         sa.Column("event", sa.String(length=32), nullable=False),
         sa.Column("receiver", sa.String(length=128), nullable=False),
+        sa.Column("position", sa.BigInteger(), nullable=False),
         sa.Column("payload", sa.Text(), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("next_attempt_at", sa.BigInteger(), nullable=True),
+        sa.Column("lease_holder", sa.String(length=128), nullable=True),
+        sa.Column("lease_until", sa.BigInteger(), nullable=True),
+        sa.Column("digest_id", sa.String(length=64), nullable=True),
         sa.Column("last_status", sa.Integer(), nullable=True),
         sa.Column("last_error", sa.Text(), nullable=True),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("delivered_at", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_deliveries")),
     )
+    op.create_index(op.f("ix_deliveries_digest_id"), "deliveries", ["digest_id"], unique=False)
     op.create_index(op.f("ix_deliveries_episode_id"), "deliveries", ["episode_id"], unique=False)
+    op.create_index(op.f("ix_deliveries_receiver_position"), "deliveries", ["receiver", "position"], unique=False)
     op.create_index(
         op.f("ix_deliveries_state_next_attempt_at"), "deliveries", ["state", "next_attempt_at"], unique=False
     )
@@ -321,7 +327,9 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_episodes_fired_at"), table_name="episodes")
     op.drop_table("episodes")
     op.drop_index(op.f("ix_deliveries_state_next_attempt_at"), table_name="deliveries")
+    op.drop_index(op.f("ix_deliveries_receiver_position"), table_name="deliveries")
     op.drop_index(op.f("ix_deliveries_episode_id"), table_name="deliveries")
+    op.drop_index(op.f("ix_deliveries_digest_id"), table_name="deliveries")
     op.drop_table("deliveries")
     op.drop_index(op.f("ix_dead_letters_failed_at"), table_name="dead_letters")
     op.drop_table("dead_letters")
