@@ -1,0 +1,155 @@
+"""Kafka clients as this product uses them: one place for addresses, security, sizes and time-outs.
+
+Topics are named without their prefix here ("news"), groups too: `Settings.topic_prefix` goes before both, so that two
+installations on one cluster never share a consumer group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka.errors import (
+    AuthorizationError,
+    IllegalSaslStateError,
+    InvalidSessionTimeoutError,
+    KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
+    MessageSizeTooLargeError,
+    SaslAuthenticationFailedError,
+    TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
+    UnsupportedSaslMechanismError,
+)
+
+from monitor.errors import BrokerError
+from monitor.settings import Settings
+
+__all__ = ["admin", "broker_errors", "connection", "consumer", "group_id", "producer"]
+
+CLIENT_ID: Final = "sentiment-monitor"
+BOOTSTRAP_TIMEOUT_MS: Final = 10_000
+# Small batches are what a producer in Python spends its time on: 1 MiB and 50 ms give twice the default's rate.
+BATCH_BYTES: Final = 1_000_000
+LINGER_MS: Final = 50
+# One record of `contributions` holds a whole scoring batch with its story signatures.
+LARGEST_RECORD_BYTES: Final = 16 << 20
+HEARTBEATS_PER_SESSION: Final = 4
+
+
+def connection(settings: Settings) -> dict[str, Any]:
+    """The arguments that every kafka-python client takes: addresses, security, time-outs."""
+    options: dict[str, Any] = {
+        "bootstrap_servers": [server.strip() for server in settings.bootstrap_servers.split(",") if server.strip()],
+        "client_id": CLIENT_ID,
+        "bootstrap_timeout_ms": BOOTSTRAP_TIMEOUT_MS,
+        "reconnect_backoff_max_ms": 2_000,
+        "security_protocol": settings.kafka_security_protocol,
+    }
+    if settings.kafka_ssl_cafile:
+        options["ssl_cafile"] = settings.kafka_ssl_cafile
+    if settings.kafka_sasl_mechanism:
+        options |= {
+            "sasl_mechanism": settings.kafka_sasl_mechanism,
+            "sasl_plain_username": settings.kafka_sasl_username,
+            "sasl_plain_password": settings.kafka_sasl_password.get_secret_value(),
+        }
+    return options
+
+
+def group_id(settings: Settings, group: str) -> str:
+    """Full name of a consumer group."""
+    return f"{settings.topic_prefix}{group}"
+
+
+@contextmanager
+def broker_errors(settings: Settings) -> Iterator[None]:
+    """Turns what kafka-python raises into a `BrokerError` with one clear sentence."""
+    servers = settings.bootstrap_servers
+    try:
+        yield
+    except (SaslAuthenticationFailedError, UnsupportedSaslMechanismError, IllegalSaslStateError) as error:
+        raise BrokerError(
+            f"The Kafka cluster at {servers} refused the login.",
+            "Check kafka_security_protocol, kafka_sasl_mechanism, kafka_sasl_username and kafka_sasl_password.",
+        ) from error
+    except (TopicAuthorizationFailedError, AuthorizationError) as error:
+        raise BrokerError(
+            f"The Kafka cluster at {servers} does not allow this: {error}.", "Ask its operator for the access rights."
+        ) from error
+    except UnknownTopicOrPartitionError as error:
+        raise BrokerError(
+            f"A topic is missing on the Kafka cluster at {servers}: {error}.",
+            "The processes create their topics when they start; or create them by hand.",
+        ) from error
+    except MessageSizeTooLargeError as error:
+        raise BrokerError(
+            f"A record is larger than the Kafka cluster at {servers} takes: {error}.",
+            "Raise max.message.bytes of the topic, or lower max_chart_bytes.",
+        ) from error
+    except InvalidSessionTimeoutError as error:
+        raise BrokerError(
+            f"The Kafka cluster at {servers} does not accept a session time-out of "
+            f"{settings.kafka_session_timeout_s:g} s.",
+            "Set kafka_session_timeout_s between the cluster's group.min.session.timeout.ms (6 s unless changed) "
+            "and group.max.session.timeout.ms.",
+        ) from error
+    except (KafkaConnectionError, KafkaTimeoutError) as error:
+        raise BrokerError(
+            f"No Kafka broker answers at {servers}.",
+            "Start the embedded one (`sentiment-monitor broker`)."
+            if settings.embedded
+            else "Check kafka_bootstrap_servers, and that the cluster runs.",
+        ) from error
+    except KafkaError as error:
+        raise BrokerError(f"The Kafka cluster at {servers} failed: {error}.") from error
+
+
+def producer(settings: Settings, **overrides: Any) -> KafkaProducer:
+    """An idempotent producer (acks=all) with large, compressed batches. Raises `BrokerError`.
+
+    `flush` it and look at every `send`'s future before you rely on a record: a failed send raises there.
+    """
+    options = {
+        **connection(settings),
+        "batch_size": BATCH_BYTES,
+        "linger_ms": LINGER_MS,
+        "compression_type": "lz4",
+        "max_request_size": max(LARGEST_RECORD_BYTES, 2 * settings.max_chart_bytes + (1 << 20)),
+        "allow_auto_create_topics": False,
+        **overrides,
+    }
+    with broker_errors(settings):
+        return KafkaProducer(**options)
+
+
+def consumer(settings: Settings, group: str | None, topics: Sequence[str] = (), **overrides: Any) -> KafkaConsumer:
+    """A consumer that starts at the earliest record and commits only by hand. Raises `BrokerError`.
+
+    `group` None reads without a group (assign partitions yourself); `topics` are subscribed to.
+    """
+    session_ms = int(settings.kafka_session_timeout_s * 1000)
+    options = {
+        **connection(settings),
+        "group_id": None if group is None else group_id(settings, group),
+        "auto_offset_reset": "earliest",
+        "enable_auto_commit": False,
+        "session_timeout_ms": session_ms,
+        "heartbeat_interval_ms": max(100, session_ms // HEARTBEATS_PER_SESSION),
+        "allow_auto_create_topics": False,
+        **overrides,
+    }
+    with broker_errors(settings):
+        made = KafkaConsumer(**options)
+        if topics:
+            made.subscribe([settings.topic(name) for name in topics])
+        return made
+
+
+def admin(settings: Settings) -> KafkaAdminClient:
+    """An admin client. Raises `BrokerError`."""
+    with broker_errors(settings):
+        return KafkaAdminClient(**connection(settings))
