@@ -1,9 +1,9 @@
 """The tables. Times are UTC and stored as epoch milliseconds; `minute` columns are whole epoch minutes (event time).
 
 Who writes what: the scoring worker `items`, `item_keys`, `charts`, `dead_letters`; the aggregator `partitions`,
-`ticks`, `counted`, `stories`; the judge `judge`, `episodes`, `outbox`; the notifier `deliveries`, `alert_events`; the
-dashboard and the command line `labels`, `silences`, `rules`, `receivers`; the jobs `models`, `model_promotions`,
-`job_runs`.
+`ticks`, `rollups`, `counted`, `stories`; the judge `judge`, `episodes`, `outbox`; the notifier `deliveries`,
+`alert_events`; the dashboard and the command line `labels`, `silences`, `rules`, `receivers`; the jobs `models`,
+`model_promotions`, `job_runs`.
 """
 
 from __future__ import annotations
@@ -155,6 +155,23 @@ ticks = Table(
     Column("score_sum", Float, nullable=False),
     Column("late", Integer, nullable=False),
     Index(None, "minute"),
+    sqlite_with_rowid=False,
+)
+
+rollups = Table(
+    "rollups",
+    metadata,
+    # Sums of the ticks over `width` minutes (an hour, a day): `minute` is the first of them.
+    Column("width", Integer, primary_key=True, autoincrement=False),
+    Column("key", String(160), primary_key=True),
+    Column("minute", Integer, primary_key=True, autoincrement=False),
+    Column("stories", Integer, nullable=False),
+    Column("negative_stories", Integer, nullable=False),
+    Column("items", Integer, nullable=False),
+    Column("negative_items", Integer, nullable=False),
+    Column("score_sum", Float, nullable=False),
+    Column("late", Integer, nullable=False),
+    Index(None, "width", "minute"),
     sqlite_with_rowid=False,
 )
 

@@ -241,6 +241,21 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name", name=op.f("pk_receivers")),
     )
     op.create_table(
+        "rollups",
+        sa.Column("width", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("key", sa.String(length=160), nullable=False),
+        sa.Column("minute", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("stories", sa.Integer(), nullable=False),
+        sa.Column("negative_stories", sa.Integer(), nullable=False),
+        sa.Column("items", sa.Integer(), nullable=False),
+        sa.Column("negative_items", sa.Integer(), nullable=False),
+        sa.Column("score_sum", sa.Float(), nullable=False),
+        sa.Column("late", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("width", "key", "minute", name=op.f("pk_rollups")),
+        sqlite_with_rowid=False,
+    )
+    op.create_index(op.f("ix_rollups_width_minute"), "rollups", ["width", "minute"], unique=False)
+    op.create_table(
         "rules",
         sa.Column("name", sa.String(length=128), nullable=False),
         sa.Column("definition", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
@@ -306,6 +321,8 @@ def downgrade() -> None:
     op.drop_table("stories")
     op.drop_table("silences")
     op.drop_table("rules")
+    op.drop_index(op.f("ix_rollups_width_minute"), table_name="rollups")
+    op.drop_table("rollups")
     op.drop_table("receivers")
     op.drop_table("partitions")
     op.drop_table("outbox")

@@ -1,0 +1,250 @@
+"""Counts over event time for charts and tables: read from the ticks, or for long ranges from their rollups.
+
+The market is not counted itself: an item has one topic, so the market is the sum over all topic keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import ColumnElement, Connection, Table, case, func, select
+
+from monitor.storage.tables import rollups, ticks
+from monitor.storage.upsert import upsert
+
+__all__ = [
+    "DAY",
+    "HOUR",
+    "MARKET",
+    "Bucket",
+    "KeyTotals",
+    "TickSums",
+    "add_to_rollups",
+    "keys_by_volume",
+    "movers",
+    "newest_minute",
+    "oldest_minute",
+    "series",
+    "series_by_key",
+    "topic_keys",
+    "totals",
+]
+
+MARKET: Final = "market"
+HOUR: Final = 60
+DAY: Final = 1440
+
+_SUMS: Final = ("stories", "negative_stories", "items", "negative_items", "score_sum", "late")
+# An item-level mean is shrunk towards 0 by this many neutral items, so that a key with two items tops no list.
+_SHRINKAGE: Final = 5
+
+
+class TickSums(msgspec.Struct, frozen=True):
+    """What a minute, an hour or a day holds under one key. `score_sum` adds up the items' scores in [-1, 1]."""
+
+    stories: int = 0
+    negative_stories: int = 0
+    items: int = 0
+    negative_items: int = 0
+    score_sum: float = 0.0
+    late: int = 0
+
+    @property
+    def mean_score(self) -> float | None:
+        """Mean of the items' scores, in [-1, 1]; None without items."""
+        return self.score_sum / self.items if self.items else None
+
+    @property
+    def negative_share(self) -> float | None:
+        """Negative stories over all stories, in [0, 1]; None without stories."""
+        return self.negative_stories / self.stories if self.stories else None
+
+
+class Bucket(msgspec.Struct, frozen=True):
+    """The sums from epoch minute `minute` on, over the asked step."""
+
+    minute: int
+    sums: TickSums
+
+
+class KeyTotals(msgspec.Struct, frozen=True):
+    """A key's sums over a range and over the range of the same length just before it."""
+
+    key: str
+    now: TickSums
+    before: TickSums
+
+    @property
+    def change(self) -> float:
+        """Change of the mean score, in [-2, 2], both means shrunk towards neutral: a few items move it little."""
+
+        def shrunk(sums: TickSums) -> float:
+            return sums.score_sum / (sums.items + _SHRINKAGE)
+
+        return shrunk(self.now) - shrunk(self.before)
+
+
+def add_to_rollups(connection: Connection, deltas: Mapping[tuple[str, int], Any]) -> None:
+    """Add what a batch added to the ticks, by key and epoch minute, to the hours and days they lie in.
+
+    Belongs into the transaction that writes the ticks. A delta has the attributes of `TickSums`.
+    """
+    added: dict[tuple[int, str, int], list[float]] = {}
+    for (key, minute), delta in deltas.items():
+        values = [getattr(delta, name) for name in _SUMS]
+        for width in (HOUR, DAY):
+            place = (width, key, minute - minute % width)
+            known = added.get(place)
+            added[place] = values if known is None else [a + b for a, b in zip(known, values, strict=True)]
+    # In key order, so that two aggregators never wait for each other crosswise.
+    rows = [
+        {"width": width, "key": key, "minute": minute, **dict(zip(_SUMS, added[width, key, minute], strict=True))}
+        for width, key, minute in sorted(added)
+    ]
+    upsert(connection, rollups, rows, add=_SUMS)
+
+
+def newest_minute(connection: Connection, *, not_after: int | None = None) -> int | None:
+    """Newest epoch minute that anything was counted in; None for an empty store.
+
+    `not_after` (the current minute) keeps an item that is dated ahead from being taken for now.
+    """
+    query = select(func.max(ticks.c.minute))
+    if not_after is not None:
+        query = query.where(ticks.c.minute <= not_after)
+    found: int | None = connection.scalar(query)
+    return found
+
+
+def oldest_minute(connection: Connection) -> int | None:
+    """First minute of the oldest day that is still known; None for an empty store."""
+    found: int | None = connection.scalar(select(func.min(rollups.c.minute)).where(rollups.c.width == DAY))
+    return found
+
+
+def topic_keys(connection: Connection) -> list[str]:
+    """All topic keys that anything was counted under, in alphabetical order."""
+    query = (
+        select(rollups.c.key)
+        .distinct()
+        .where(rollups.c.width == DAY, rollups.c.key.startswith("topic:", autoescape=True))
+    )
+    return sorted(connection.scalars(query))
+
+
+def keys_by_volume(connection: Connection, prefix: str, *, since: int, limit: int) -> list[str]:
+    """Keys that begin with `prefix` (`ticker:`), those with most stories since epoch minute `since` first."""
+    query = (
+        select(rollups.c.key)
+        .where(
+            rollups.c.width == DAY,
+            rollups.c.minute >= since - since % DAY,
+            rollups.c.key.startswith(prefix, autoescape=True),
+        )
+        .group_by(rollups.c.key)
+        .order_by(func.sum(rollups.c.stories).desc(), rollups.c.key)
+        .limit(limit)
+    )
+    return list(connection.scalars(query))
+
+
+def _source(step: int) -> tuple[Table, list[ColumnElement[bool]]]:
+    """The coarsest table that has the step, and the condition that picks its rows."""
+    for width in (DAY, HOUR):
+        if step % width == 0:
+            return rollups, [rollups.c.width == width]
+    return ticks, []
+
+
+def _sums(row: Any, suffix: str = "") -> TickSums:
+    *counts, score, late = (row._mapping[f"{name}{suffix}"] for name in _SUMS)
+    return TickSums(*(int(value) for value in counts), float(score), int(late))
+
+
+def _members(connection: Connection, key: str) -> list[str]:
+    return topic_keys(connection) if key == MARKET else [key]
+
+
+def series(connection: Connection, key: str, start: int, end: int, step: int) -> list[Bucket]:
+    """Sums of `key` (or `market`) in steps of `step` minutes over the epoch minutes [start, end), oldest first.
+
+    Steps in which nothing was counted are left out. `step` divides a day or is a whole number of days; `start` is
+    moved down to a multiple of it.
+    """
+    table, conditions = _source(step)
+    bucket = (table.c.minute - table.c.minute % step).label("bucket")
+    query = (
+        select(bucket, *(func.sum(table.c[name]).label(name) for name in _SUMS))
+        .where(
+            *conditions,
+            table.c.key.in_(_members(connection, key)),
+            table.c.minute >= start - start % step,
+            table.c.minute < end,
+        )
+        .group_by(bucket)
+        .order_by(bucket)
+    )
+    return [Bucket(row.bucket, _sums(row)) for row in connection.execute(query)]
+
+
+def series_by_key(
+    connection: Connection, keys: Sequence[str], start: int, end: int, step: int
+) -> dict[str, list[Bucket]]:
+    """`series` for several counted keys at once; a key without counts has an empty list."""
+    table, conditions = _source(step)
+    bucket = (table.c.minute - table.c.minute % step).label("bucket")
+    query = (
+        select(table.c.key, bucket, *(func.sum(table.c[name]).label(name) for name in _SUMS))
+        .where(*conditions, table.c.key.in_(keys), table.c.minute >= start - start % step, table.c.minute < end)
+        .group_by(table.c.key, bucket)
+        .order_by(table.c.key, bucket)
+    )
+    found: dict[str, list[Bucket]] = {key: [] for key in keys}
+    for row in connection.execute(query):
+        found[row.key].append(Bucket(row.bucket, _sums(row)))
+    return found
+
+
+def totals(connection: Connection, prefix: str, start: int, end: int) -> list[KeyTotals]:
+    """Sums of all keys that begin with `prefix` over [start, end) and over the same length before `start`.
+
+    Ranges over three hours are read from the hours, over three days from the days: their edges are moved down to
+    whole ones. Keys without a story in the range itself are left out; most stories first.
+    """
+    length = end - start
+    step = DAY if length > 3 * DAY else HOUR if length > 3 * HOUR else 1
+    table, conditions = _source(step)
+    start -= start % step
+    is_now = table.c.minute >= start
+    columns = [
+        func.sum(case((is_now if suffix == "_now" else ~is_now, table.c[name]), else_=0)).label(f"{name}{suffix}")
+        for suffix in ("_now", "_before")
+        for name in _SUMS
+    ]
+    query = (
+        select(table.c.key, *columns)
+        .where(
+            *conditions,
+            table.c.key.startswith(prefix, autoescape=True),
+            table.c.minute >= start - (length - length % step),
+            table.c.minute < end,
+        )
+        .group_by(table.c.key)
+    )
+    found = [KeyTotals(row.key, _sums(row, "_now"), _sums(row, "_before")) for row in connection.execute(query)]
+    return sorted((key for key in found if key.now.stories), key=lambda each: (-each.now.stories, each.key))
+
+
+def movers(
+    candidates: Iterable[KeyTotals], *, count: int, min_items: int = 3
+) -> tuple[list[KeyTotals], list[KeyTotals]]:
+    """Those whose mean score fell most and those where it rose most, at most `count` each, strongest first.
+
+    A key needs `min_items` items over the range.
+    """
+    ordered = sorted((each for each in candidates if each.now.items >= min_items), key=lambda each: each.change)
+    fell = [each for each in ordered[:count] if each.change < 0]
+    rose = [each for each in reversed(ordered[-count:]) if each.change > 0]
+    return fell, rose
