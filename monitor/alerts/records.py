@@ -1,0 +1,163 @@
+"""The public record of an alert: the value on the Kafka topic `alerts` and the `data` of every webhook.
+
+The figures are those of the moment it fired or, once it got worse, of its worst minute so far. Titles, sources and
+addresses come from strangers' feeds: they are cleaned here (no control characters, web addresses only) and still have
+to be escaped by whoever shows them.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final
+from urllib.parse import quote, urlsplit
+
+import msgspec
+
+from monitor.records import SCHEMA_VERSION
+from monitor.taxonomy import bundled_taxonomy
+
+__all__ = [
+    "MAX_PAYLOAD_BYTES",
+    "MAX_STORIES",
+    "Alert",
+    "AlertState",
+    "AlertStory",
+    "AlertWindow",
+    "Notice",
+    "alert_from_builtins",
+    "bounded",
+    "clean_text",
+    "clean_url",
+    "key_title",
+    "view_link",
+]
+
+MAX_STORIES: Final = 20
+# The Standard Webhooks specification asks for payloads under 20 kB; the envelope needs some of it.
+MAX_PAYLOAD_BYTES: Final = 19_500
+MAX_TITLE_CHARS: Final = 300
+MAX_URL_CHARS: Final = 1_000
+
+
+class AlertState(StrEnum):
+    """Where an episode stands. `PENDING` is never published: it is the time before the evidence sufficed."""
+
+    PENDING = "pending"
+    FIRING = "firing"
+    ACKNOWLEDGED = "acknowledged"
+    RESOLVED = "resolved"
+
+
+class AlertWindow(msgspec.Struct, frozen=True, kw_only=True):
+    """The stretch of event time that the figures count: `start` (included) to `end` (not included)."""
+
+    minutes: int
+    start: datetime
+    end: datetime
+
+
+class AlertStory(msgspec.Struct, frozen=True, kw_only=True):
+    """One negative story: the first item that told it and how many copies of it were published.
+
+    `p_negative` is the model's probability, in [0, 1], that the first item is negative towards the alert's key.
+    """
+
+    item_id: str
+    title: str
+    url: str
+    source: str
+    published_at: datetime
+    copies: int
+    p_negative: float
+
+
+class Alert(msgspec.Struct, frozen=True, kw_only=True):
+    """One episode of surprisingly many negative stories under one key.
+
+    `observed` negative stories out of `total` stories were counted in `window`, where `expected` negative ones were
+    to be expected; `share` = observed / total against `expected_share`. `p_value` is the chance of a count at least as
+    surprising in quiet times. `sources` is the number of distinct publishers of the negative stories.
+    """
+
+    id: str
+    state: AlertState
+    rule: str
+    key: str
+    title: str
+    severity: str
+    window: AlertWindow
+    observed: int
+    expected: float
+    total: int
+    share: float
+    expected_share: float
+    p_value: float
+    sources: int
+    stories: tuple[AlertStory, ...]
+    model_version: str
+    started_at: datetime
+    fired_at: datetime
+    link: str
+    acknowledged_at: datetime | None = None
+    acknowledged_by: str | None = None
+    resolved_at: datetime | None = None
+    schema_version: int = SCHEMA_VERSION
+
+
+class Notice(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of a webhook as Standard Webhooks has it. `type` is `alert.firing`, `alert.acknowledged`,
+    `alert.resolved`; `timestamp` is when that happened in event time."""
+
+    type: str
+    timestamp: datetime
+    data: Alert
+
+
+def alert_from_builtins(value: Any) -> Alert:
+    """An alert from the JSON that the store holds. Raises `msgspec.ValidationError` on anything else."""
+    return msgspec.convert(value, Alert)
+
+
+def clean_text(text: str, limit: int = MAX_TITLE_CHARS) -> str:
+    """`text` on one line, without control and direction-changing characters, at most `limit` characters."""
+    visible = "".join(" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c)[0] != "C")
+    line = " ".join(visible.split())
+    return line if len(line) <= limit else f"{line[: limit - 1].rstrip()}…"
+
+
+def clean_url(url: str) -> str:
+    """`url` if it is a web address that can be put behind a link, else the empty string."""
+    url = url.strip()
+    if len(url) > MAX_URL_CHARS or any(c.isspace() or unicodedata.category(c)[0] == "C" for c in url):
+        return ""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return ""
+    return url if parts.scheme.lower() in ("http", "https") and parts.hostname else ""
+
+
+def key_title(key: str) -> str:
+    """What a person reads for a window key: `ticker:AAPL` is AAPL, `topic:earnings` the topic's title."""
+    kind, _, name = key.partition(":")
+    if key == "market":
+        return "Whole market"
+    return bundled_taxonomy().title(name) if kind == "topic" else name or key
+
+
+def view_link(dashboard_url: str, alert_id: str) -> str:
+    """Address of the alert's page in the dashboard."""
+    return f"{dashboard_url.rstrip('/')}/?alert={quote(alert_id, safe='')}"
+
+
+def bounded(alert: Alert, stories: Iterable[AlertStory]) -> Alert:
+    """`alert` with as many of `stories` (most telling first) as its size and number allow."""
+    kept = tuple(stories)[:MAX_STORIES]
+    while True:
+        full = msgspec.structs.replace(alert, stories=kept)
+        if not kept or len(msgspec.json.encode(full)) <= MAX_PAYLOAD_BYTES:
+            return full
+        kept = kept[:-1]

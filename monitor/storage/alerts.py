@@ -1,0 +1,333 @@
+"""Episodes of alerts, their audit trail and the outbox: written by the judge's transaction, read by all who notify.
+
+The outbox has one row per episode and event at the most, so a decision that is recorded again after a crash changes
+nothing and nothing is announced twice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from sqlalchemy import Connection, and_, select, update
+
+from monitor.alerts.records import (
+    Alert,
+    AlertState,
+    AlertStory,
+    AlertWindow,
+    alert_from_builtins,
+    bounded,
+    clean_text,
+    clean_url,
+    key_title,
+    view_link,
+)
+from monitor.errors import ConfigurationError
+from monitor.storage.tables import alert_events, episodes, items, outbox, stories
+from monitor.storage.upsert import insert_missing
+
+if TYPE_CHECKING:
+    from monitor.surges.judge import Decision
+
+__all__ = [
+    "JUDGE",
+    "OutboxEntry",
+    "acknowledge",
+    "add_event",
+    "audit_trail",
+    "get_alert",
+    "list_alerts",
+    "mark_published",
+    "mark_routed",
+    "record_decisions",
+    "unpublished",
+    "unrouted",
+]
+
+JUDGE: Final = "judge"
+SEVERITIES: Final = ("info", "warning", "critical")
+# Sources are counted over this many negative stories at the most: a bound on the work, far above any window seen.
+MAX_EVIDENCE_ROWS: Final = 5_000
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MINUTE = timedelta(minutes=1)
+
+
+class OutboxEntry(msgspec.Struct, frozen=True):
+    """One event of one episode that has to be announced, in the order of `position`."""
+
+    position: int
+    episode_id: str
+    event: str
+    alert: Alert
+    created_at: datetime
+
+
+def _under_key(key: str) -> Any:
+    # An item has one topic, so the market's stories are those of all topics.
+    return stories.c.key.startswith("topic:", autoescape=True) if key == "market" else stories.c.key == key
+
+
+def _evidence(conn: Connection, key: str, start: datetime, end: datetime) -> tuple[list[AlertStory], int, str]:
+    """Negative stories of a key counted in `[start, end)`, most copied and surest first; the number of their distinct
+    sources; the model version that scored most of the first of them."""
+    rows = conn.execute(
+        select(
+            stories.c.item_id,
+            stories.c.title,
+            stories.c.url,
+            stories.c.source,
+            stories.c.sources,
+            stories.c.first_at,
+            stories.c["items"],
+            stories.c.p_negative,
+        )
+        .where(
+            _under_key(key),
+            stories.c.minute >= (start - _EPOCH) // _MINUTE,
+            stories.c.minute < (end - _EPOCH) // _MINUTE,
+            stories.c.negative,
+        )
+        .order_by(stories.c["items"].desc(), stories.c.p_negative.desc(), stories.c.id)
+        .limit(MAX_EVIDENCE_ROWS)
+    ).all()
+    found: dict[str, AlertStory] = {}
+    sources: set[str] = set()
+    for row in rows:
+        sources.update(source for source in (row.source, *row.sources) if source)
+        found.setdefault(
+            row.item_id,
+            AlertStory(
+                item_id=row.item_id,
+                title=clean_text(row.title),
+                url=clean_url(row.url),
+                source=clean_text(row.source, 120),
+                published_at=_EPOCH + timedelta(milliseconds=row.first_at),
+                copies=row._mapping["items"],
+                p_negative=round(row.p_negative, 4),
+            ),
+        )
+    telling = list(found.values())
+    ids = [story.item_id for story in telling[:50]]
+    versions = Counter(conn.scalars(select(items.c.model_version).where(items.c.id.in_(ids)))) if ids else Counter()
+    return telling, len(sources), versions.most_common(1)[0][0] if versions else ""
+
+
+def _alert_of(conn: Connection, decision: Decision, dashboard_url: str) -> Alert:
+    """The alert that a decision describes, with the stories of its window."""
+    end = decision.at
+    start = end - timedelta(minutes=decision.window_minutes)
+    telling, sources, model_version = _evidence(conn, decision.key, start, end)
+    alert = Alert(
+        id=decision.episode_id,
+        state=AlertState.FIRING,
+        rule=decision.rule,
+        key=decision.key,
+        title=key_title(decision.key),
+        severity=decision.severity,
+        window=AlertWindow(minutes=decision.window_minutes, start=start, end=end),
+        observed=decision.observed,
+        expected=decision.expected,
+        total=decision.stories,
+        share=decision.share,
+        expected_share=decision.expected_share,
+        p_value=decision.p_value,
+        sources=sources,
+        stories=(),
+        model_version=model_version,
+        started_at=decision.started_at,
+        fired_at=decision.fired_at,
+        link=view_link(dashboard_url, decision.episode_id),
+    )
+    return bounded(alert, telling)
+
+
+def add_event(
+    conn: Connection, episode_id: str, at: datetime, event: str, actor: str, detail: dict[str, Any] | None = None
+) -> None:
+    """One line of an episode's audit trail."""
+    conn.execute(
+        alert_events.insert().values(episode_id=episode_id, at=at, event=event, actor=actor, detail=detail or {})
+    )
+
+
+def _announce(conn: Connection, alert: Alert, event: str) -> None:
+    conn.execute(
+        outbox.insert().values(
+            episode_id=alert.id, event=event, payload=msgspec.to_builtins(alert), created_at=datetime.now(UTC)
+        )
+    )
+
+
+def _store(conn: Connection, alert: Alert) -> None:
+    conn.execute(
+        update(episodes)
+        .where(episodes.c.id == alert.id)
+        .values(
+            state=alert.state.value,
+            severity=alert.severity,
+            resolved_at=alert.resolved_at,
+            acknowledged_at=alert.acknowledged_at,
+            acknowledged_by=alert.acknowledged_by,
+            evidence=msgspec.to_builtins(alert),
+            updated_at=datetime.now(UTC),
+        )
+    )
+
+
+def _locked(conn: Connection, episode_id: str) -> Alert | None:
+    evidence = conn.scalar(select(episodes.c.evidence).where(episodes.c.id == episode_id).with_for_update())
+    return None if evidence is None else alert_from_builtins(evidence)
+
+
+def _fire(conn: Connection, decision: Decision, dashboard_url: str) -> None:
+    alert = _alert_of(conn, decision, dashboard_url)
+    row = {
+        "id": alert.id,
+        "rule": alert.rule,
+        "key": alert.key,
+        "state": alert.state.value,
+        "severity": alert.severity,
+        "started_at": alert.started_at,
+        "fired_at": alert.fired_at,
+        "resolved_at": None,
+        "acknowledged_at": None,
+        "acknowledged_by": None,
+        "evidence": msgspec.to_builtins(alert),
+        "updated_at": datetime.now(UTC),
+    }
+    if not insert_missing(conn, episodes, [row]):
+        return
+    add_event(conn, alert.id, alert.started_at, AlertState.PENDING, JUDGE)
+    add_event(conn, alert.id, alert.fired_at, AlertState.FIRING, JUDGE, {"severity": alert.severity})
+    _announce(conn, alert, AlertState.FIRING)
+
+
+def _rank(severity: str) -> int:
+    return SEVERITIES.index(severity) if severity in SEVERITIES else -1
+
+
+def _worsen(conn: Connection, decision: Decision, dashboard_url: str) -> None:
+    known = _locked(conn, decision.episode_id)
+    if known is None or known.state is AlertState.RESOLVED:
+        return
+    raised = _rank(decision.severity) > _rank(known.severity)
+    if not raised and (decision.p_value, -decision.observed) >= (known.p_value, -known.observed):
+        return
+    worse = msgspec.structs.replace(
+        _alert_of(conn, decision, dashboard_url),
+        state=known.state,
+        severity=decision.severity if raised else known.severity,
+        started_at=known.started_at,
+        fired_at=known.fired_at,
+        acknowledged_at=known.acknowledged_at,
+        acknowledged_by=known.acknowledged_by,
+    )
+    _store(conn, worse)
+    if raised:
+        add_event(conn, worse.id, decision.at, "raised", JUDGE, {"from": known.severity, "to": worse.severity})
+        # Not a public event: routing looks again for receivers that take only the higher severity.
+        _announce(conn, worse, f"raised:{worse.severity}")
+
+
+def _resolve(conn: Connection, decision: Decision) -> None:
+    known = _locked(conn, decision.episode_id)
+    if known is None or known.state is AlertState.RESOLVED:
+        return
+    over = msgspec.structs.replace(known, state=AlertState.RESOLVED, resolved_at=decision.at)
+    _store(conn, over)
+    add_event(conn, over.id, decision.at, AlertState.RESOLVED, JUDGE)
+    _announce(conn, over, AlertState.RESOLVED)
+
+
+def record_decisions(conn: Connection, decisions: Sequence[Decision], *, dashboard_url: str) -> None:
+    """Write the judge's decisions: episodes, audit trail and outbox, with the stories behind them as evidence.
+
+    Belongs into the transaction that moves "judged up to". Recording a decision again changes nothing; an update or
+    resolution of an episode that is unknown or over is ignored. The stored figures move only when they get worse.
+    """
+    for decision in decisions:
+        if decision.action == "fire":
+            _fire(conn, decision, dashboard_url)
+        elif decision.action == "update":
+            _worsen(conn, decision, dashboard_url)
+        else:
+            _resolve(conn, decision)
+
+
+def acknowledge(conn: Connection, episode_id: str, *, by: str, at: datetime) -> Alert:
+    """Somebody takes the alert on. Acknowledging twice keeps the first name.
+
+    Raises `ConfigurationError` when there is no such alert or it is over.
+    """
+    known = _locked(conn, episode_id)
+    if known is None:
+        raise ConfigurationError(f"There is no alert {episode_id}.", "`sentiment-monitor alerts list` shows them.")
+    if known.state is AlertState.RESOLVED:
+        raise ConfigurationError(f"The alert {episode_id} is resolved already.")
+    if known.state is AlertState.ACKNOWLEDGED:
+        return known
+    taken = msgspec.structs.replace(known, state=AlertState.ACKNOWLEDGED, acknowledged_at=at, acknowledged_by=by)
+    _store(conn, taken)
+    add_event(conn, taken.id, at, AlertState.ACKNOWLEDGED, by)
+    _announce(conn, taken, AlertState.ACKNOWLEDGED)
+    return taken
+
+
+def get_alert(conn: Connection, episode_id: str) -> Alert | None:
+    """The alert as it stands now; None for an unknown id."""
+    evidence = conn.scalar(select(episodes.c.evidence).where(episodes.c.id == episode_id))
+    return None if evidence is None else alert_from_builtins(evidence)
+
+
+def list_alerts(conn: Connection, *, states: Iterable[str] = (), key: str = "", limit: int = 1000) -> list[Alert]:
+    """Alerts, the youngest first; only those in one of `states` and under `key` when these are given."""
+    query = select(episodes.c.evidence).order_by(episodes.c.fired_at.desc(), episodes.c.id).limit(limit)
+    wanted = list(states)
+    if wanted:
+        query = query.where(episodes.c.state.in_(wanted))
+    if key:
+        query = query.where(episodes.c.key == key)
+    return [alert_from_builtins(evidence) for evidence in conn.scalars(query)]
+
+
+def audit_trail(conn: Connection, episode_id: str) -> list[dict[str, Any]]:
+    """Everything that happened to an episode, oldest first: `at`, `event`, `actor`, `detail`."""
+    query = (
+        select(alert_events.c.at, alert_events.c.event, alert_events.c.actor, alert_events.c.detail)
+        .where(alert_events.c.episode_id == episode_id)
+        .order_by(alert_events.c.id)
+    )
+    return [dict(row) for row in conn.execute(query).mappings()]
+
+
+def _entries(conn: Connection, condition: Any, limit: int) -> list[OutboxEntry]:
+    query = select(outbox).where(condition).order_by(outbox.c.id).limit(limit)
+    return [
+        OutboxEntry(row.id, row.episode_id, row.event, alert_from_builtins(row.payload), row.created_at)
+        for row in conn.execute(query)
+    ]
+
+
+def unpublished(conn: Connection, limit: int = 500) -> list[OutboxEntry]:
+    """Public events that Kafka has not acknowledged yet, in order."""
+    return _entries(conn, and_(outbox.c.published_at.is_(None), ~outbox.c.event.startswith("raised:")), limit)
+
+
+def unrouted(conn: Connection, limit: int = 500) -> list[OutboxEntry]:
+    """Events that have not been made into deliveries yet, in order."""
+    return _entries(conn, outbox.c.routed_at.is_(None), limit)
+
+
+def mark_published(conn: Connection, positions: Sequence[int], at: datetime) -> None:
+    """Kafka has acknowledged these."""
+    conn.execute(update(outbox).where(outbox.c.id.in_(positions)).values(published_at=at))
+
+
+def mark_routed(conn: Connection, positions: Sequence[int], at: datetime) -> None:
+    """These have become deliveries."""
+    conn.execute(update(outbox).where(outbox.c.id.in_(positions)).values(routed_at=at))

@@ -1,0 +1,100 @@
+"""Decisions, stories and stores that the tests of alerts are made of."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+
+from monitor.storage.engine import open_engine
+from monitor.storage.migrate import upgrade
+from monitor.storage.tables import items, stories
+from monitor.surges.judge import Decision
+
+AT = datetime(2026, 3, 2, 14, 30, tzinfo=UTC)
+DASHBOARD = "http://127.0.0.1:8501"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def new_store(folder: Path) -> Engine:
+    engine = open_engine(f"sqlite:///{folder / 'monitor.db'}")
+    upgrade(engine)
+    return engine
+
+
+def decision(action: str = "fire", key: str = "ticker:AAPL", **changes: Any) -> Decision:
+    fields: dict[str, Any] = {
+        "action": action,
+        "episode_id": f"negative-surge-{key}-1",
+        "rule": "negative-surge",
+        "key": key,
+        "at": AT,
+        "started_at": AT - timedelta(minutes=5),
+        "fired_at": AT,
+        "window_minutes": 15,
+        "observed": 12,
+        "expected": 1.5,
+        "stories": 20,
+        "share": 0.6,
+        "expected_share": 0.2,
+        "p_value": 1e-6,
+        "score": 6.0,
+        "severity": "warning",
+    }
+    return Decision(**(fields | changes))
+
+
+def put_story(
+    conn: Connection, key: str, number: int, *, at: datetime = AT - timedelta(minutes=3), **changes: Any
+) -> None:
+    ms = (at - _EPOCH) // timedelta(milliseconds=1)
+    item_id = changes.pop("item_id", f"item-{number}")
+    row: dict[str, Any] = {
+        "id": f"{key}-{number}",
+        "key": key,
+        "partition": 0,
+        "first_at": ms,
+        "last_at": ms,
+        "minute": ms // 60_000,
+        "negative": True,
+        "items": 1,
+        "sources": [f"source-{number}"],
+        "title": f"Headline {number}",
+        "url": f"https://news.example/{number}",
+        "source": f"source-{number}",
+        "item_id": item_id,
+        "p_negative": 0.9,
+        "signature": [],
+    }
+    conn.execute(stories.insert().values(**(row | changes)))
+
+
+def put_item(conn: Connection, item_id: str, *, model_version: str) -> None:
+    conn.execute(
+        items.insert().values(
+            id=item_id,
+            published_at=AT,
+            source="source",
+            url="",
+            title="Headline",
+            body="",
+            lang="en",
+            kind="news",
+            tickers=[],
+            chart_ids=[],
+            sentiment="negative",
+            p_negative=0.9,
+            p_neutral=0.05,
+            p_positive=0.05,
+            topic="earnings",
+            topic_probabilities={},
+            entities=[],
+            chart=None,
+            modality="text",
+            flags=[],
+            model_version=model_version,
+            scored_at=AT,
+        )
+    )
