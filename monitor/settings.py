@@ -109,7 +109,7 @@ class Settings(BaseSettings):
     )
     notifier_interval_s: float = Field(0.5, gt=0, description="Seconds between looks at the outbox.")
     dashboard_url: str = Field(
-        "", description="Address of the dashboard for links in alerts; empty: made of dashboard_host and dashboard_port."
+        "", description="Address of the dashboard for links in alerts; empty: from dashboard_host and dashboard_port."
     )
 
     # Dashboard

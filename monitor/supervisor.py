@@ -69,20 +69,23 @@ class Supervisor:
 
     def start(self) -> None:
         """Start every process and wait until each is ready. Raises `MonitorError` when one will not come up."""
-        self.log_dir.mkdir(parents=True, exist_ok=True)
         for spec in self.specs:
-            child = self._launch(spec)
-            self._children[spec.name] = child
-            deadline = time.monotonic() + spec.ready_s
-            while not spec.ready():
-                if child.process.poll() is not None:
-                    raise self._gave_up(child)
-                if time.monotonic() > deadline:
-                    raise MonitorError(
-                        f"The {spec.name} was not ready after {spec.ready_s:.0f} s.", f"Look at {self._log(spec)}."
-                    )
-                time.sleep(0.1)
-            self.on_event(f"{spec.name} is up")
+            self.add(spec)
+
+    def add(self, spec: ProcessSpec) -> None:
+        """Start one more process and wait until it is ready. Raises `MonitorError` when it will not come up."""
+        child = self._launch(spec)
+        self._children[spec.name] = child
+        deadline = time.monotonic() + spec.ready_s
+        while not spec.ready():
+            if child.process.poll() is not None:
+                raise self._gave_up(child)
+            if time.monotonic() > deadline:
+                raise MonitorError(
+                    f"The {spec.name} was not ready after {spec.ready_s:.0f} s.", f"Look at {self._log(spec)}."
+                )
+            time.sleep(0.1)
+        self.on_event(f"{spec.name} started")
 
     def check(self) -> None:
         """Call often: restarts what has died, with growing pauses. Raises `MonitorError` when one keeps dying."""
@@ -138,6 +141,7 @@ class Supervisor:
         return self.log_dir / f"{spec.name}.log"
 
     def _launch(self, spec: ProcessSpec) -> _Child:
+        self.log_dir.mkdir(parents=True, exist_ok=True)
         with self._log(spec).open("ab") as log:
             process = subprocess.Popen(
                 list(spec.argv),
@@ -146,7 +150,7 @@ class Supervisor:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **self.environment},
                 start_new_session=True,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
             )
         return _Child(spec, process, time.monotonic())
 

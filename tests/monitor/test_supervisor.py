@@ -1,0 +1,109 @@
+"""The supervisor with real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from monitor.errors import MonitorError
+from monitor.supervisor import ProcessSpec, Supervisor
+
+SLEEP = (sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)")
+STUBBORN = (
+    sys.executable,
+    "-c",
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)",
+)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+
+
+def until(condition: object, seconds: float = 10.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():  # type: ignore[operator]
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_dead_process_starts_again_and_all_stop_together(tmp_path: Path) -> None:
+    events: list[str] = []
+    supervisor = Supervisor([ProcessSpec("a", SLEEP), ProcessSpec("b", SLEEP)], {}, tmp_path, 5, events.append)
+    supervisor.start()
+    first = supervisor.pid("a")
+    os.kill(first, signal.SIGKILL)
+
+    def again() -> bool:
+        supervisor.check()
+        return supervisor.pid("a") != first
+
+    assert until(again)
+    pids = [supervisor.pid("a"), supervisor.pid("b")]
+    assert supervisor.stop() == []
+    assert not any(alive(pid) for pid in pids)
+    assert any("starts again" in event for event in events)
+
+
+def test_one_that_keeps_dying_stops_the_show_with_its_own_words(tmp_path: Path) -> None:
+    bad = (sys.executable, "-c", "import sys; print('error: The port 1 is in use.'); sys.exit(3)")
+    supervisor = Supervisor([ProcessSpec("bad", bad)], {}, tmp_path, 1)
+    supervisor.start()
+
+    def forever() -> bool:
+        supervisor.check()
+        return False
+
+    with pytest.raises(MonitorError, match=r"The bad does not stay up: The port 1 is in use\."):
+        until(forever, 30)
+    supervisor.stop()
+
+
+def test_one_that_will_not_stop_is_killed_and_named(tmp_path: Path) -> None:
+    supervisor = Supervisor(
+        [ProcessSpec("deaf", STUBBORN, ready=lambda: "up" in (tmp_path / "deaf.log").read_text())], {}, tmp_path, 0.3
+    )
+    supervisor.start()
+    pid = supervisor.pid("deaf")
+    assert supervisor.stop() == ["deaf"]
+    assert not alive(pid)
+
+
+def test_a_finished_one_is_not_restarted(tmp_path: Path) -> None:
+    once = ProcessSpec("once", (sys.executable, "-c", "print('done')"), restart=False)
+    supervisor = Supervisor([once], {"WHO": "child"}, tmp_path)
+    supervisor.start()
+
+    def finished() -> bool:
+        supervisor.check()
+        return supervisor.finished("once")
+
+    assert until(finished)
+    supervisor.check()
+    assert (tmp_path / "once.log").read_text() == "done\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="children learn of their parent's death on Linux only")
+def test_children_do_not_outlive_a_killed_supervisor(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from monitor.supervisor import *\n"
+        f"s = Supervisor([ProcessSpec('a', {SLEEP!r})], {{}}, Path({str(tmp_path)!r})); s.start()\n"
+        "print(s.pid('a'), flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.kill()
+    assert until(lambda: not alive(child))
