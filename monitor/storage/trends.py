@@ -159,8 +159,8 @@ def _source(step: int) -> tuple[Table, list[ColumnElement[bool]]]:
 
 
 def _sums(row: Any, suffix: str = "") -> TickSums:
-    *counts, score, late = (row._mapping[f"{name}{suffix}"] for name in _SUMS)
-    return TickSums(*(int(value) for value in counts), float(score), int(late))
+    values = {name: row._mapping[f"{name}{suffix}"] for name in _SUMS}
+    return TickSums(**{name: value if name == "score_sum" else int(value) for name, value in values.items()})
 
 
 def _members(connection: Connection, key: str) -> list[str]:
