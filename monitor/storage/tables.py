@@ -1,6 +1,7 @@
 """The tables. Times are UTC and stored as epoch milliseconds; `minute` columns are whole epoch minutes (event time).
 
-Who writes what: the scoring worker `items`, `item_keys`, `charts`, `dead_letters`; the aggregator `partitions`,
+Who writes what: the scoring worker `items`, `item_keys`, `charts`,
+`awaited_charts` (charts that a stored item names and that have not come), `dead_letters`; the aggregator `partitions`,
 `ticks`, `rollups`, `counted`, `stories`; the judge `judge`, `episodes`, `outbox`; the notifier `deliveries`,
 `alert_events`; the dashboard and the command line `labels`, `silences`, `rules`, `receivers`; the jobs `models`,
 `model_promotions`, `job_runs`.
@@ -116,6 +117,15 @@ charts = Table(
     Column("width", Integer, nullable=False),
     Column("height", Integer, nullable=False),
     Column("image", LargeBinary, nullable=False),
+)
+
+awaited_charts = Table(
+    "awaited_charts",
+    metadata,
+    Column("chart_id", String(256), primary_key=True),
+    Column("item_id", String(256), primary_key=True),
+    Column("published_at", UtcTime, nullable=False, index=True),
+    sqlite_with_rowid=False,
 )
 
 dead_letters = Table(

@@ -24,6 +24,15 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_alert_events_episode_id"), "alert_events", ["episode_id"], unique=False)
     op.create_table(
+        "awaited_charts",
+        sa.Column("chart_id", sa.String(length=256), nullable=False),
+        sa.Column("item_id", sa.String(length=256), nullable=False),
+        sa.Column("published_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("chart_id", "item_id", name=op.f("pk_awaited_charts")),
+        sqlite_with_rowid=False,
+    )
+    op.create_index(op.f("ix_awaited_charts_published_at"), "awaited_charts", ["published_at"], unique=False)
+    op.create_table(
         "charts",
         sa.Column("chart_id", sa.String(length=256), nullable=False),
         sa.Column("item_id", sa.String(length=256), nullable=False),
@@ -356,5 +365,7 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_charts_published_at"), table_name="charts")
     op.drop_index(op.f("ix_charts_item_id"), table_name="charts")
     op.drop_table("charts")
+    op.drop_index(op.f("ix_awaited_charts_published_at"), table_name="awaited_charts")
+    op.drop_table("awaited_charts")
     op.drop_index(op.f("ix_alert_events_episode_id"), table_name="alert_events")
     op.drop_table("alert_events")
