@@ -1,0 +1,130 @@
+"""`doctor`: what is missing and how to mend it."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import typer
+from rich.table import Table
+
+from monitor.cli.context import current_settings, out
+from monitor.errors import MonitorError
+
+if TYPE_CHECKING:
+    from monitor.settings import Settings
+
+FREE_BYTES = 1 << 30
+
+
+class Finding(NamedTuple):
+    """One thing looked at: `ok` is None for something optional that is not there."""
+
+    what: str
+    ok: bool | None
+    seen: str
+    mend: str = ""
+
+
+def _python(_settings: Settings) -> Iterator[Finding]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    yield Finding("Python", sys.version_info >= (3, 11), version, "Use Python 3.11 or newer.")
+
+
+def _disk(settings: Settings) -> Iterator[Finding]:
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    probe = settings.data_dir / ".write-test"
+    probe.write_bytes(b"x")
+    probe.unlink()
+    yield Finding("data folder", True, str(settings.data_dir))
+    free = shutil.disk_usage(settings.data_dir).free
+    yield Finding("free space", free > FREE_BYTES, f"{free / (1 << 30):.1f} GiB", "Free at least 1 GiB.")
+
+
+def _store(settings: Settings) -> Iterator[Finding]:
+    from monitor.storage.engine import open_engine
+    from monitor.storage.migrate import current_revision, head_revision
+
+    engine = open_engine(settings.database)
+    shown, revision, head = engine.url.render_as_string(hide_password=True), current_revision(engine), head_revision()
+    yield Finding("database", True, shown)
+    yield Finding(
+        "schema", revision == head, f"{revision or 'none'} (newest {head})", "Run `sentiment-monitor db upgrade`."
+    )
+
+
+def _kafka(settings: Settings) -> Iterator[Finding]:
+    from consumers.topics import partition_counts
+
+    kind = "embedded broker" if settings.embedded else "Kafka cluster"
+    if settings.embedded and not settings.broker_address_file.exists():
+        yield Finding(kind, None, "not running", "`sentiment-monitor demo` or `up` starts it.")
+        return
+    counts = partition_counts(settings)
+    yield Finding(kind, True, settings.bootstrap_servers)
+    yield Finding(
+        "topics",
+        True if counts else None,
+        ", ".join(f"{name} ({count})" for name, count in sorted(counts.items())) or "none yet",
+        "The processes create them when they start.",
+    )
+    fast = importlib.util.find_spec("crc32c") is not None
+    yield Finding(
+        "crc32c", fast, "installed" if fast else "missing", "Install `crc32c`: Kafka is 3 times faster with it."
+    )
+
+
+def _model(settings: Settings) -> Iterator[Finding]:
+    from models.bundle import load_model
+
+    model = load_model(settings.model or "default", device=settings.device or None)
+    yield Finding("model", True, f"{model.version}, weights verified")
+
+
+def _optional(_settings: Settings) -> Iterator[Finding]:
+    for package, extra, why in (
+        ("psycopg", "postgresql", "PostgreSQL"),
+        ("captum", "explain", "integrated gradients"),
+        ("tensorboard", "training", "TensorBoard logs"),
+    ):
+        there = importlib.util.find_spec(package) is not None
+        yield Finding(
+            why,
+            True if there else None,
+            "installed" if there else "not installed",
+            f"Install `sentiment-monitor[{extra}]`.",
+        )
+
+
+CHECKS: tuple[tuple[str, Callable[[Settings], Iterator[Finding]]], ...] = (
+    ("Python", _python),
+    ("data folder", _disk),
+    ("database", _store),
+    ("Kafka", _kafka),
+    ("model", _model),
+    ("extras", _optional),
+)
+
+
+def doctor() -> None:
+    """Look at everything the product needs; exit code 1 when something needed is missing."""
+    settings = current_settings()
+    table = Table("", "what", "seen", "what to do")
+    broken = 0
+    for name, check in CHECKS:
+        try:
+            findings = list(check(settings))
+        except MonitorError as error:
+            findings = [Finding(name, False, error.message, error.hint)]
+        except OSError as error:
+            findings = [Finding(name, False, f"{error.strerror} ({error.filename})", "Check the folder's rights.")]
+        for finding in findings:
+            broken += finding.ok is False
+            mark = {True: "ok", False: "BROKEN", None: "-"}[finding.ok]
+            table.add_row(mark, finding.what, finding.seen, "" if finding.ok else finding.mend)
+    out.print(table)
+    if broken:
+        raise typer.Exit(1)

@@ -1,0 +1,60 @@
+"""`status`: what an operator asks first."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from monitor.cli.context import current_settings, err, open_store, out
+from monitor.errors import BrokerError
+
+
+def status(json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False) -> None:
+    """Items, counts, dead letters, lag, watermark, alerts, undelivered notifications."""
+    from consumers.lag import lag
+    from monitor.storage.status import store_status
+
+    settings = current_settings()
+    engine = open_store(settings)
+    found = store_status(engine)
+    behind: dict[str, int | None] = {"worker": None, "aggregator": None}
+    problem = ""
+    try:
+        now = lag(settings, engine)
+        behind = {"worker": now.worker, "aggregator": now.aggregator}
+    except BrokerError as error:
+        # The store can be read all the same: an operator asks for the status just when something is down.
+        problem = str(error)
+    values: dict[str, Any] = {
+        "items": found.items,
+        "counted": found.counted,
+        "dead_letters": found.dead_letters,
+        "lag": behind,
+        "watermark": _time(found.watermark),
+        "judged_to": _time(found.judged_to),
+        "alerts": found.alerts,
+        "undelivered": found.undelivered,
+        "late": found.late,
+        "stale": found.stale,
+    }
+    if problem:
+        err.print(f"lag unknown: {problem}", markup=False)
+    if json:
+        out.print_json(data=values)
+        return
+    table = Table(show_header=False, box=None)
+    for name, value in values.items():
+        shown = ", ".join(f"{k} {_shown(v)}" for k, v in value.items()) if isinstance(value, dict) else _shown(value)
+        table.add_row(name.replace("_", " "), shown)
+    out.print(table)
+
+
+def _time(at: datetime | None) -> str | None:
+    return at.isoformat().replace("+00:00", "Z") if at else None
+
+
+def _shown(value: Any) -> str:
+    return "unknown" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
