@@ -1,0 +1,232 @@
+"""Stories: near-duplicate texts of one news event, found inside a window key.
+
+A signature is a MinHash sketch (Broder 1997) of the text's shingles: `VALUES` minima, 16 bits kept of each (b-bit
+minwise hashing, Li and König 2010), packed three to an integer. One such integer is a *band*: texts that share a band
+are candidates (locality-sensitive hashing), and the share of equal minima estimates their Jaccard similarity.
+With 8 bands of 3 a pair of similarity .9 becomes a candidate with probability .9999, one of .6 with .86, one of .15
+with .03. Bands stay below 2**53, so that every JSON reader keeps them exact.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import msgspec
+import numpy as np
+import xxhash
+
+__all__ = ["BANDS", "VALUES", "OpenStories", "Story", "signature", "similarity", "story_id"]
+
+BANDS: Final = 8
+ROWS: Final = 3
+VALUES: Final = BANDS * ROWS
+MAX_SOURCES: Final = 32
+
+# A title of this many tokens tells a story by itself; a shorter one is read together with the head of the body.
+ENOUGH_TOKENS: Final = 4
+BODY_TOKENS: Final = 60
+MAX_CHARS: Final = 4000
+
+_URL = re.compile(r"(?:https?://|www\.)\S+")
+# What agencies and users put before somebody else's headline, in the languages where it is common.
+_PREFIX = re.compile(
+    r"^\W*(?:"
+    r"(?:update|rpt|repeat|wrapup|refile|corrected|correction|exclusive|breaking(?: news)?|just in|urgent|alert|flash|"
+    r"brief|live|factbox|analysis|explainer|watch|video|eilmeldung|eil|alerte|dernière minute|última hora|urgente|"
+    r"срочно|молния|عاجل|دچار|فوری|快讯|快訊|突发|突發|更新|速報|速报|独家|獨家|속보|긴급)(?:\s*\d+)?\s*[-–—:：|│】\])]+"
+    r"|rt\s+@\w+:?"
+    r"|[\[(【](?:[^\])】]{1,24})[\])】]"
+    r")\s*"
+)
+# "... - Reuters", "... | CNBC": the publisher's name at the end.
+_SUFFIX = re.compile(r"\s+[-–—|│]\s+[^-–—|│]{2,32}$")
+# Words are runs of anything but white space and punctuation (marks stay inside words, as in Hindi or Arabic) ...
+_TOKEN = re.compile(
+    r"[^\s!-/:-@\[-`{-~\u00a1-\u00bf\u060c\u061b\u061f\u0964\u2000-\u206f\u3000-\u303f\uff00-\uff0f\uff1a-\uff20]+"
+)
+# ... but for scripts written without spaces, where every character is a token: Thai, Lao, Khmer, kana, Han.
+_UNSPACED = "\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_UNSPACED_CHAR = re.compile(f"[{_UNSPACED}]")
+_MIXED = re.compile(f"[{_UNSPACED}]|[^{_UNSPACED}]+")
+
+_generator = np.random.Generator(np.random.PCG64(20260105))
+_MULTIPLIERS = _generator.integers(1, 1 << 63, size=(VALUES, 1), dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+_INCREMENTS = _generator.integers(0, 1 << 63, size=(VALUES, 1), dtype=np.uint64)
+_LOW, _MIDDLE = 0xFFFF, 0xFFFF0000
+
+
+def _tokens(text: str) -> list[str]:
+    found = _TOKEN.findall(text)
+    if not _UNSPACED_CHAR.search(text):
+        return found
+    return [part for token in found for part in _MIXED.findall(token)]
+
+
+def _normalised(text: str) -> str:
+    text = unicodedata.normalize("NFKC", text[:MAX_CHARS]).casefold()
+    text = _URL.sub(" ", text).strip()
+    for _ in range(3):
+        shorter = _PREFIX.sub("", text, count=1)
+        if shorter == text or not shorter:
+            break
+        text = shorter
+    shorter = _SUFFIX.sub("", text)
+    return shorter if len(_tokens(shorter)) >= ENOUGH_TOKENS else text
+
+
+def _shingles(title: str, body: str) -> set[str]:
+    tokens = _tokens(_normalised(title))
+    if len(tokens) < ENOUGH_TOKENS and body:
+        tokens += _tokens(_normalised(body))[:BODY_TOKENS]
+    shingles = {f"{a} {b}" for a, b in itertools.pairwise(tokens)}
+    # Single characters of an unspaced script are shared by unrelated texts; words are not.
+    shingles.update(t for t in tokens if len(t) > 1 or not _UNSPACED_CHAR.match(t))
+    return shingles or set(tokens)
+
+
+def signature(title: str, body: str = "") -> tuple[int, ...]:
+    """MinHash signature of a text, `BANDS` integers below 2**48; empty for a text without words.
+
+    Copies of a story get equal or nearly equal signatures: agency prefixes, the publisher's name at the end, letter
+    case, punctuation, addresses and Unicode compatibility forms do not count. Works for any language; the same in
+    every process. The body matters only where the title has fewer than `ENOUGH_TOKENS` words.
+    """
+    shingles = _shingles(title, body)
+    if not shingles:
+        return ()
+    digest = xxhash.xxh3_64_intdigest
+    hashes = np.array([digest(shingle.encode("utf-8", "surrogatepass")) for shingle in shingles], dtype=np.uint64)
+    # Multiplication wraps around at 2**64, which is the universal hash that is wanted.
+    minima = (_MULTIPLIERS * hashes + _INCREMENTS).min(axis=1)
+    values = ((minima >> np.uint64(13)) & np.uint64(_LOW)).reshape(BANDS, ROWS)
+    packed = values[:, 0] | (values[:, 1] << np.uint64(16)) | (values[:, 2] << np.uint64(32))
+    return tuple(packed.tolist())
+
+
+def similarity(a: tuple[int, ...], b: tuple[int, ...]) -> float:
+    """Estimated Jaccard similarity of two signatures, in [0, 1]; 0 when one is empty."""
+    if not a or not b:
+        return 0.0
+    if a == b:
+        return 1.0
+    equal = 0
+    for x, y in zip(a, b, strict=True):
+        d = x ^ y
+        equal += (not d & _LOW) + (not d & _MIDDLE) + (not d >> 32)
+    return equal / VALUES
+
+
+def story_id(key: str, item_id: str) -> str:
+    """Id of the story that `item_id` begins under `key`: 32 hexadecimal digits, the same wherever it is computed."""
+    return xxhash.xxh3_128_hexdigest(f"{key}\x1f{item_id}".encode("utf-8", "surrogatepass"))
+
+
+class Story(msgspec.Struct):
+    """One story under one key. Times in epoch milliseconds; `minute` is the epoch minute that it is counted in.
+
+    `title`, `url`, `source`, `item_id`, `p_negative`, `negative` are those of its earliest item; `items` counts its
+    copies; `sources` are the distinct sources, at most `MAX_SOURCES`.
+    """
+
+    id: str
+    key: str
+    first_at: int
+    last_at: int
+    minute: int
+    negative: bool
+    items: int
+    sources: tuple[str, ...]
+    title: str
+    url: str
+    source: str
+    item_id: str
+    p_negative: float
+    signature: tuple[int, ...]
+
+
+class OpenStories:
+    """The stories of one key that a copy may still join, indexed by their bands.
+
+    Finding takes time in proportion to the few candidates, not to the open stories.
+    """
+
+    __slots__ = ("_bands", "stories")
+
+    def __init__(self, stories: Iterable[Story] = ()) -> None:
+        self.stories: dict[str, Story] = {}
+        self._bands: dict[int, Story | list[Story]] = {}
+        for story in stories:
+            self.add(story)
+
+    def __len__(self) -> int:
+        return len(self.stories)
+
+    def __iter__(self) -> Iterator[Story]:
+        return iter(self.stories.values())
+
+    def add(self, story: Story) -> None:
+        """Open a story. One without signature is never found again and therefore not kept."""
+        if not story.signature:
+            return
+        self.stories[story.id] = story
+        bands = self._bands
+        for band in story.signature:
+            there = bands.setdefault(band, story)
+            if there is story:
+                continue
+            if isinstance(there, list):
+                there.append(story)
+            else:
+                bands[band] = [there, story]
+
+    def find(self, sketch: tuple[int, ...], at: int, window: int, threshold: float, open_from: int) -> Story | None:
+        """The open story most like `sketch`, at least `threshold`; of equals the earliest. None when there is none.
+
+        A story takes items up to `window` ms after its last and before its first; one last seen before `open_from`
+        has expired.
+        """
+        bands = self._bands
+        best: Story | None = None
+        best_rank: tuple[float, int, str] = (0.0, 0, "")
+        seen: set[str] = set()
+        for band in sketch:
+            there = bands.get(band)
+            if there is None:
+                continue
+            for story in there if isinstance(there, list) else (there,):
+                if story is best or story.id in seen:
+                    continue
+                seen.add(story.id)
+                if story.last_at < open_from or not story.first_at - window <= at <= story.last_at + window:
+                    continue
+                alike = similarity(sketch, story.signature)
+                if alike < threshold:
+                    continue
+                rank = (-alike, story.first_at, story.id)
+                if best is None or rank < best_rank:
+                    best, best_rank = story, rank
+            if best is not None and best_rank[0] == -1.0:
+                # Nothing is more alike; equals were all in this band, too.
+                break
+        return best
+
+    def expire(self, open_from: int) -> None:
+        """Forget the stories last seen before `open_from` (epoch ms)."""
+        expired = [story for story in self.stories.values() if story.last_at < open_from]
+        if len(expired) == len(self.stories):
+            self.stories.clear()
+            self._bands.clear()
+            return
+        for story in expired:
+            del self.stories[story.id]
+            for band in set(story.signature):
+                there = self._bands[band]
+                rest = [s for s in there if s is not story] if isinstance(there, list) else []
+                if not rest:
+                    del self._bands[band]
+                else:
+                    self._bands[band] = rest if len(rest) > 1 else rest[0]

@@ -1,0 +1,64 @@
+"""What goes into the judge and what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+__all__ = ["Action", "Decision", "MinuteCounts", "episode_id"]
+
+Action = Literal["fire", "update", "resolve"]
+
+
+class MinuteCounts:
+    """The counts of one closed minute: only keys with something in it, each once, in any order.
+
+    `stories` and `negative_stories` are arrays (len(keys),) of integers. Raises `ValueError` when lengths differ.
+    """
+
+    __slots__ = ("keys", "negative_stories", "stories")
+
+    def __init__(self, keys: Sequence[str], stories: NDArray[Any], negative_stories: NDArray[Any]) -> None:
+        if not len(keys) == len(stories) == len(negative_stories):
+            raise ValueError("keys, stories and negative_stories must be of one length")
+        self.keys = keys
+        self.stories = np.asarray(stories, dtype=np.int64)
+        self.negative_stories = np.asarray(negative_stories, dtype=np.int64)
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """One step in the life of an episode, with what it rests on.
+
+    `at` is the end of the minute that was judged, `started_at` when the episode's window began to be surprising,
+    `fired_at` when it fired. `observed` and `expected` are negative stories in the window of `window_minutes`,
+    `stories` all stories in it, `share` and `expected_share` the negative share. `p_value` is the mixture's, over all
+    windows; `score` is -log10 of it; `severity` is `warning`, `high` or `critical`.
+    """
+
+    action: Action
+    episode_id: str
+    rule: str
+    key: str
+    at: datetime
+    started_at: datetime
+    fired_at: datetime
+    window_minutes: int
+    observed: int
+    expected: float
+    stories: int
+    share: float
+    expected_share: float
+    p_value: float
+    score: float
+    severity: str
+
+
+def episode_id(rule: str, key: str, minute: int) -> str:
+    """Stable id of the episode of `rule` on `key` that fired in the epoch minute `minute`: 32 hexadecimal digits."""
+    return xxhash.xxh3_128_hexdigest(f"{rule}\x1f{key}\x1f{minute}".encode("utf-8", "surrogatepass"))

@@ -1,0 +1,64 @@
+"""Which window keys an item counts under, and which partition counts a key."""
+
+from __future__ import annotations
+
+import zlib
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from monitor.records import Contribution, ScoredItem, Sentiment, SentimentScore, normalise_tickers
+from monitor.stories import signature
+
+__all__ = ["MARKET", "TICKER", "TOPIC", "contributions", "epoch_ms", "keys_of", "partition_of"]
+
+MARKET: Final = "market"
+TICKER: Final = "ticker:"
+TOPIC: Final = "topic:"
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MS = timedelta(milliseconds=1)
+
+
+def epoch_ms(at: datetime) -> int:
+    """Whole milliseconds since 1970-01-01 UTC, rounded down."""
+    return (at - _EPOCH) // _MS
+
+
+def partition_of(key: str, partitions: int) -> int:
+    """The `contributions` partition that counts `key`: CRC-32 of its UTF-8 bytes modulo `partitions`."""
+    return zlib.crc32(key.encode("utf-8", "surrogatepass")) % partitions
+
+
+def keys_of(item: ScoredItem) -> dict[str, SentimentScore]:
+    """Window keys of an item with the sentiment that counts there.
+
+    A ticker key takes the sentiment towards that ticker where an entity was linked to it, else the item's; the
+    topic key takes the item's. The market is no key of its own: the judge sums the topics, of which every item has
+    exactly one.
+    """
+    linked = normalise_tickers(entity.ticker for entity in item.entities if entity.ticker)
+    tickers = dict.fromkeys((*normalise_tickers(item.tickers), *linked))
+    keys = {f"{TICKER}{ticker}": item.ticker_sentiment(ticker) for ticker in tickers}
+    keys[f"{TOPIC}{item.topic.label}"] = item.sentiment
+    return keys
+
+
+def contributions(item: ScoredItem) -> list[Contribution]:
+    """What one scored item adds to each of its window keys; the story signature is computed once for all."""
+    at = epoch_ms(item.published_at)
+    sketch = signature(item.title, item.body)
+    return [
+        Contribution(
+            key=key,
+            item_id=item.id,
+            at=at,
+            p_negative=sentiment.negative,
+            score=sentiment.score,
+            negative=sentiment.label is Sentiment.NEGATIVE,
+            signature=sketch,
+            source=item.source,
+            title=item.title,
+            url=item.url,
+        )
+        for key, sentiment in keys_of(item).items()
+    ]
