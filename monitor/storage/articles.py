@@ -1,0 +1,288 @@
+"""What an analyst drills down to: scored items by key and time, one item with its chart, stories and their copies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import ColumnElement, Connection, and_, or_, select
+
+from monitor.records import ChartScore, EntityScore, Modality, ScoredItem, Sentiment, SentimentScore, TopicScore
+from monitor.storage.tables import charts, counted, item_keys, items, stories
+from monitor.storage.trends import MARKET, topic_keys
+
+__all__ = [
+    "SEARCH_DEPTH",
+    "ChartImage",
+    "Headline",
+    "HeadlinePage",
+    "Position",
+    "Story",
+    "article",
+    "chart_image",
+    "copies",
+    "headlines",
+    "stories_under",
+]
+
+# A search that finds nothing reads at most this many items of the range, newest first: about a second of work.
+SEARCH_DEPTH: Final = 50_000
+
+_HEADLINE = (
+    items.c.id,
+    items.c.published_at,
+    items.c.source,
+    items.c.url,
+    items.c.title,
+    items.c.body,
+    items.c.kind,
+    items.c.tickers,
+    items.c.sentiment,
+    items.c.p_negative,
+    items.c.p_neutral,
+    items.c.p_positive,
+    items.c.topic,
+    items.c.modality,
+    items.c.flags,
+    items.c.model_version,
+)
+
+
+class Position(msgspec.Struct, frozen=True):
+    """A place in the list of items, newest first: a page begins after it."""
+
+    published_at: datetime
+    item_id: str
+
+
+class Headline(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of a list of items."""
+
+    id: str
+    published_at: datetime
+    source: str
+    url: str
+    title: str
+    kind: str
+    tickers: tuple[str, ...]
+    sentiment: SentimentScore
+    topic: str
+    modality: str
+    flags: tuple[str, ...]
+    model_version: str
+
+
+class HeadlinePage(msgspec.Struct, frozen=True, kw_only=True):
+    """Items of a page, newest first. `older` is where the next page begins, None on the last.
+
+    `cut` says that a search looked only at the newest `SEARCH_DEPTH` items of its range.
+    """
+
+    rows: list[Headline]
+    older: Position | None
+    cut: bool = False
+
+
+class ChartImage(msgspec.Struct, frozen=True, kw_only=True):
+    """A stored chart image; `width` and `height` in pixels."""
+
+    chart_id: str
+    media_type: str
+    width: int
+    height: int
+    published_at: datetime
+    image: bytes
+
+
+class Story(msgspec.Struct, frozen=True, kw_only=True):
+    """A story under one key: its first item, and how many items of how many sources tell it."""
+
+    id: str
+    key: str
+    first_at: datetime
+    last_at: datetime
+    negative: bool
+    items: int
+    sources: tuple[str, ...]
+    title: str
+    url: str
+    source: str
+    item_id: str
+    p_negative: float
+
+
+def _headline(row: Any) -> Headline:
+    return Headline(
+        id=row.id,
+        published_at=row.published_at,
+        source=row.source,
+        url=row.url,
+        title=row.title or row.body[:300],
+        kind=row.kind,
+        tickers=tuple(row.tickers),
+        sentiment=SentimentScore(
+            label=Sentiment(row.sentiment), negative=row.p_negative, neutral=row.p_neutral, positive=row.p_positive
+        ),
+        topic=row.topic,
+        modality=row.modality,
+        flags=tuple(row.flags),
+        model_version=row.model_version,
+    )
+
+
+def _after(at: Any, item_id: Any, before: Position | None) -> list[ColumnElement[bool]]:
+    if before is None:
+        return []
+    # The first condition is implied by the second: it lets the index be used.
+    return [
+        at <= before.published_at,
+        or_(at < before.published_at, and_(at == before.published_at, item_id < before.item_id)),
+    ]
+
+
+def headlines(
+    connection: Connection,
+    *,
+    key: str,
+    start: datetime,
+    end: datetime,
+    search: str = "",
+    sentiment: str = "",
+    source: str = "",
+    before: Position | None = None,
+    limit: int = 50,
+) -> HeadlinePage:
+    """Items under `key` (`market`: all) that were published in [start, end), newest first.
+
+    Every word of `search` has to be in the title or the text (letters of either case); `sentiment` and `source`
+    narrow further. Such a search looks at the newest `SEARCH_DEPTH` items after `before` only.
+    """
+    narrow: list[ColumnElement[bool]] = [
+        or_(items.c.title.icontains(word, autoescape=True), items.c.body.icontains(word, autoescape=True))
+        for word in search.split()
+    ]
+    if sentiment:
+        narrow.append(items.c.sentiment == sentiment)
+    if source:
+        narrow.append(items.c.source == source)
+
+    if key == MARKET:
+        at, item_id, under = items.c.published_at, items.c.id, []
+    else:
+        at, item_id, under = item_keys.c.published_at, item_keys.c.item_id, [item_keys.c.key == key]
+    place = (
+        select(item_id.label("item_id"), at.label("at"))
+        .where(*under, at >= start, at < end, *_after(at, item_id, before))
+        .order_by(at.desc(), item_id.desc())
+        .limit(SEARCH_DEPTH if narrow else limit + 1)
+    )
+    cut = bool(narrow) and connection.execute(place.offset(SEARCH_DEPTH - 1).limit(1)).first() is not None
+    looked_at = place.subquery()
+    query = (
+        select(*_HEADLINE)
+        .join(looked_at, looked_at.c.item_id == items.c.id)
+        .where(*narrow)
+        .order_by(looked_at.c.at.desc(), looked_at.c.item_id.desc())
+        .limit(limit + 1)
+    )
+    rows = [_headline(row) for row in connection.execute(query)]
+    page = rows[:limit]
+    older = Position(page[-1].published_at, page[-1].id) if len(rows) > limit else None
+    return HeadlinePage(rows=page, older=older, cut=cut and older is None)
+
+
+def article(connection: Connection, item_id: str) -> ScoredItem | None:
+    """One item with everything that was scored; None for an unknown id."""
+    row = connection.execute(select(items).where(items.c.id == item_id)).first()
+    if row is None:
+        return None
+    return ScoredItem(
+        id=row.id,
+        published_at=row.published_at,
+        sentiment=SentimentScore(
+            label=Sentiment(row.sentiment), negative=row.p_negative, neutral=row.p_neutral, positive=row.p_positive
+        ),
+        topic=TopicScore(label=row.topic, probabilities=dict(row.topic_probabilities)),
+        modality=Modality(row.modality),
+        model_version=row.model_version,
+        scored_at=row.scored_at,
+        title=row.title,
+        body=row.body,
+        source=row.source,
+        url=row.url,
+        lang=row.lang,
+        tickers=tuple(row.tickers),
+        kind=row.kind,
+        chart_ids=tuple(row.chart_ids),
+        entities=tuple(msgspec.convert(entity, EntityScore) for entity in row.entities),
+        chart=None if row.chart is None else msgspec.convert(row.chart, ChartScore),
+        flags=tuple(row.flags),
+    )
+
+
+def chart_image(connection: Connection, chart_id: str) -> ChartImage | None:
+    """A stored chart; None when it is unknown or has been dropped by retention."""
+    row = connection.execute(select(charts).where(charts.c.chart_id == chart_id)).first()
+    if row is None:
+        return None
+    return ChartImage(
+        chart_id=row.chart_id,
+        media_type=row.media_type,
+        width=row.width,
+        height=row.height,
+        published_at=row.published_at,
+        image=bytes(row.image),
+    )
+
+
+def _ms(value: int) -> datetime:
+    return datetime.fromtimestamp(value / 1000, UTC)
+
+
+def stories_under(
+    connection: Connection, key: str, start: int, end: int, *, negative_only: bool = False, limit: int = 100
+) -> list[Story]:
+    """Stories counted under `key` in the epoch minutes [start, end): the most told first, then the most negative."""
+    query = select(stories).where(
+        stories.c.key.in_(topic_keys(connection) if key == MARKET else [key]),
+        stories.c.minute >= start,
+        stories.c.minute < end,
+    )
+    if negative_only:
+        query = query.where(stories.c.negative)
+    query = query.order_by(stories.c["items"].desc(), stories.c.p_negative.desc(), stories.c.id).limit(limit)
+    return [
+        Story(
+            id=row.id,
+            key=row.key,
+            first_at=_ms(row.first_at),
+            last_at=_ms(row.last_at),
+            negative=row.negative,
+            items=row.items,
+            sources=tuple(row.sources),
+            title=row.title,
+            url=row.url,
+            source=row.source,
+            item_id=row.item_id,
+            p_negative=row.p_negative,
+        )
+        for row in connection.execute(query)
+    ]
+
+
+def copies(connection: Connection, story_ids: Iterable[str], *, limit: int = 1000) -> dict[str, list[Headline]]:
+    """The items that tell each of these stories, oldest first; `limit` bounds them all together."""
+    wanted: Sequence[str] = list(story_ids)
+    query = (
+        select(counted.c.story_id, *_HEADLINE)
+        .join(items, items.c.id == counted.c.item_id)
+        .where(counted.c.story_id.in_(wanted))
+        .order_by(items.c.published_at, items.c.id)
+        .limit(limit)
+    )
+    found: dict[str, list[Headline]] = {story_id: [] for story_id in wanted}
+    for row in connection.execute(query):
+        found[row.story_id].append(_headline(row))
+    return found
