@@ -28,7 +28,9 @@ __all__ = [
     "encode_label",
     "label_history",
     "list_labels",
+    "read_labels",
     "training_rows",
+    "write_labels",
 ]
 
 MAX_AUTHOR_CHARS: Final = 128
@@ -62,7 +64,7 @@ class TrainingRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     entities: dict[str, Sentiment] = {}
 
 
-def label_id(label: Mapping[str, Any], created_at: datetime | None) -> str:
+def _content_id(label: Mapping[str, Any], created_at: datetime | None) -> str:
     """An id by content: the same correction read twice is one. `created_at` takes part where it is known."""
     parts = (
         str(label.get("item_id") or ""),
@@ -148,7 +150,7 @@ def decode_label(
     if named["sentiment"] is None and topic is None and not entities:
         raise _bad(where, "at least one of sentiment, topic and entities is needed")
     return Label(
-        id=_string(fields, "id", where, 64) or label_id(named, created_at),
+        id=_string(fields, "id", where, 64) or _content_id(named, created_at),
         created_at=created_at or now or datetime.now(UTC),
         **named,  # type: ignore[arg-type]
     )
@@ -157,6 +159,29 @@ def decode_label(
 def encode_label(label: Label) -> bytes:
     """The JSON line of a label, which `decode_label` takes back and `evaluate` reads."""
     return msgspec.json.encode(label)
+
+
+def write_labels(written: Iterable[Label]) -> bytes:
+    """JSON Lines of labels."""
+    return b"".join(encode_label(label) + b"\n" for label in written)
+
+
+def read_labels(data: bytes, *, taxonomy: Taxonomy, author: str, max_text_chars: int) -> list[Label]:
+    """Labels from JSON Lines. Raises `InputError`, naming the line, when any of them is wrong."""
+    now = datetime.now(UTC)
+    found = []
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"line {number}"
+        try:
+            fields = msgspec.json.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise _bad(where, f"this is not JSON ({error})") from error
+        found.append(
+            decode_label(fields, where=where, taxonomy=taxonomy, author=author, now=now, max_text_chars=max_text_chars)
+        )
+    return found
 
 
 def add_labels(connection: Connection, added: Iterable[Label]) -> int:
