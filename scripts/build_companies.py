@@ -23,19 +23,22 @@ UNMARKED = re.compile(
     "UNITEDBNK|DENABANK|ALBK|SBT|ANDHRABANK|UCOBANK|VIJAYABANK|BSE|GEPIL|CORPBANK|DCMSHRIRAM|SKFINDIA|IOB|SBIN|INFY|"
     "INDIANB|WHIRLPOOL|MYSOREBANK|PNB|SIEMENS"
 )
-SECTORS = {"AUTOSPACE", "METALSPACE", "FINMKT", "HOTEL", "STKSPACE", "TIN", "MERCK"}
+SECTORS = {"AUTOSPACE", "METALSPACE", "FINMKT", "HOTEL", "STKSPACE", "TIN", "MERCK", "PSU", "STOCKEXCHNG"}
 SUFFIX = re.compile(
     r"[ ,]+(?:-? ?old|ltd|limited|inc|corp|corporation|incorporated|incorporation|plc|p\.l\.c|company|co|& co|"
     r"s\.a|n\.v|l\.p|ag|se|holdings|group|sa/nv company|company limited)\.?$",
     re.IGNORECASE,
 )
 # Mistakes of the list: names of other companies, and words that name no company.
-WRONG = frozenset(
-    """makemytrip|entity|re|re-$|old|auto|fuel|equity|rail|consumer|consumption|financial|financials|page|india|lt|oracle|
-    jsw infrastructure|international paper|honeywell|hitachi|astrazeneca|colgate|procter&gamble|isuzu|docomo|
-    united bank|tea|gas|oil|power|star|media|bank|stock""".replace("\n", "")
-    .replace("    ", "")
-    .split("|")
+WRONG = re.compile(
+    "makemytrip|entity|re|re-$|old|auto|fuel|equity|rail|consumer|consumption|financial|financials|page|india|lt|oracle|"
+    "jsw infrastructure|international paper|honeywell|hitachi|astrazeneca|colgate|procter&gamble|isuzu|docomo|"
+    "united bank|central bank|cbi|bse|birla|delta|nfl|tea|gas|oil|power|star|media|bank|stock"
+)
+# Words that the headlines happen to write in small letters once or never.
+ALSO_WORDS = re.compile(
+    "all|amazon|apollo|apple|are|arvind|big|can|carnival|chase|deepak|dow|ford|ice|intel|it|key|matrix|meta|nice|now|on|"
+    "open|oracle|orchid|oriental|page|prakash|signature|sonata|square|torrent|vale|vip|well|zoom"
 )
 
 
@@ -58,8 +61,10 @@ def sentfin(path: Path) -> dict[str, list[str]]:
             aliases: list[str] = []
             for name in names.split(","):
                 aliases += base_names(name)
-            kept = [a for a in aliases if len(a) > 1 and a.lower() not in WRONG and not (a.islower() and " " not in a)]
-            found.setdefault(ticker, []).extend(a for a in kept if a != ticker)
+            usable = [a for a in aliases if len(a) > 1 and not WRONG.fullmatch(a.lower())]
+            kept = [a for a in usable if " " in a or not a.islower()]
+            # A symbol of three letters is what people say and write (TCS, ITC); longer ones are found as tickers.
+            found.setdefault(ticker, []).extend(a for a in kept if a != ticker or len(a) == 3)
     return found
 
 
@@ -81,7 +86,7 @@ def ambiguous(headlines: list[Path], words: set[str]) -> list[str]:
         with path.open(encoding="utf-8") as file:
             for line in file:
                 counts.update(re.findall(r"(?<![\w$@#/.])[a-z]+(?![\w/])", json.loads(line)["text"]))
-    return sorted(word for word in words if counts[word] >= 2)
+    return sorted(word for word in words if counts[word] >= 2 or ALSO_WORDS.fullmatch(word))
 
 
 def main(sentfin_csv: str, stock_table: str, *rest: str) -> None:
