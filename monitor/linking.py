@@ -31,11 +31,11 @@ _LISTED: Final = re.compile(
 _HOME_SUFFIXES: Final = frozenset({"N", "O", "OQ", "NS", "NSE", "BO", "US"})
 _CURRENCIES: Final = frozenset({"US", "USD", "CAD", "AUD", "NZD", "HKD", "HK", "SGD", "NT", "EUR", "GBP", "INR", "RMB"})
 _GAP: Final = re.compile(r"[ \t\-.,'’/()]{0,3}")
-_CUES: Final = frozenset(
-    """s share shares stock stocks inc corp co ltd plc group holdings says said reports reported posts raises raised cuts
-    beats misses sees earnings profit profits revenue sales ceo cfo results announces launches sues recalls hires buys
-    sells acquires files plans names unveils expects reaffirms guidance dividend q1 q2 q3 q4 quarter upgraded downgraded
-    shareholders investors board executives stores employees workers""".split()
+_CUES: Final = re.compile(
+    "s|shares?|stocks?|inc|corp|co|ltd|plc|group|holdings|says|said|reports|reported|posts|raises|raised|cuts|beats|"
+    "misses|sees|earnings|profits?|revenue|sales|ceo|cfo|results|announces|launches|sues|recalls|hires|buys|sells|"
+    "acquires|files|plans|names|unveils|expects|reaffirms|guidance|dividend|q[1-4]|quarter|upgraded|downgraded|"
+    "shareholders|investors|board|executives|stores|employees|workers"
 )
 
 
@@ -116,7 +116,7 @@ class _Words:
         if not alias.ambiguous:
             return True
         follows = self.folded[last + 1] if last + 1 < len(self.folded) else ""
-        if follows in _CUES and not re.search(r"[\n.;:!?]", self.text[end : self.matches[last + 1].start()]):
+        if _CUES.fullmatch(follows) and not re.search(r"[\n.;:!?]", self.text[end : self.matches[last + 1].start()]):
             return True
         opens = at == 0 or bool(re.search(r"[\n.;:!?]\s*[\"'“‘(]*$", self.text[max(0, start - 6) : start]))
         return self.capitals_tell and not opens
@@ -141,9 +141,11 @@ def _named(text: str, table: CompanyTable, taken: list[tuple[int, int]]) -> list
             hits.append(_Hit(found.ticker, start, end))
         at += len(found.tokens)
     if UNSPACED.search(text):
-        for match in table.unspaced_names.finditer(text):
-            if not any(match.start() < e and s < match.end() for s, e in taken):
-                hits.append(_Hit(table.unspaced[match.group()], *match.span()))
+        hits += [
+            _Hit(table.unspaced[match.group()], *match.span())
+            for match in table.unspaced_names.finditer(text)
+            if not any(match.start() < e and s < match.end() for s, e in taken)
+        ]
     return hits
 
 
