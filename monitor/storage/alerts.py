@@ -31,7 +31,7 @@ from monitor.storage.tables import alert_events, episodes, items, outbox, storie
 from monitor.storage.upsert import insert_missing
 
 if TYPE_CHECKING:
-    from monitor.surges.judge import Decision
+    from monitor.surges.decisions import Decision
 
 __all__ = [
     "JUDGE",
@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 JUDGE: Final = "judge"
-SEVERITIES: Final = ("info", "warning", "critical")
+SEVERITIES: Final = ("warning", "high", "critical")
 # Sources are counted over this many negative stories at the most: a bound on the work, far above any window seen.
 MAX_EVIDENCE_ROWS: Final = 5_000
 

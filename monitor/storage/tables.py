@@ -273,6 +273,8 @@ outbox = Table(
     Column("created_at", UtcTime, nullable=False),
     Column("published_at", UtcTime, nullable=True),
     Column("routed_at", UtcTime, nullable=True),
+    Column("publisher", String(128), nullable=True),
+    Column("publisher_until", UtcTime, nullable=True),
     UniqueConstraint("episode_id", "event"),
 )
 
@@ -291,6 +293,7 @@ deliveries = Table(
     Column("lease_holder", String(128), nullable=True),
     Column("lease_until", UtcTime, nullable=True),
     Column("digest_id", String(64), nullable=True, index=True),
+    Column("group_key", String(256), nullable=False),
     Column("last_status", Integer, nullable=True),
     Column("last_error", Text, nullable=True),
     Column("created_at", UtcTime, nullable=False),

@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from monitor.surges.decisions import Decision
 from sqlalchemy import Engine, func, select
 
 from monitor.alerts.records import AlertState
@@ -23,7 +24,6 @@ from monitor.storage.alerts import (
 )
 from monitor.storage.engine import reading, writing
 from monitor.storage.tables import alert_events, outbox
-from monitor.surges.judge import Decision
 from tests.monitor.alerts.builders import AT, DASHBOARD, decision, new_store, put_item, put_story
 
 ID = "negative-surge-ticker:AAPL-1"

@@ -86,6 +86,7 @@ def upgrade() -> None:
         sa.Column("lease_holder", sa.String(length=128), nullable=True),
         sa.Column("lease_until", sa.BigInteger(), nullable=True),
         sa.Column("digest_id", sa.String(length=64), nullable=True),
+        sa.Column("group_key", sa.String(length=256), nullable=False),
         sa.Column("last_status", sa.Integer(), nullable=True),
         sa.Column("last_error", sa.Text(), nullable=True),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
@@ -225,6 +226,8 @@ def upgrade() -> None:
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("published_at", sa.BigInteger(), nullable=True),
         sa.Column("routed_at", sa.BigInteger(), nullable=True),
+        sa.Column("publisher", sa.String(length=128), nullable=True),
+        sa.Column("publisher_until", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_outbox")),
         sa.UniqueConstraint("episode_id", "event", name=op.f("uq_outbox_episode_id_event")),
     )
