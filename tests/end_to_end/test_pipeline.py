@@ -1,0 +1,87 @@
+"""The whole product on the bundled stream: undisturbed, and with its processes killed again and again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.pipeline import Outcome, run_pipeline
+
+STREAM = Path(str(resources.files("monitor") / "data" / "demo" / "stream.jsonl"))
+KILLS = (
+    (0.1, "worker"),
+    (0.2, "aggregator"),
+    (0.35, "worker"),
+    (0.5, "aggregator"),
+    (0.6, "notifier"),
+    (0.75, "worker"),
+    (0.9, "aggregator"),
+)
+
+pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    return run_pipeline(tmp_path_factory.mktemp("undisturbed"), STREAM)
+
+
+def test_every_replayed_item_is_stored_and_counted_once(undisturbed: Outcome) -> None:
+    lines = [json.loads(line) for line in STREAM.read_text(encoding="utf-8").splitlines()]
+    assert set(undisturbed.items) == {line["id"] for line in lines}
+    assert undisturbed.counted == undisturbed.item_keys
+    assert sum(items for _, _, items, _ in undisturbed.ticks.values()) == len(undisturbed.counted)
+    assert not undisturbed.dead_letters
+
+
+def test_charts_are_read_with_their_items(undisturbed: Outcome) -> None:
+    with_chart = {
+        line["id"] for line in map(json.loads, STREAM.read_text(encoding="utf-8").splitlines()) if line.get("chart")
+    }
+    assert with_chart
+    assert {i for i, (_, _, modality, _) in undisturbed.items.items() if modality == "both"} == with_chart
+
+
+def test_the_planted_surge_alerts_and_resolves(undisturbed: Outcome) -> None:
+    planted = json.loads((STREAM.parent / "surge.json").read_text())
+    fired = [e for e in undisturbed.episodes.values() if e[1] == f"ticker:{planted['ticker']}"]
+    assert len(fired) == 1
+    kinds = [kind for episode, kind in undisturbed.received if f"ticker:{planted['ticker']}" in episode]
+    assert kinds == ["alert.firing", "alert.resolved"]
+
+
+def test_kills_change_nothing(undisturbed: Outcome, tmp_path: Path) -> None:
+    killed = run_pipeline(tmp_path, STREAM, kills=KILLS)
+    assert killed.items == undisturbed.items
+    assert killed.item_keys == undisturbed.item_keys
+    assert killed.counted == undisturbed.counted
+    assert killed.ticks == undisturbed.ticks
+    assert killed.episodes == undisturbed.episodes
+    # A notice may arrive twice after a kill, but under one id: a receiver that looks at the id acts once.
+    assert set(killed.received) == set(undisturbed.received)
+    assert len(set(killed.webhook_ids)) == len(set(killed.received))
+
+
+@pytest.mark.skipif(
+    bool(os.environ.get("SENTIMENT_MONITOR_TEST_BOOTSTRAP_SERVERS")), reason="the demo is about the embedded broker"
+)
+def test_demo_ends_well_once_the_alert_is_delivered(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "monitor.cli.app", "--data-dir", str(tmp_path / "demo")]
+    environment = os.environ | {"SENTIMENT_MONITOR_BROKER_PORT": "0", "SENTIMENT_MONITOR_DASHBOARD_PORT": "18599"}
+    done = subprocess.run(
+        [*command, "demo", "--headless", "--until-alert"], capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert "signature verified" in done.stdout
+    status = subprocess.run([*command, "status", "--json"], capture_output=True, text=True, timeout=60)
+    assert status.returncode == 0, status.stderr
+    found = json.loads(status.stdout)
+    assert found["items"] == len(STREAM.read_text(encoding="utf-8").splitlines())
+    assert found["undelivered"] == 0
+    assert found["dead_letters"] == 0
