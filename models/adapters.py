@@ -1,0 +1,105 @@
+"""Low-rank adapters on a backbone's linear layers, through `peft`.
+
+LoRA (Hu et al. 2021), DoRA (Liu et al. 2024) and AdaLoRA (Zhang et al. 2023) are selectable; what is saved is the
+standard PEFT layout (`adapter_config.json`, `adapter_model.safetensors`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import msgspec
+from torch import nn
+
+from monitor.errors import ModelError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+__all__ = ["AdapterSettings", "add_adapter", "load_adapter", "merge_adapter", "save_adapter"]
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+class AdapterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a backbone is adapted.
+
+    Attributes
+    ----------
+    kind : `lora`, `dora` or `adalora`; `none` leaves the backbone as it is.
+    rank : rank of the update of each matrix.
+    alpha : the update is scaled by alpha / rank.
+    dropout : share of an update's inputs dropped in training.
+    """
+
+    kind: Literal["lora", "dora", "adalora", "none"] = "lora"
+    rank: int = 32
+    alpha: int = 64
+    dropout: float = 0.05
+
+
+def add_adapter(encoder: nn.Module, settings: AdapterSettings, *, total_steps: int = 0) -> PeftModel:
+    """`encoder` with a fresh trainable adapter on all its linear layers; everything else is frozen.
+
+    AdaLoRA plans its ranks over `total_steps` optimiser steps.
+    """
+    from peft import AdaLoraConfig, LoraConfig, PeftConfig, get_peft_model
+
+    common: dict[str, Any] = {
+        "target_modules": "all-linear",
+        "lora_alpha": settings.alpha,
+        "lora_dropout": settings.dropout,
+        "bias": "none",
+    }
+    if settings.kind == "adalora":
+        steps = max(total_steps, 10)
+        config: PeftConfig = AdaLoraConfig(
+            init_r=settings.rank + settings.rank // 2,
+            target_r=settings.rank,
+            total_step=steps,
+            tinit=steps // 10,
+            tfinal=steps // 2,
+            deltaT=max(1, steps // 100),
+            **common,
+        )
+    else:
+        config = LoraConfig(r=settings.rank, use_dora=settings.kind == "dora", **common)
+    return cast("PeftModel", get_peft_model(cast(Any, encoder), config))
+
+
+def load_adapter(encoder: nn.Module, folder: Path, *, trainable: bool = False) -> PeftModel:
+    """`encoder` with the adapter of `folder`, read from safetensors only.
+
+    Raises `ModelError` when the folder lacks a file or the adapter does not fit.
+    """
+    from peft import PeftModel
+
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise ModelError(f"The adapter in {folder} lacks the file {name}.")
+    try:
+        return PeftModel.from_pretrained(cast(Any, encoder), str(folder), is_trainable=trainable)
+    except Exception as error:
+        raise ModelError(
+            f"The adapter in {folder} does not fit its backbone: {str(error).splitlines()[0][:200]}"
+        ) from error
+
+
+def save_adapter(model: PeftModel, folder: Path, *, base_model: str) -> None:
+    """Write the adapter in the PEFT layout; `base_model` is the name that its config states."""
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = base_model
+        config.inference_mode = True
+    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+    (folder / WEIGHTS_FILE).chmod(0o644)
+    card = folder / "README.md"
+    if card.exists():
+        # PEFT's template card says nothing; the model card is written by `models.model_card`.
+        card.unlink()
+
+
+def merge_adapter(model: PeftModel) -> nn.Module:
+    """The backbone with the adapter's update added to its weights; same results, no extra work."""
+    return cast(nn.Module, cast(Any, model).merge_and_unload(safe_merge=True))
