@@ -1,7 +1,7 @@
 """The records that travel between the processes, and the one place that decodes them.
 
 Every record is an immutable `msgspec.Struct`; `encode` and the `decode_*` functions are the only ways on and off
-the wire. The JSON Schemas in `docs/schemas/` are generated from these classes (`scripts/generate_schemas.py`).
+the wire. The JSON Schemas in `docs/schemas/` are generated from these classes (`scripts/generate.py`).
 Times are UTC; on the wire they are RFC 3339 strings.
 """
 
