@@ -40,9 +40,11 @@ def test_the_root_help_lists_every_verb_and_loads_no_torch() -> None:
         [
             sys.executable,
             "-c",
-            "import sys; from monitor.cli import app\n"
-            "try: app.main()\n"
-            "finally: print('torch' in sys.modules, 'kafka' in sys.modules)",
+            (
+                "import sys; from monitor.cli import app\n"
+                "try: app.main()\n"
+                "finally: print('torch' in sys.modules, 'kafka' in sys.modules)"
+            ),
             "--help",
         ],
         capture_output=True,
