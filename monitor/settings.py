@@ -80,6 +80,12 @@ class Settings(BaseSettings):
     worker_idle_after_s: float = Field(
         3.0, gt=0, description="Seconds of quiet after which an input partition read to its end counts as idle."
     )
+    worker_image_bytes: int = Field(
+        128 << 20, ge=1 << 20, description="Bytes of chart images that the worker keeps in memory at the most."
+    )
+    worker_outage_s: float = Field(
+        300.0, gt=0, description="Seconds that an unreachable store or broker is waited for before the worker stops."
+    )
     worker_model_poll_s: float = Field(5.0, gt=0, description="Seconds between looks for a newly promoted model.")
     max_chart_bytes: int = Field(4 << 20, ge=1024, description="Largest chart image in bytes.")
     max_chart_pixels: int = Field(40_000_000, ge=10_000, description="Largest chart image in pixels, once decoded.")

@@ -1,0 +1,167 @@
+"""From polled records to groups that can be scored: decoded, checked, paired; what cannot be used is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+from kafka.structs import TopicPartition
+
+from consumers.progress import PartitionProgress, Sources
+from consumers.topics import CHARTS, NEWS
+from models.charts.images import decode_image, media_type
+from monitor.pairing import Group, Pairing
+from monitor.records import Chart, NewsItem, Rejected, check_time, decode_chart, decode_news
+from monitor.settings import Settings
+from monitor.storage.items import Picture
+from monitor.surges.keys import epoch_ms
+
+__all__ = ["WATERMARK_HEADER", "Intake", "Origin", "Refusal", "clip"]
+
+WATERMARK_HEADER: Final = "watermark"
+MAX_TITLE_CHARS: Final = 2_000
+MAX_URL_CHARS: Final = 2_048
+MAX_NAME_CHARS: Final = 256
+MAX_LANG_CHARS: Final = 35
+MAX_KIND_CHARS: Final = 64
+
+
+@dataclass(slots=True, eq=False)
+class Origin:
+    """One polled record on its way. `chart_id` and `picture` are set for a chart that could be decoded."""
+
+    record: Any
+    progress: PartitionProgress
+    chart_id: str = ""
+    picture: Picture | None = None
+
+    def done(self) -> None:
+        """Everything that follows from this record is stored and sent."""
+        self.progress.done(self.record.offset)
+
+
+@dataclass(slots=True)
+class Refusal:
+    """A record that becomes a dead letter."""
+
+    origin: Origin
+    rejected: Rejected
+
+
+def clip(item: NewsItem, max_chars: int) -> NewsItem:
+    """The item with its fields cut to what is kept: title and body to `max_chars` together, names to a sane length."""
+    title = item.title[: min(MAX_TITLE_CHARS, max_chars)]
+    # What is cut off a title that holds a whole text is text all the same.
+    rest = item.title[len(title) :]
+    body = f"{rest}\n{item.body}" if rest else item.body
+    body = body[: max(0, max_chars - len(title))]
+    return msgspec.structs.replace(
+        item,
+        title=title,
+        body=body,
+        source=item.source[:MAX_NAME_CHARS],
+        url=item.url if len(item.url) <= MAX_URL_CHARS else "",
+        lang=item.lang[:MAX_LANG_CHARS],
+        kind=item.kind[:MAX_KIND_CHARS],
+    )
+
+
+def _marker(headers: Iterable[tuple[str, bytes | None]], now: datetime) -> datetime | Rejected | None:
+    """The event time of a feed's marker; None for a record that is no marker."""
+    for name, value in headers:
+        if name == WATERMARK_HEADER:
+            return check_time((value or b"").decode("utf-8", "replace"), now)
+    return None
+
+
+class Intake:
+    """Takes what was polled; gives groups to score, refused records, and knows how far each partition is.
+
+    Parameters
+    ----------
+    settings : wait and limits.
+    max_bytes : bytes of images that may wait for their items.
+    """
+
+    def __init__(self, settings: Settings, max_bytes: int) -> None:
+        self._settings = settings
+        self._names = {settings.topic(NEWS): NEWS, settings.topic(CHARTS): CHARTS}
+        self.pairing: Pairing[Origin] = Pairing(settings.worker_pairing_wait_s, settings.worker_held_items, max_bytes)
+        self.sources = Sources(settings.worker_idle_after_s)
+        self.refused: list[Refusal] = []
+
+    def source(self, partition: TopicPartition) -> str:
+        """Name of an input partition without prefix: `news:0`."""
+        return f"{self._names[partition.topic]}:{partition.partition}"
+
+    def reset(self) -> None:
+        """Forget everything that is not done: the partitions are being handed out anew and will be read again."""
+        self.pairing.clear()
+        self.sources.clear()
+        self.refused.clear()
+
+    def owns(self, origin: Origin) -> bool:
+        """False for a record that was read before its partition was taken away."""
+        name = self.source(TopicPartition(origin.record.topic, origin.record.partition))
+        return self.sources.partitions.get(name) is origin.progress
+
+    def take(self, polled: dict[TopicPartition, list[Any]], reading_s: float, now_s: float) -> list[Group[Origin]]:
+        """Take records; returns the groups that are complete with them, or that had to make room.
+
+        `reading_s` is the clock that pairing goes by, `now_s` the monotonic clock.
+        """
+        now = datetime.now(UTC)
+        ready: list[Group[Origin]] = []
+        for partition, records in polled.items():
+            name = self.source(partition)
+            progress = self.sources.partitions.get(name) or self.sources.assign(name, 0, now_s)
+            self.sources.active(name, now_s)
+            for record in records:
+                ready += self._take(record, progress, now, reading_s)
+        return ready
+
+    def _take(self, record: Any, progress: PartitionProgress, now: datetime, reading_s: float) -> list[Group[Origin]]:
+        origin = Origin(record, progress)
+        if record.value is None:
+            marker = _marker(record.headers or (), now)
+            if isinstance(marker, datetime):
+                progress.read(record.offset, epoch_ms(marker))
+                origin.done()
+                return []
+            return self._refuse(origin, marker or Rejected(code="empty", reason="The record is empty."))
+        if self._names[record.topic] == NEWS:
+            item = decode_news(record.value, now)
+            if isinstance(item, Rejected):
+                return self._refuse(origin, item)
+            # A time that is still to come says nothing about how complete the past is.
+            progress.read(record.offset, epoch_ms(min(item.published_at, now)))
+            return self.pairing.add_item(clip(item, self._settings.max_text_chars), origin, reading_s)
+        return self._take_chart(origin, now, reading_s)
+
+    def _take_chart(self, origin: Origin, now: datetime, reading_s: float) -> list[Group[Origin]]:
+        record = origin.record
+        chart = decode_chart(record.value, record.headers or (), now, self._settings.max_chart_bytes)
+        if isinstance(chart, Rejected):
+            return self._refuse(origin, chart)
+        picture = _picture(chart, self._settings.max_chart_pixels)
+        if isinstance(picture, Rejected):
+            freed = self.pairing.give_up(chart.chart_id, chart.item_id)
+            return [*freed, *self._refuse(origin, picture)]
+        origin.chart_id, origin.picture = chart.chart_id, picture
+        origin.progress.read(record.offset, epoch_ms(min(chart.published_at, now)))
+        return self.pairing.add_chart(chart, origin, reading_s)
+
+    def _refuse(self, origin: Origin, rejected: Rejected) -> list[Group[Origin]]:
+        origin.progress.read(origin.record.offset, 0)
+        self.refused.append(Refusal(origin, rejected))
+        return []
+
+
+def _picture(chart: Chart, max_pixels: int) -> Picture | Rejected:
+    image = decode_image(chart.image, max_pixels=max_pixels)
+    if isinstance(image, Rejected):
+        return image
+    return Picture(media_type(chart.image) or "", image.width, image.height)

@@ -1,0 +1,100 @@
+"""How far each input partition has been worked off: what may be committed and what event time has been reached.
+
+Pure: offsets and times come in, positions and watermarks come out. A record is *read* when it was polled and *done*
+when everything that follows from it is stored and sent. The position never passes a record that is not done, in
+whatever order records get done; the event time is that of the records before the position.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from monitor.records import SourceWatermark
+
+__all__ = ["AT_UNKNOWN", "PartitionProgress", "Sources"]
+
+AT_UNKNOWN = 0
+
+
+class PartitionProgress:
+    """Progress of one partition from the moment it was assigned.
+
+    Parameters
+    ----------
+    at : event time (epoch ms) that was reached before, `AT_UNKNOWN` when nothing is known.
+    """
+
+    def __init__(self, at: int = AT_UNKNOWN) -> None:
+        self.at = at
+        self.position: int | None = None
+        self._open: deque[tuple[int, int]] = deque()
+        self._done: set[int] = set()
+
+    @property
+    def pending(self) -> int:
+        """Records at or after the position that were read."""
+        return len(self._open)
+
+    def read(self, offset: int, at: int) -> None:
+        """A record was polled. `at` is its event time (epoch ms), 0 when it has none. Offsets rise but may skip."""
+        if self.position is None:
+            self.position = offset
+        elif offset <= (self._open[-1][0] if self._open else self.position - 1):
+            raise ValueError(f"offset {offset} was read already")
+        self._open.append((offset, at))
+
+    def done(self, offset: int) -> None:
+        """A record that was read is done. Saying so twice does no harm."""
+        if self.position is None or offset < self.position:
+            return
+        self._done.add(offset)
+        while self._open and self._open[0][0] in self._done:
+            first, at = self._open.popleft()
+            self._done.discard(first)
+            self.at = max(self.at, at)
+            self.position = first + 1
+        if self._open:
+            self.position = self._open[0][0]
+
+    def skip_to(self, offset: int) -> None:
+        """Nothing that can be read lies before `offset` (the rest of a transaction, a compacted stretch)."""
+        if not self._open and (self.position is None or offset > self.position):
+            self.position = offset
+
+
+class Sources:
+    """The input partitions of one worker, by name (`news:0`), and which of them are idle.
+
+    A partition is idle when it is read to its end, all that was read is done, and nothing has come for `idle_after_s`
+    seconds on the clock whose readings come in as `now`.
+    """
+
+    def __init__(self, idle_after_s: float) -> None:
+        self.partitions: dict[str, PartitionProgress] = {}
+        self._idle_after_s = idle_after_s
+        self._quiet_since: dict[str, float] = {}
+
+    def assign(self, name: str, at: int, now: float) -> PartitionProgress:
+        """Start with a partition that was assigned; what was known of it before is forgotten."""
+        self.partitions[name] = PartitionProgress(at)
+        self._quiet_since[name] = now
+        return self.partitions[name]
+
+    def clear(self) -> None:
+        """All partitions are taken away."""
+        self.partitions.clear()
+        self._quiet_since.clear()
+
+    def active(self, name: str, now: float) -> None:
+        """Something has come, or cannot be seen to come because nothing is fetched at present."""
+        self._quiet_since[name] = now
+
+    def watermarks(self, at_end: set[str], now: float) -> tuple[SourceWatermark, ...]:
+        """Progress of every partition that anything is known of. `at_end`: those that are read to their end."""
+        out = []
+        for name, progress in sorted(self.partitions.items()):
+            quiet = now - self._quiet_since[name] >= self._idle_after_s
+            idle = name in at_end and progress.pending == 0 and quiet
+            if idle or progress.at != AT_UNKNOWN:
+                out.append(SourceWatermark(source=name, at=progress.at, idle=idle))
+        return tuple(out)

@@ -1,0 +1,183 @@
+"""What the worker sends: scored items, contributions with the progress of the sources, dead letters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+import stamina
+from kafka import KafkaProducer
+from kafka.errors import KafkaError, MessageSizeTooLargeError
+
+from consumers.clients import broker_errors, producer
+from consumers.topics import CONTRIBUTIONS, DEAD_LETTERS, SCORED
+from monitor.errors import BrokerError
+from monitor.records import Contribution, ContributionBatch, Rejected, ScoredItem, SourceWatermark, encode
+from monitor.settings import Settings
+from monitor.surges.keys import partition_of
+from monitor.telemetry import get_logger
+
+__all__ = ["Outgoing", "Publisher", "contribution_records", "dead_letter_record"]
+
+log = get_logger(__name__)
+
+SEND_TIMEOUT_S: Final = 30.0
+# Half of what one record of the topic may hold.
+CONTRIBUTION_BYTES: Final = 8 << 20
+MAX_TITLE_CHARS: Final = 300
+ORIGIN: Final = "origin-"
+ORIGIN_HEADER: Final = "origin-header-"
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """One record to send; `topic` without prefix, `partition` None leaves the choice to the key's hash."""
+
+    topic: str
+    value: bytes | None
+    key: bytes | None = None
+    partition: int | None = None
+    headers: list[tuple[str, bytes]] = field(default_factory=list)
+
+
+def scored_record(item: ScoredItem) -> Outgoing:
+    """A record of the public `scored` topic, keyed by item id."""
+    return Outgoing(SCORED, encode(item), item.id.encode())
+
+
+def contribution_records(
+    contributions: Iterable[Contribution],
+    sources: tuple[SourceWatermark, ...],
+    source_count: int,
+    partitions: int,
+) -> list[Outgoing]:
+    """At least one record for every partition of `contributions`, each with its keys' share and all `sources`.
+
+    A share that is too large for one record goes in several, of which only the last tells the progress: it must not
+    be believed before all of the share has been read.
+    """
+    shares: list[list[Contribution]] = [[] for _ in range(partitions)]
+    for one in contributions:
+        if len(one.title) > MAX_TITLE_CHARS:
+            one = msgspec.structs.replace(one, title=one.title[:MAX_TITLE_CHARS])
+        shares[partition_of(one.key, partitions)].append(one)
+    return [
+        Outgoing(CONTRIBUTIONS, value, partition=partition)
+        for partition, share in enumerate(shares)
+        for value in _batches(tuple(share), sources, source_count)
+    ]
+
+
+def _batches(share: tuple[Contribution, ...], sources: tuple[SourceWatermark, ...], count: int) -> list[bytes]:
+    value = encode(ContributionBatch(contributions=share, sources=sources, source_count=count))
+    if len(value) <= CONTRIBUTION_BYTES or len(share) < 2:
+        return [value]
+    middle = len(share) // 2
+    return [*_batches(share[:middle], (), count), *_batches(share[middle:], sources, count)]
+
+
+def dead_letter_record(record: Any, rejected: Rejected) -> Outgoing:
+    """A record of `dead-letters`: the original bytes and key, and where they came from and why in headers."""
+    headers: list[tuple[str, bytes]] = [
+        ("code", rejected.code.encode()),
+        ("reason", rejected.reason.encode("utf-8", "replace")),
+        (f"{ORIGIN}topic", record.topic.encode()),
+        (f"{ORIGIN}partition", str(record.partition).encode()),
+        (f"{ORIGIN}offset", str(record.offset).encode()),
+        (f"{ORIGIN}timestamp", str(record.timestamp).encode()),
+    ]
+    headers += [(f"{ORIGIN_HEADER}{name}", value or b"") for name, value in record.headers or ()]
+    if record.value is None:
+        headers.append((f"{ORIGIN}null", b"1"))
+    return Outgoing(DEAD_LETTERS, record.value or b"", record.key, headers=headers)
+
+
+class Publisher:
+    """Sends records and returns when the cluster has them all; waits out an outage.
+
+    Parameters
+    ----------
+    patience_s : how long an outage is waited for.
+    going_on : asked between attempts; False gives up at once.
+    """
+
+    def __init__(self, settings: Settings, patience_s: float, going_on: Callable[[], bool] = lambda: True) -> None:
+        self._settings = settings
+        self._patience_s = patience_s
+        self._going_on = going_on
+        self._producer: KafkaProducer | None = None
+
+    def send(self, records: Sequence[Outgoing]) -> None:
+        """Send all and wait for the acknowledgements. After a failed attempt all are sent again: receivers count by id.
+
+        Raises `BrokerError` when the outage outlasts the patience or the cluster refuses a record for good.
+        """
+        if not records:
+            return
+        waiting = stamina.retry_context(
+            on=self._worth_waiting, attempts=None, timeout=self._patience_s, wait_initial=0.1, wait_max=3.0
+        )
+        with broker_errors(self._settings):
+            for attempt in waiting:
+                with attempt:
+                    self._attempt(records)
+
+    def close(self) -> None:
+        """Leave; nothing is on its way any more after `send`."""
+        if self._producer is not None:
+            with suppress(KafkaError):
+                self._producer.close(timeout=5)
+            self._producer = None
+
+    def _worth_waiting(self, error: Exception) -> bool:
+        passing = isinstance(error, BrokerError) or (
+            isinstance(error, KafkaError) and not isinstance(error, MessageSizeTooLargeError)
+        )
+        if passing and self._going_on():
+            log.warning("the broker does not take the records", error=str(error))
+            return True
+        return False
+
+    def _attempt(self, records: Sequence[Outgoing]) -> None:
+        if self._producer is None:
+            self._producer = producer(
+                self._settings,
+                delivery_timeout_ms=int(SEND_TIMEOUT_S * 1000),
+                request_timeout_ms=int(SEND_TIMEOUT_S * 1000) // 2,
+                max_block_ms=int(SEND_TIMEOUT_S * 1000),
+            )
+        try:
+            futures = [(record, self._send(record)) for record in records]
+            self._producer.flush(timeout=2 * SEND_TIMEOUT_S)
+            for record, future in futures:
+                try:
+                    future.get(timeout=SEND_TIMEOUT_S)
+                except MessageSizeTooLargeError:
+                    self._send(_cut(record)).get(timeout=SEND_TIMEOUT_S)
+        except KafkaError:
+            # An idempotent producer may not go on after a record was given up: start with a fresh one.
+            self.close()
+            raise
+
+    def _send(self, record: Outgoing) -> Any:
+        assert self._producer is not None
+        try:
+            return self._producer.send(
+                self._settings.topic(record.topic), record.value, record.key, record.headers, record.partition
+            )
+        except MessageSizeTooLargeError:
+            cut = _cut(record)
+            return self._producer.send(
+                self._settings.topic(cut.topic), cut.value, cut.key, cut.headers, cut.partition
+            )
+
+
+def _cut(record: Outgoing) -> Outgoing:
+    """A dead letter that is too large with its headers is kept without most of its bytes; others raise."""
+    if record.topic != DEAD_LETTERS or record.value is None or any(name == "cut-from" for name, _ in record.headers):
+        raise MessageSizeTooLargeError(f"a record of {record.topic} with {len(record.value or b'')} bytes")
+    headers = [*record.headers[:6], ("cut-from", str(len(record.value)).encode())]
+    return Outgoing(record.topic, record.value[:65_536], (record.key or b"")[:1024] or None, None, headers)
