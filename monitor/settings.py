@@ -87,6 +87,18 @@ class Settings(BaseSettings):
         300.0, gt=0, description="Seconds that an unreachable store or broker is waited for before the worker stops."
     )
     worker_model_poll_s: float = Field(5.0, gt=0, description="Seconds between looks for a newly promoted model.")
+    cpu_precision: str = Field(
+        "auto",
+        description="Arithmetic of the text backbone on a CPU: fp32, bf16, int8; auto: the fastest that agrees with fp32.",
+        pattern="^(auto|fp32|bf16|int8)$",
+    )
+    score_cache_rows: int = Field(20_000, ge=0, description="Texts and pictures whose scores are kept; 0: none.")
+    model_languages: str = Field(
+        "",
+        description="Comma-separated ISO 639-1 codes that the text backbone reads; empty: as known of it; any: all.",
+    )
+    companies_file: str = Field("", description="CSV of companies (ticker,name,aliases) laid over the bundled table.")
+    sentiment_rules_file: str = Field("", description="TOML file of rules over the model; empty: the bundled ones.")
     max_chart_bytes: int = Field(4 << 20, ge=1024, description="Largest chart image in bytes.")
     max_chart_pixels: int = Field(40_000_000, ge=10_000, description="Largest chart image in pixels, once decoded.")
     max_text_chars: int = Field(50_000, ge=100, description="Characters of an item's text that are kept and read.")
