@@ -1,1 +1,1 @@
-"""An embedded development broker that speaks the Kafka protocol: one node, loopback, not for production."""
+"""The embedded development broker: a single node that speaks the Kafka protocol, not for production."""
