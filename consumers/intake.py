@@ -117,7 +117,7 @@ class Intake:
         ready: list[Group[Origin]] = []
         for partition, records in polled.items():
             name = self.source(partition)
-            progress = self.sources.partitions.get(name) or self.sources.assign(name, 0, now_s)
+            progress = self.sources.partitions[name]
             self.sources.active(name, now_s)
             for record in records:
                 ready += self._take(record, progress, now, reading_s)

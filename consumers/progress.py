@@ -22,11 +22,12 @@ class PartitionProgress:
     Parameters
     ----------
     at : event time (epoch ms) that was reached before, `AT_UNKNOWN` when nothing is known.
+    position : the committed offset; None when nothing was committed yet.
     """
 
-    def __init__(self, at: int = AT_UNKNOWN) -> None:
+    def __init__(self, at: int = AT_UNKNOWN, position: int | None = None) -> None:
         self.at = at
-        self.position: int | None = None
+        self.position = position
         self._open: deque[tuple[int, int]] = deque()
         self._done: set[int] = set()
 
@@ -37,9 +38,10 @@ class PartitionProgress:
 
     def read(self, offset: int, at: int) -> None:
         """A record was polled. `at` is its event time (epoch ms), 0 when it has none. Offsets rise but may skip."""
-        if self.position is None:
+        if not self._open:
+            # Lower than expected when the log was cut off or made anew: what is there now counts.
             self.position = offset
-        elif offset <= (self._open[-1][0] if self._open else self.position - 1):
+        elif offset <= self._open[-1][0]:
             raise ValueError(f"offset {offset} was read already")
         self._open.append((offset, at))
 
@@ -74,9 +76,9 @@ class Sources:
         self._idle_after_s = idle_after_s
         self._quiet_since: dict[str, float] = {}
 
-    def assign(self, name: str, at: int, now: float) -> PartitionProgress:
+    def assign(self, name: str, at: int, now: float, position: int | None = None) -> PartitionProgress:
         """Start with a partition that was assigned; what was known of it before is forgotten."""
-        self.partitions[name] = PartitionProgress(at)
+        self.partitions[name] = PartitionProgress(at, position)
         self._quiet_since[name] = now
         return self.partitions[name]
 

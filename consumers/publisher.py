@@ -170,9 +170,7 @@ class Publisher:
             )
         except MessageSizeTooLargeError:
             cut = _cut(record)
-            return self._producer.send(
-                self._settings.topic(cut.topic), cut.value, cut.key, cut.headers, cut.partition
-            )
+            return self._producer.send(self._settings.topic(cut.topic), cut.value, cut.key, cut.headers, cut.partition)
 
 
 def _cut(record: Outgoing) -> Outgoing:

@@ -28,7 +28,9 @@ _PROBE = NewsItem(id="probe", published_at=datetime(2020, 1, 1, tzinfo=UTC), tit
 class Scoring(Protocol):
     """What the worker needs of a classifier."""
 
-    model_version: str
+    @property
+    def model_version(self) -> str:
+        """Version of the model in force."""
 
     def score(self, requests: Sequence[ScoringRequest]) -> list[ScoredItem | Rejected]:
         """One answer a request, in order; raises when it fails as a whole."""

@@ -8,7 +8,7 @@ item by the caller. Nothing is ever lost: what has waited long enough, or has to
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -23,7 +23,7 @@ LONE_CHART = "chart:"
 MAX_CHARTS = 8
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Group(Generic[T]):
     """What is scored together: an item with the charts found so far, or (`item` None) a chart without an item.
 
@@ -35,6 +35,10 @@ class Group(Generic[T]):
     charts: dict[str, Chart] = field(default_factory=dict)
     tokens: list[T] = field(default_factory=list)
     refused: set[str] = field(default_factory=set)
+
+    def copy(self) -> Group[T]:
+        """A group that can be changed without changing this one."""
+        return Group(self.item, dict(self.charts), list(self.tokens), set(self.refused))
 
     @property
     def key(self) -> str:
@@ -128,12 +132,6 @@ class Pairing(Generic[T]):
     def held_bytes(self) -> int:
         """Bytes of the images that wait."""
         return self._bytes
-
-    def tokens(self) -> Iterator[T]:
-        """Tokens of everything that waits."""
-        for pool in (self._items, self._charts):
-            for group, _ in pool.values():
-                yield from group.tokens
 
     def clear(self) -> None:
         """Forget everything that waits (its records will be read again)."""

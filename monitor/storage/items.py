@@ -95,9 +95,10 @@ def _stored_charts(connection: Connection, groups: Sequence[Group[T]]) -> list[C
 def join_stored(connection: Connection, groups: Sequence[Group[T]]) -> tuple[list[Group[T]], set[str]]:
     """Complete groups from the store: the item of a chart that came late, charts that came before their item.
 
-    Returns the groups (fewer where two turn out to be one) and the keys of those that have changed, which have to be
-    scored (again). A group of an item and its charts that is stored already comes back as it is.
+    Returns new groups (fewer where two turn out to be one; those given are left as they are) and the keys of those
+    that have gained something, which have to be scored (again).
     """
+    groups = [group.copy() for group in groups]
     lone = {next(iter(g.charts)): next(iter(g.charts.values())) for g in groups if g.item is None}
     changed: set[str] = set()
     if lone:
