@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -53,8 +53,11 @@ def tokens(text: str) -> list[re.Match[str]]:
 class CompanyTable:
     """Names looked up by their first word; names in unspaced scripts as one regular expression, longest first."""
 
-    def __init__(self, rows: Iterable[tuple[str, str, tuple[str, ...]]], ambiguous: frozenset[str]) -> None:
-        """`rows`: ticker, name, aliases. Later rows take a name or a ticker over from earlier ones."""
+    def __init__(self, rows: Iterable[tuple[str, str, tuple[str, ...]]], ambiguous: Mapping[str, bool]) -> None:
+        """`rows`: ticker, name, aliases. Later rows take a name or a ticker over from earlier ones.
+
+        `ambiguous`: words in small letters that mean something else too; True where a capital is hint enough.
+        """
         self.ambiguous = ambiguous
         self.names: dict[str, str] = {}
         written: dict[str, tuple[str, str]] = {}
@@ -85,7 +88,9 @@ class CompanyTable:
             return
         short = written.isupper() and len(written) <= 5
         common = len(words) == 1 and words[0] in self.ambiguous
-        self.by_word.setdefault(words[0], []).append(Alias(ticker, words, as_written, exact or short or common, common))
+        self.by_word.setdefault(words[0], []).append(
+            Alias(ticker, words, as_written, exact or short or common, common and not self.ambiguous[words[0]])
+        )
 
     def __contains__(self, ticker: str) -> bool:
         return ticker in self.names
@@ -111,12 +116,13 @@ def _rows(text: str, origin: str) -> list[tuple[str, str, tuple[str, ...]]]:
     return rows
 
 
-def _bundled_rows() -> tuple[list[tuple[str, str, tuple[str, ...]]], frozenset[str]]:
+def _bundled_rows() -> tuple[list[tuple[str, str, tuple[str, ...]]], dict[str, bool]]:
     folder = resources.files("monitor") / "data"
     rows = []
     for name in ("companies.csv", "companies_world.csv"):
         rows += _rows((folder / name).read_text(encoding="utf-8"), name)
-    return rows, frozenset((folder / "ambiguous.txt").read_text(encoding="utf-8").split())
+    lines = (folder / "ambiguous.txt").read_text(encoding="utf-8").splitlines()
+    return rows, {line.split()[0]: line.endswith(" capital") for line in lines if line.strip()}
 
 
 @cache

@@ -89,7 +89,7 @@ class Settings(BaseSettings):
     worker_model_poll_s: float = Field(5.0, gt=0, description="Seconds between looks for a newly promoted model.")
     cpu_precision: str = Field(
         "auto",
-        description="Arithmetic of the text backbone on a CPU: fp32, bf16, int8; auto: the fastest that agrees with fp32.",
+        description="Arithmetic of the text backbone on a CPU: fp32, bf16, int8; auto: the fastest that agrees.",
         pattern="^(auto|fp32|bf16|int8)$",
     )
     score_cache_rows: int = Field(20_000, ge=0, description="Texts and pictures whose scores are kept; 0: none.")
@@ -124,6 +124,9 @@ class Settings(BaseSettings):
     receivers_file: str = Field("", description="TOML file of receivers and routes; empty: only webhook_urls.")
     egress_allow: str = Field(
         "", description="Comma-separated networks (CIDR) or host:port that webhooks may reach though private."
+    )
+    notifier_lease_s: float = Field(
+        15.0, gt=0, description="Seconds after which another notifier takes over what a silent one was sending."
     )
     notifier_interval_s: float = Field(0.5, gt=0, description="Seconds between looks at the outbox.")
     dashboard_url: str = Field(

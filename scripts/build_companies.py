@@ -5,7 +5,8 @@
 Sources: the entity list of SEntFiN 1.0 (Sinha et al. 2022) and StockNet's stock table (Xu and Cohen 2018). Rows of
 SEntFiN that stand for sectors, commodities or the market as a whole are left out: only companies are linked.
 `companies_world.csv` in the same folder is kept by hand. `ambiguous.txt` lists the one-word names and tickers that are
-ordinary words too: those that are written in small letters more than once in the given headlines (field `text`).
+ordinary words too: those that are written in small letters more than once in the given headlines (field `text`);
+`capital` after a word says that a capital letter is enough to tell the company.
 """
 
 from __future__ import annotations
@@ -39,6 +40,11 @@ WRONG = re.compile(
 ALSO_WORDS = re.compile(
     "all|amazon|apollo|apple|are|arvind|big|can|carnival|chase|deepak|dow|ford|ice|intel|it|key|matrix|meta|nice|now|on|"
     "open|oracle|orchid|oriental|page|prakash|signature|sonata|square|torrent|vale|vip|well|zoom"
+)
+# Written with a capital, these are nearly always the company, even at the start of a headline.
+TELLING = re.compile(
+    "amazon|apple|ba|bitcoin|bp|carnival|dal|ford|intel|mar|meta|mo|nflx|oracle|reliance|snap|titan|torrent|twitter|ups|"
+    "vale|visa"
 )
 
 
@@ -110,7 +116,8 @@ def main(sentfin_csv: str, stock_table: str, *rest: str) -> None:
         for row in csv.DictReader(file):
             companies.setdefault(row["ticker"], []).extend((row["name"], *row["aliases"].split("|")))
     words = {name.lower() for ticker, names in companies.items() for name in (ticker, *names) if name.isalpha()}
-    (target / "ambiguous.txt").write_text("\n".join(ambiguous(headlines, words)) + "\n", encoding="utf-8")
+    lines = (f"{word} capital" if TELLING.fullmatch(word) else word for word in ambiguous(headlines, words))
+    (target / "ambiguous.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

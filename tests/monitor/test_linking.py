@@ -23,6 +23,7 @@ def found(text: str, *tickers: str) -> dict[str, str]:
     [
         ("Apple's stock falls after Tesla recall", {"AAPL": "Apple", "TSLA": "Tesla"}),
         ("$aapl and $BRK-A up", {"AAPL": "$aapl", "BRK-A": "$BRK-A"}),
+        ("Apple and Intel to build a plant", {"AAPL": "Apple", "INTC": "Intel"}),
         ("Boeing (NYSE: BA) grounded", {"BA": "Boeing"}),
         ("Results due at (NASDAQ:MSFT)", {"MSFT": "MSFT"}),
         ("INFY.NS against 0700.HK", {"INFY": "INFY.NS", "0700.HK": "0700.HK"}),
@@ -130,5 +131,5 @@ def test_a_wrong_users_table_is_one_clear_error(tmp_path: Path, content: str) ->
 
 
 def test_a_later_row_takes_a_name_over() -> None:
-    table = CompanyTable([("OLD", "Example Works", ()), ("NEW", "Example Works", ())], frozenset())
+    table = CompanyTable([("OLD", "Example Works", ()), ("NEW", "Example Works", ())], {})
     assert [m.ticker for m in link("Example Works rises", table=table)] == ["NEW"]

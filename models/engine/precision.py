@@ -1,0 +1,202 @@
+"""Which arithmetic the text backbone uses on a CPU: fp32, bf16 or int8, chosen where it runs.
+
+int8 here is weight and activation quantisation with one scale an output channel and one a token, so that a text's
+score does not depend on what else is in its batch (as it does with one scale a tensor). It is several times faster
+where the processor has integer matrix instructions (VNNI, AMX) and slower elsewhere, and the same holds for bf16:
+`auto` measures, once per machine and model, and keeps the answer in the data folder. Nothing is taken whose answers
+on a sample of headlines are not those of fp32.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import platform
+import time
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.bundle import LoadedModel
+from models.engine.batching import plan
+from models.tokens import Row, TokenizedRow
+from monitor.errors import ConfigurationError
+from monitor.telemetry import get_logger
+
+if TYPE_CHECKING:
+    from monitor.settings import Settings
+
+__all__ = ["Int8Linear", "Measured", "measure", "prepare_cpu"]
+
+log = get_logger(__name__)
+
+# Against fp32, over the sample: mean difference of a probability, and share of headlines with the same label.
+MAX_DIFFERENCE: Final = 0.01
+MIN_AGREEMENT: Final = 0.98
+# A gain below this is not worth another arithmetic.
+_WORTH: Final = 1.15
+
+
+Precision = Literal["fp32", "bf16", "int8"]
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """One precision: seconds for the sample, and how it differs from fp32."""
+
+    precision: Precision
+    seconds: float
+    difference: float = 0.0
+    agreement: float = 1.0
+
+    @property
+    def accurate(self) -> bool:
+        """Whether the accuracy check lets it pass."""
+        return self.difference <= MAX_DIFFERENCE and self.agreement >= MIN_AGREEMENT
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    precision: Precision
+
+
+class Int8Linear(nn.Module):
+    """A linear layer in int8: symmetric, one scale for each output channel and one for each token."""
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight.detach().float()
+        scale = (weight.abs().amax(dim=1) / 127.0).clamp(min=1e-12)
+        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8).t().contiguous())
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., K) to (..., N)."""
+        flat = x.reshape(-1, x.shape[-1])
+        step = (flat.abs().amax(dim=1, keepdim=True) / 127.0).clamp_(min=1e-12)
+        product = torch._int_mm((flat / step).round_().to(torch.int8), self.weight)
+        y = product.to(torch.float32).mul_(self.scale).mul_(step)
+        if self.bias is not None:
+            y += self.bias
+        return y.view(*x.shape[:-1], -1)
+
+
+class _Half(nn.Module):
+    """An encoder in bf16 that gives its token vectors in fp32, as the heads want them."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder.to(torch.bfloat16)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> object:
+        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
+        output.last_hidden_state = output.last_hidden_state.float()
+        return output
+
+
+def _int8(encoder: nn.Module) -> nn.Module:
+    for module in list(encoder.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(module, name, Int8Linear(child))
+    return encoder
+
+
+_CONVERSIONS: Final[dict[Precision, Callable[[nn.Module], nn.Module]]] = {"int8": _int8, "bf16": _Half}
+
+
+def _sample() -> list[str]:
+    return (resources.files("models") / "data" / "precision_sample.txt").read_text(encoding="utf-8").splitlines()
+
+
+def _run(model: LoadedModel, rows: list[TokenizedRow]) -> tuple[np.ndarray, float]:
+    """Sentiment of the sample (N, 3), and the best time of two passes in seconds."""
+    batches = plan([len(row) for row in rows], [False] * len(rows), token_budget=1024, image_budget=1)
+    best = float("inf")
+    for _ in range(2):
+        began = time.perf_counter()
+        parts = [model.forward([rows[i] for i in batch]).sentiment for batch in batches]
+        best = min(best, time.perf_counter() - began)
+    return np.concatenate(parts), best
+
+
+def measure(model: LoadedModel, precisions: tuple[Precision, ...] = ("int8", "bf16")) -> list[Measured]:
+    """fp32 and each of `precisions`, timed and compared over the sample; the model is left as it was."""
+    rows = model.tokenize([Row(text) for text in _sample()])
+    exact, seconds = _run(model, rows)
+    found = [Measured("fp32", seconds)]
+    original = model.network.text
+    for precision in precisions:
+        try:
+            model.network.text = _CONVERSIONS[precision](copy.deepcopy(original))
+            said, seconds = _run(model, rows)
+        except RuntimeError as error:
+            log.info("precision not available", precision=precision, error=str(error).splitlines()[0][:120])
+            continue
+        finally:
+            model.network.text = original
+        agreement = float((said.argmax(1) == exact.argmax(1)).mean())
+        found.append(Measured(precision, seconds, float(np.abs(said - exact).mean()), agreement))
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = [line for line in lines if line.startswith(("model name", "flags"))][:2]
+    return " ".join(named) or platform.processor() or platform.machine()
+
+
+def _choice(model: LoadedModel, settings: Settings) -> Precision:
+    key = hashlib.sha256(
+        "\x1f".join((model.version, torch.__version__, _processor(), str(torch.get_num_threads()))).encode()
+    ).hexdigest()[:16]
+    kept = settings.data_dir / "cache" / f"precision-{key}.json"
+    try:
+        return msgspec.json.decode(kept.read_bytes(), type=_Kept).precision
+    except (OSError, msgspec.MsgspecError, ValueError):
+        pass
+    found = measure(model)
+    exact = found[0]
+    passing = [one for one in found[1:] if one.accurate and one.seconds * _WORTH <= exact.seconds]
+    best = min(passing, key=lambda one: one.seconds, default=exact)
+    log.info("precision chosen", precision=best.precision, measured=[msgspec.to_builtins(one) for one in found])
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_bytes(msgspec.json.encode(_Kept(best.precision)))
+    except OSError as error:
+        # A folder that cannot be written only means that the next start measures again.
+        log.info("precision not kept", error=str(error))
+    return best.precision
+
+
+def prepare_cpu(model: LoadedModel, settings: Settings) -> str:
+    """Give a model on the CPU its arithmetic, by `settings.cpu_precision`; returns it ("" on another device).
+
+    Raises `ConfigurationError` when a precision was asked for that this processor's torch cannot do.
+    """
+    if model.device.type != "cpu":
+        return ""
+    wanted = settings.cpu_precision
+    precision: Precision = _choice(model, settings) if wanted == "auto" else msgspec.convert(wanted, Precision)
+    if precision != "fp32":
+        try:
+            model.network.text = _CONVERSIONS[precision](model.network.text)
+            model.forward(model.tokenize([Row("Shares rise.")]))
+        except RuntimeError as error:
+            raise ConfigurationError(
+                f"The setting cpu_precision = {precision} does not work here: {str(error).splitlines()[0][:120]}.",
+                "Use auto or fp32.",
+            ) from error
+    return precision

@@ -1,0 +1,302 @@
+"""The scorer: items and charts in, scored items out; batched, cached, and able to change its model while it runs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import xxhash
+
+from models.bundle import LoadedModel, load_model
+from models.charts.images import decode_image
+from models.engine.cache import RowScore, ScoreCache, row_key
+from models.engine.forward import Forward, RowFailure
+from models.engine.items import Flag, Question, ScoringRequest, answer, entity_shown, spans_of
+from models.engine.language import LanguageGuard, languages_of
+from models.engine.precision import prepare_cpu
+from models.registry import resolve
+from models.rules import SentimentRules, load_rules
+from models.tokens import Row, TokenizedRow
+from monitor.companies import CompanyTable, bundled_companies, load_companies
+from monitor.errors import ModelError, StorageError
+from monitor.linking import link
+from monitor.records import Chart, Rejected, ScoredItem
+from monitor.telemetry import get_logger
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+    from torch import Tensor
+
+    from monitor.settings import Settings
+
+__all__ = ["Scorer", "open_scorer"]
+
+log = get_logger(__name__)
+
+_DECODERS: Final = 4
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A chart ready for the network."""
+
+    chart: Chart
+    digest: bytes
+    pixels: Tensor
+
+
+@dataclass(frozen=True)
+class _Serving:
+    """Everything that belongs to one model; exchanged as a whole, so that a batch is scored by one model alone."""
+
+    model: LoadedModel
+    registered: str
+    forward: Forward
+    guard: LanguageGuard
+    cache: ScoreCache
+
+    @property
+    def threshold(self) -> float:
+        vision = self.model.network.vision
+        return vision.threshold if vision is not None else 1.0
+
+
+@dataclass(slots=True)
+class _Asked:
+    """One item on its way: its question, picture and the keys of its rows."""
+
+    question: Question
+    picture: _Picture | None
+    whole: bytes = b""
+    spans: dict[tuple[int, int], bytes] = field(default_factory=dict)
+
+
+class Scorer:
+    """Scores items with the model in force.
+
+    `score` and `refresh` may be called from different threads; calls of `score` are served one after the other.
+    """
+
+    def __init__(self, settings: Settings, engine: Engine | None = None, name: str = "") -> None:
+        """Load the model that `settings` and the registry in `engine` name, or the one called `name`.
+
+        Raises `ModelError`, `ConfigurationError` or `StorageError`.
+        """
+        self._settings = settings
+        self._engine = engine
+        self._name = name
+        self._rules: SentimentRules = load_rules(
+            Path(settings.sentiment_rules_file) if settings.sentiment_rules_file else None
+        )
+        self._companies: CompanyTable = (
+            load_companies(Path(settings.companies_file)) if settings.companies_file else bundled_companies()
+        )
+        self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
+        self._turn = threading.Lock()
+        self._refused = ""
+        found = resolve(settings, engine, name)
+        self._serving = self._load(found.path, found.version)
+
+    def _load(self, path: Path, registered: str) -> _Serving:
+        settings = self._settings
+        model = load_model(path, device=settings.device or None)
+        prepare_cpu(model, settings)
+        log.info("model loaded", version=model.version, device=str(model.device))
+        return _Serving(
+            model=model,
+            registered=registered,
+            forward=Forward(
+                model, token_budget=settings.worker_token_budget, image_budget=settings.worker_image_budget
+            ),
+            guard=LanguageGuard(languages_of(model.file.text_backbone, settings.model_languages)),
+            cache=ScoreCache(settings.score_cache_rows),
+        )
+
+    @property
+    def model_version(self) -> str:
+        """Version of the model that the next call of `score` uses."""
+        return self._serving.model.version
+
+    @property
+    def model(self) -> LoadedModel:
+        """The model that the next call of `score` uses."""
+        return self._serving.model
+
+    def refresh(self) -> bool:
+        """Take up a newly promoted model; True when the model has changed.
+
+        The new one is loaded beside the old one, which serves until then; a batch in progress ends with the model
+        that it began with. A version that cannot be loaded is refused once and not tried again, and the store being
+        away changes nothing.
+        """
+        if self._engine is None or self._name or self._settings.model:
+            return False
+        try:
+            found = resolve(self._settings, self._engine)
+        except (StorageError, ModelError) as error:
+            log.warning("cannot look for a newer model", error=str(error))
+            return False
+        if found.version in (self._serving.registered, self._refused):
+            return False
+        try:
+            serving = self._load(found.path, found.version)
+        except ModelError as error:
+            self._refused = found.version
+            log.error("promoted model cannot be loaded, the old one stays", version=found.version, error=str(error))
+            return False
+        self._refused = ""
+        self._serving = serving
+        return True
+
+    def score(self, requests: Sequence[ScoringRequest]) -> list[ScoredItem | Rejected]:
+        """One result for each request, in their order.
+
+        An item is rejected when it has neither text nor a readable chart (`no_text`, or why its chart cannot be
+        read) or when the model fails on it alone (`unscorable`). Raises `ModelError` when the device has failed.
+        """
+        with self._turn:
+            return self._score(requests, self._serving)
+
+    def close(self) -> None:
+        """Stop the threads that decode pictures."""
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+
+    def _score(self, requests: Sequence[ScoringRequest], serving: _Serving) -> list[ScoredItem | Rejected]:
+        pictures = list(self._decoders.map(lambda request: self._picture(request, serving.model), requests))
+        asked: list[_Asked | Rejected] = [
+            self._ask(request, picture, serving) for request, picture in zip(requests, pictures, strict=True)
+        ]
+        known, wanted = self._collect([one for one in asked if isinstance(one, _Asked)], serving)
+        known |= self._run(wanted, serving)
+        now = datetime.now(UTC)
+        return [one if isinstance(one, Rejected) else self._answer(one, known, serving, now) for one in asked]
+
+    def _picture(self, request: ScoringRequest, model: LoadedModel) -> _Picture | Rejected | None:
+        """The first of the charts that can be read; why the first cannot when none can; None without charts."""
+        problem: Rejected | None = None
+        if request.charts and model.network.vision is None:
+            return Rejected(code="charts_not_supported", reason="The model in force reads no pictures.")
+        for chart in request.charts:
+            image = decode_image(chart.image, max_pixels=self._settings.max_chart_pixels)
+            if isinstance(image, Rejected):
+                problem = problem or image
+                continue
+            assert model.network.vision is not None
+            pixels = model.network.vision.preprocess(image)
+            return _Picture(chart, xxhash.xxh3_128_digest(chart.image), pixels)
+        return problem
+
+    def _ask(
+        self, request: ScoringRequest, picture: _Picture | Rejected | None, serving: _Serving
+    ) -> _Asked | Rejected:
+        item = request.item
+        text = item.text[: self._settings.max_text_chars]
+        if not text:
+            if isinstance(picture, Rejected):
+                return picture
+            if picture is None:
+                return Rejected(code="no_text", reason="The item has neither a text nor a chart.")
+        flags = [Flag.CHART_UNREADABLE] if isinstance(picture, Rejected) else []
+        shown = picture if isinstance(picture, _Picture) else None
+        language = serving.guard.unreadable(text)
+        if language is not None:
+            flags.append(Flag.LANGUAGE)
+        tickers = (*item.tickers, *(ticker for chart in request.charts for ticker in chart.tickers))
+        mentions = link(text, tickers, title_chars=len(item.title) or None, table=self._companies)
+        question = Question(
+            item=item,
+            text="" if language is not None else text,
+            language=language,
+            mentions=mentions,
+            rules=self._rules.matching(text) if text else [],
+            chart=shown.chart if shown is not None else None,
+            flags=tuple(flags),
+        )
+        return _Asked(question, shown)
+
+    def _collect(
+        self, asked: Sequence[_Asked], serving: _Serving
+    ) -> tuple[dict[bytes, RowScore | RowFailure], dict[bytes, tuple[Row, Tensor | None]]]:
+        """Rows whose score is known already, and those to ask the model about, each once."""
+        known: dict[bytes, RowScore | RowFailure] = {}
+        wanted: dict[bytes, tuple[Row, Tensor | None]] = {}
+        for one in asked:
+            question, picture = one.question, one.picture
+            rows: list[tuple[tuple[int, int] | None, _Picture | None]] = [(None, picture)]
+            if question.text:
+                spans = set(spans_of(question.mentions))
+                for mention in question.mentions:
+                    span = (mention.start, mention.end)
+                    if span in spans:
+                        seen = entity_shown(mention, picture.chart if picture else None, question.mentions)
+                        rows.append((span, picture if seen else None))
+            for entity, shown in rows:
+                key = row_key(serving.model.version, question.text, entity, shown.digest if shown else b"")
+                if entity is None:
+                    one.whole = key
+                else:
+                    one.spans[entity] = key
+                if key in known or key in wanted:
+                    continue
+                cached = serving.cache.get(key)
+                if cached is not None:
+                    known[key] = cached
+                else:
+                    wanted[key] = (Row(question.text, entity), shown.pixels if shown else None)
+        return known, wanted
+
+    def _run(
+        self, wanted: dict[bytes, tuple[Row, Tensor | None]], serving: _Serving
+    ) -> dict[bytes, RowScore | RowFailure]:
+        found: dict[bytes, RowScore | RowFailure] = {}
+        ready: list[TokenizedRow] = []
+        keys: list[bytes] = []
+        tokenized = serving.forward.tokenize([row for row, _ in wanted.values()])
+        for (key, (_, pixels)), row in zip(wanted.items(), tokenized, strict=True):
+            if isinstance(row, RowFailure):
+                found[key] = row
+                continue
+            row.pixels = pixels
+            ready.append(row)
+            keys.append(key)
+        for key, score in zip(keys, serving.forward.run(ready), strict=True):
+            found[key] = score
+            if isinstance(score, RowScore):
+                serving.cache.put(key, score)
+        return found
+
+    def _answer(
+        self, one: _Asked, known: dict[bytes, RowScore | RowFailure], serving: _Serving, now: datetime
+    ) -> ScoredItem | Rejected:
+        whole = known[one.whole]
+        if isinstance(whole, RowFailure):
+            return Rejected(code="unscorable", reason=str(whole))
+        entities: dict[tuple[int, int], RowScore] = {}
+        for span, key in one.spans.items():
+            row = known[key]
+            # An entity that cannot be scored alone takes the item's sentiment.
+            if isinstance(row, RowScore):
+                entities[span] = row
+        return answer(
+            one.question,
+            whole,
+            entities,
+            taxonomy=serving.model.taxonomy,
+            threshold=serving.threshold,
+            version=serving.model.version,
+            now=now,
+        )
+
+
+def open_scorer(settings: Settings, engine: Engine | None = None, name: str = "") -> Scorer:
+    """A scorer with the model in force: `name`, else `settings.model`, else the promoted one, else the shipped one.
+
+    `engine` is the store whose registry is asked, and asked again by `refresh`. Raises `ModelError`,
+    `ConfigurationError` or `StorageError`.
+    """
+    return Scorer(settings, engine, name)
