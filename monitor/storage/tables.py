@@ -379,6 +379,7 @@ job_runs = Table(
     Column("started_at", UtcTime, nullable=False),
     Column("finished_at", UtcTime, nullable=True),
     Column("process", String(128), nullable=False),
+    Column("heartbeat_at", UtcTime, nullable=False),
     Column("cancel_requested", Boolean, nullable=False),
     Column("result", Json, nullable=True),
     Column("error", Text, nullable=True),
