@@ -26,6 +26,9 @@ __all__ = [
     "AlertState",
     "AlertStory",
     "AlertWindow",
+    "Digest",
+    "DigestContent",
+    "DigestEntry",
     "Notice",
     "alert_from_builtins",
     "bounded",
@@ -114,6 +117,60 @@ class Notice(msgspec.Struct, frozen=True, kw_only=True):
     type: str
     timestamp: datetime
     data: Alert
+
+
+class DigestEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One notice of a digest, in short; `webhook_id` is the id that it would have had by itself."""
+
+    webhook_id: str
+    type: str
+    timestamp: datetime
+    id: str
+    state: AlertState
+    key: str
+    title: str
+    severity: str
+    observed: int
+    expected: float
+    fired_at: datetime
+    resolved_at: datetime | None
+    link: str
+
+    @classmethod
+    def of(cls, webhook_id: str, notice: Notice) -> DigestEntry:
+        """The short form of a notice."""
+        alert = notice.data
+        return cls(
+            webhook_id=webhook_id,
+            type=notice.type,
+            timestamp=notice.timestamp,
+            id=alert.id,
+            state=alert.state,
+            key=alert.key,
+            title=alert.title,
+            severity=alert.severity,
+            observed=alert.observed,
+            expected=alert.expected,
+            fired_at=alert.fired_at,
+            resolved_at=alert.resolved_at,
+            link=alert.link,
+        )
+
+
+class DigestContent(msgspec.Struct, frozen=True, kw_only=True):
+    """The `data` of a digest: notices in order."""
+
+    notices: tuple[DigestEntry, ...]
+    schema_version: int = SCHEMA_VERSION
+
+
+class Digest(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of a webhook of type `alert.digest`: several notices in one, because they belong to one group or there
+    were more than the receiver's rate allows."""
+
+    timestamp: datetime
+    data: DigestContent
+    type: str = "alert.digest"
 
 
 def alert_from_builtins(value: Any) -> Alert:

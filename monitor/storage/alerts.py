@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -39,12 +40,12 @@ __all__ = [
     "acknowledge",
     "add_event",
     "audit_trail",
+    "claim_unpublished",
     "get_alert",
     "list_alerts",
     "mark_published",
     "mark_routed",
     "record_decisions",
-    "unpublished",
     "unrouted",
 ]
 
@@ -305,22 +306,31 @@ def audit_trail(conn: Connection, episode_id: str) -> list[dict[str, Any]]:
     return [dict(row) for row in conn.execute(query).mappings()]
 
 
-def _entries(conn: Connection, condition: Any, limit: int) -> list[OutboxEntry]:
-    query = select(outbox).where(condition).order_by(outbox.c.id).limit(limit)
-    return [
-        OutboxEntry(row.id, row.episode_id, row.event, alert_from_builtins(row.payload), row.created_at)
-        for row in conn.execute(query)
-    ]
-
-
-def unpublished(conn: Connection, limit: int = 500) -> list[OutboxEntry]:
-    """Public events that Kafka has not acknowledged yet, in order."""
-    return _entries(conn, and_(outbox.c.published_at.is_(None), ~outbox.c.event.startswith("raised:")), limit)
+def _entry(row: Any) -> OutboxEntry:
+    return OutboxEntry(row.id, row.episode_id, row.event, alert_from_builtins(row.payload), row.created_at)
 
 
 def unrouted(conn: Connection, limit: int = 500) -> list[OutboxEntry]:
-    """Events that have not been made into deliveries yet, in order."""
-    return _entries(conn, outbox.c.routed_at.is_(None), limit)
+    """Events that have not been made into deliveries yet, in order; locked until the transaction ends."""
+    query = select(outbox).where(outbox.c.routed_at.is_(None)).order_by(outbox.c.id).limit(limit).with_for_update()
+    return [_entry(row) for row in conn.execute(query)]
+
+
+def claim_unpublished(
+    conn: Connection, publisher: str, now: datetime, until: datetime, limit: int = 500
+) -> list[OutboxEntry]:
+    """Public events that Kafka has not acknowledged yet, in order, claimed for `publisher` until then.
+
+    Nothing behind an event that another publisher has claimed is given out, so that order is kept.
+    """
+    public = and_(outbox.c.published_at.is_(None), ~outbox.c.event.startswith("raised:"))
+    rows = conn.execute(select(outbox).where(public).order_by(outbox.c.id).limit(limit).with_for_update()).all()
+    mine = list(
+        takewhile(lambda r: r.publisher in (None, publisher) or r.publisher_until <= now, rows),
+    )
+    claimed = update(outbox).where(outbox.c.id.in_([row.id for row in mine]))
+    conn.execute(claimed.values(publisher=publisher, publisher_until=until))
+    return [_entry(row) for row in mine]
 
 
 def mark_published(conn: Connection, positions: Sequence[int], at: datetime) -> None:

@@ -45,7 +45,7 @@ def store_status(engine: Engine) -> StoreStatus:
         watermark = connection.execute(select(func.min(t.partitions.c.watermark))).scalar_one()
         judged = connection.execute(select(func.max(t.judge.c.judged_to))).scalar_one()
         states = connection.execute(select(t.episodes.c.state, func.count()).group_by(t.episodes.c.state)).all()
-        waiting = select(func.count()).select_from(t.deliveries).where(t.deliveries.c.state != "delivered")
+        waiting = select(func.count()).select_from(t.deliveries).where(t.deliveries.c.state.in_(("pending", "failed")))
         unrouted = select(func.count()).select_from(t.outbox).where(t.outbox.c.routed_at.is_(None))
         return StoreStatus(
             items=one(select(func.count()).select_from(t.items)),

@@ -6,12 +6,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from monitor.surges.decisions import Decision
 from sqlalchemy import Connection, Engine
 
 from monitor.storage.engine import open_engine
 from monitor.storage.migrate import upgrade
 from monitor.storage.tables import items, stories
+from monitor.surges.decisions import Decision
 
 AT = datetime(2026, 3, 2, 14, 30, tzinfo=UTC)
 DASHBOARD = "http://127.0.0.1:8501"

@@ -6,7 +6,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from monitor.surges.decisions import Decision
 from sqlalchemy import Engine, func, select
 
 from monitor.alerts.records import AlertState
@@ -14,16 +13,17 @@ from monitor.errors import ConfigurationError
 from monitor.storage.alerts import (
     acknowledge,
     audit_trail,
+    claim_unpublished,
     get_alert,
     list_alerts,
     mark_published,
     mark_routed,
     record_decisions,
-    unpublished,
     unrouted,
 )
 from monitor.storage.engine import reading, writing
 from monitor.storage.tables import alert_events, outbox
+from monitor.surges.decisions import Decision
 from tests.monitor.alerts.builders import AT, DASHBOARD, decision, new_store, put_item, put_story
 
 ID = "negative-surge-ticker:AAPL-1"
@@ -149,11 +149,14 @@ def test_a_failed_transaction_leaves_nothing(store: Engine) -> None:
 
 def test_outbox_is_worked_off_in_order(store: Engine) -> None:
     record(store, decision(), decision("update", severity="critical"), decision("resolve"))
+    later = AT + timedelta(seconds=15)
     with writing(store) as conn:
-        waiting = unpublished(conn)
+        waiting = claim_unpublished(conn, "one", AT, later)
         assert [entry.event for entry in waiting] == ["firing", "resolved"]
+        assert claim_unpublished(conn, "two", AT, later) == []
         mark_published(conn, [waiting[0].position], AT)
-        assert [entry.event for entry in unpublished(conn)] == ["resolved"]
+        assert claim_unpublished(conn, "two", AT, later) == []
+        assert [entry.event for entry in claim_unpublished(conn, "two", later, later)] == ["resolved"]
         assert [entry.event for entry in unrouted(conn)] == ["firing", "raised:critical", "resolved"]
         mark_routed(conn, [entry.position for entry in unrouted(conn)], AT)
         assert unrouted(conn) == []

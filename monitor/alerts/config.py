@@ -1,0 +1,162 @@
+"""Everything that says who is told: the settings' webhooks and the file of receivers, routes and mute times."""
+
+from __future__ import annotations
+
+import zoneinfo
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import time, timedelta
+from pathlib import Path
+
+import msgspec
+
+from monitor.alerts.durations import parse_duration
+from monitor.alerts.egress import EgressPolicy
+from monitor.alerts.receivers import Receiver, receivers_from_entries, receivers_from_settings
+from monitor.alerts.routing import EVENTS, GROUP_FIELDS, SEVERITIES, WEEKDAYS, Mute, Route
+from monitor.alerts.tomlfile import Entry, read_entries
+from monitor.errors import ConfigurationError
+from monitor.settings import Settings
+
+__all__ = ["NotificationConfig", "load_notifications"]
+
+
+@dataclass(frozen=True)
+class NotificationConfig:
+    """Receivers by name, the routes to them, and what may be called at all."""
+
+    receivers: Mapping[str, Receiver]
+    routes: tuple[Route, ...]
+    policy: EgressPolicy
+
+
+class MuteEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[[mutes]]` of the file."""
+
+    name: str
+    days: tuple[str, ...] = WEEKDAYS
+    start: str = "00:00"
+    end: str = "00:00"
+    timezone: str = "UTC"
+    calendar: str = ""
+    when: str = "closed"
+
+
+class RouteEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[[routes]]` of the file."""
+
+    receivers: tuple[str, ...]
+    name: str = ""
+    keys: tuple[str, ...] = ("*",)
+    rules: tuple[str, ...] = ("*",)
+    severities: tuple[str, ...] = SEVERITIES
+    events: tuple[str, ...] = EVENTS
+    group_by: tuple[str, ...] = ()
+    group_wait: str = ""
+    repeat: str = ""
+    escalate_after: str = ""
+    escalate_to: tuple[str, ...] = ()
+    mutes: tuple[str, ...] = ()
+    inhibit: bool = True
+
+
+def _one_of(entry: Entry, field: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:
+    wrong = [value for value in given if value not in known]
+    if wrong:
+        entry.fail(f"{wrong[0]!r} is none of {', '.join(known) or 'those defined (there are none)'}", field)
+
+
+def _clock(entry: Entry, field: str, text: str) -> time:
+    try:
+        return time.fromisoformat(text)
+    except ValueError:
+        entry.fail(f"{text!r} is not a time of day such as 08:30", field)
+
+
+def _length(entry: Entry, field: str, text: str) -> timedelta | None:
+    if not text:
+        return None
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        entry.fail(str(error), field)
+
+
+def _mute(entry: Entry) -> Mute:
+    fields = entry.convert(MuteEntry)
+    _one_of(entry, "days", fields.days, WEEKDAYS)
+    _one_of(entry, "when", (fields.when,), ("closed", "open"))
+    if fields.calendar:
+        import exchange_calendars
+
+        _one_of(entry, "calendar", (fields.calendar,), tuple(exchange_calendars.get_calendar_names()))
+    try:
+        zone = zoneinfo.ZoneInfo(fields.timezone)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError):
+        entry.fail(f"{fields.timezone!r} is no time zone such as Europe/Zurich", "timezone")
+    return Mute(
+        name=fields.name,
+        days=fields.days,
+        start=_clock(entry, "start", fields.start),
+        end=_clock(entry, "end", fields.end),
+        zone=zone,
+        calendar=fields.calendar,
+        when=fields.when,
+    )
+
+
+def _route(entry: Entry, receivers: Mapping[str, Receiver], mutes: Mapping[str, Mute]) -> Route:
+    fields = entry.convert(RouteEntry)
+    if not fields.receivers:
+        entry.fail("a route needs at least one receiver", "receivers")
+    _one_of(entry, "receivers", fields.receivers, tuple(receivers))
+    _one_of(entry, "escalate_to", fields.escalate_to, tuple(receivers))
+    _one_of(entry, "severities", fields.severities, SEVERITIES)
+    _one_of(entry, "events", fields.events, EVENTS)
+    _one_of(entry, "group_by", fields.group_by, GROUP_FIELDS)
+    _one_of(entry, "mutes", fields.mutes, tuple(mutes))
+    if bool(fields.escalate_after) != bool(fields.escalate_to):
+        entry.fail("escalate_after and escalate_to belong together", "escalate_after" if fields.escalate_after else "")
+    if fields.group_wait and not fields.group_by:
+        entry.fail("group_wait needs group_by", "group_wait")
+    return Route(
+        receivers=fields.receivers,
+        keys=fields.keys,
+        rules=fields.rules,
+        severities=fields.severities,
+        events=fields.events,
+        group_by=fields.group_by,
+        group_wait=_length(entry, "group_wait", fields.group_wait) or timedelta(),
+        repeat=_length(entry, "repeat", fields.repeat),
+        escalate_after=_length(entry, "escalate_after", fields.escalate_after),
+        escalate_to=fields.escalate_to,
+        mutes=tuple(mutes[name] for name in fields.mutes),
+        inhibit=fields.inhibit,
+    )
+
+
+def load_notifications(settings: Settings) -> NotificationConfig:
+    """Receivers and routes in force. The receivers of `webhook_urls` get every alert, uninhibited; those of a file
+    without routes get every alert that no wider one explains.
+
+    Raises `ConfigurationError` naming the setting, or file, line and entry.
+    """
+    policy = EgressPolicy.parse(settings.egress_allow)
+    plain = receivers_from_settings(settings, policy)
+    routes = [Route(receivers=tuple(receiver.name for receiver in plain), inhibit=False)] if plain else []
+    receivers = {receiver.name: receiver for receiver in plain}
+    if settings.receivers_file:
+        entries = read_entries(Path(settings.receivers_file), ("receivers", "routes", "mutes"))
+        for receiver in receivers_from_entries(entries["receivers"], policy):
+            if receiver.name in receivers:
+                raise ConfigurationError(
+                    f"The name {receiver.name} in {settings.receivers_file} is that of a receiver of webhook_urls.",
+                    "Give it another name.",
+                )
+            receivers[receiver.name] = receiver
+        mutes = {mute.name: mute for mute in map(_mute, entries["mutes"])}
+        routes += [_route(entry, receivers, mutes) for entry in entries["routes"]]
+        named = tuple(name for name in receivers if name not in {receiver.name for receiver in plain})
+        if named and not entries["routes"]:
+            routes.append(Route(receivers=named))
+    return NotificationConfig(receivers, tuple(routes), policy)

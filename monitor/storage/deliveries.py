@@ -1,0 +1,334 @@
+"""Deliveries: one row per episode, event and receiver, whose id is the webhook-id of every attempt.
+
+States: `held` (a silence, a mute time or a wider alert holds it back), `pending`, `delivered`, `failed` (given up; can
+be replayed), `dropped` (the episode ended while it was held). A row that went into a digest stays `pending` with
+`digest_id` until the digest is delivered. A pending row is attempted by whoever holds its lease.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import Connection, and_, or_, select, update
+
+from monitor.storage.tables import deliveries
+from monitor.storage.upsert import insert_missing
+
+__all__ = [
+    "DELIVERED",
+    "DIGEST",
+    "DROPPED",
+    "FAILED",
+    "HELD",
+    "PENDING",
+    "Delivery",
+    "add",
+    "bundle",
+    "delivery_id",
+    "drop",
+    "due",
+    "finish",
+    "give_up",
+    "give_up_all",
+    "group_due",
+    "held",
+    "hurry",
+    "lease",
+    "members",
+    "of_episode",
+    "postpone",
+    "release",
+    "renew",
+    "replay",
+    "retry",
+    "set_free",
+    "undelivered",
+]
+
+HELD: Final = "held"
+PENDING: Final = "pending"
+DELIVERED: Final = "delivered"
+FAILED: Final = "failed"
+DROPPED: Final = "dropped"
+DIGEST: Final = "digest"
+
+
+class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+    """One notification for one receiver. `payload` is the exact body of every attempt."""
+
+    id: str
+    episode_id: str
+    event: str
+    receiver: str
+    position: int
+    payload: str
+    created_at: datetime
+    state: str = PENDING
+    attempts: int = 0
+    next_attempt_at: datetime | None = None
+    group_key: str = ""
+    digest_id: str | None = None
+    last_status: int | None = None
+    last_error: str | None = None
+    delivered_at: datetime | None = None
+
+
+_columns: Final = tuple(deliveries.c[name] for name in Delivery.__struct_fields__)
+
+
+def delivery_id(*parts: str) -> str:
+    """The webhook-id of a notification: a function of episode, event and receiver, the same wherever it is made."""
+    return f"msg_{hashlib.sha256(chr(31).join(parts).encode()).hexdigest()[:40]}"
+
+
+def _read(conn: Connection, query: Any) -> list[Delivery]:
+    return [Delivery(**row) for row in conn.execute(query).mappings()]
+
+
+def add(conn: Connection, rows: Iterable[Delivery]) -> set[str]:
+    """Insert those that are not there yet; returns the ids of the new ones."""
+    plain = [
+        {name: getattr(row, name) for name in Delivery.__struct_fields__} | {"lease_holder": None, "lease_until": None}
+        for row in rows
+    ]
+    return {row[0] for row in insert_missing(conn, deliveries, plain)} if plain else set()
+
+
+def _free(now: datetime) -> Any:
+    return or_(deliveries.c.lease_until.is_(None), deliveries.c.lease_until <= now)
+
+
+def due(conn: Connection, receiver: str, now: datetime, limit: int) -> list[Delivery]:
+    """What may be attempted for a receiver now, in order: an episode's later event waits for its earlier one."""
+    earlier = deliveries.alias("earlier")
+    waits = (
+        select(earlier.c.id)
+        .where(
+            earlier.c.receiver == deliveries.c.receiver,
+            earlier.c.episode_id == deliveries.c.episode_id,
+            earlier.c.state == PENDING,
+            earlier.c.position < deliveries.c.position,
+        )
+        .exists()
+    )
+    query = (
+        select(*_columns)
+        .where(
+            deliveries.c.receiver == receiver,
+            deliveries.c.state == PENDING,
+            deliveries.c.digest_id.is_(None),
+            deliveries.c.next_attempt_at <= now,
+            _free(now),
+            ~waits,
+        )
+        .order_by(deliveries.c.position, deliveries.c.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True, of=deliveries)
+    )
+    return _read(conn, query)
+
+
+def lease(conn: Connection, ids: Sequence[str], holder: str, until: datetime) -> None:
+    """Take the lease of rows that `due` has just returned in the same transaction."""
+    conn.execute(update(deliveries).where(deliveries.c.id.in_(ids)).values(lease_holder=holder, lease_until=until))
+
+
+def renew(conn: Connection, ids: Sequence[str], holder: str, until: datetime) -> None:
+    """Keep leases while attempts are under way."""
+    conn.execute(
+        update(deliveries)
+        .where(deliveries.c.id.in_(ids), deliveries.c.lease_holder == holder)
+        .values(lease_until=until)
+    )
+
+
+def release(conn: Connection, holder: str) -> None:
+    """Give back all leases of a notifier that stops."""
+    conn.execute(
+        update(deliveries)
+        .where(deliveries.c.lease_holder == holder, deliveries.c.state == PENDING)
+        .values(lease_holder=None, lease_until=None)
+    )
+
+
+def _settle(conn: Connection, row: str, values: dict[str, Any]) -> bool:
+    """Change a row that is still pending, and with it what went into it if it is a digest."""
+    mine = and_(deliveries.c.id == row, deliveries.c.state == PENDING)
+    changed = conn.execute(
+        update(deliveries).where(mine).values(**values, lease_holder=None, lease_until=None)
+    ).rowcount
+    return bool(changed)
+
+
+def finish(conn: Connection, row: str, status: int | None, at: datetime) -> bool:
+    """It has arrived. False when that was known already."""
+    values = {
+        "state": DELIVERED,
+        "delivered_at": at,
+        "last_status": status,
+        "last_error": None,
+        "next_attempt_at": None,
+    }
+    if not _settle(conn, row, values | {"attempts": deliveries.c.attempts + 1}):
+        return False
+    conn.execute(
+        update(deliveries).where(deliveries.c.digest_id == row, deliveries.c.state == PENDING).values(**values)
+    )
+    return True
+
+
+def retry(conn: Connection, row: str, status: int | None, error: str, at: datetime) -> None:
+    """The attempt failed; the next one is at `at`."""
+    values = {"last_status": status, "last_error": error, "next_attempt_at": at}
+    _settle(conn, row, values | {"attempts": deliveries.c.attempts + 1})
+
+
+def give_up(conn: Connection, row: str, status: int | None, error: str) -> bool:
+    """The last attempt failed: it stays listed until somebody replays it."""
+    values = {"state": FAILED, "last_status": status, "last_error": error, "next_attempt_at": None}
+    if not _settle(conn, row, values | {"attempts": deliveries.c.attempts + 1}):
+        return False
+    conn.execute(
+        update(deliveries).where(deliveries.c.digest_id == row, deliveries.c.state == PENDING).values(**values)
+    )
+    return True
+
+
+def give_up_all(conn: Connection, receiver: str, error: str) -> int:
+    """The receiver is gone: everything that waits for it is given up and stays listed. Returns how many."""
+    waiting = and_(deliveries.c.receiver == receiver, deliveries.c.state == PENDING)
+    values = {"state": FAILED, "last_error": error, "next_attempt_at": None, "lease_holder": None, "lease_until": None}
+    return conn.execute(update(deliveries).where(waiting).values(**values)).rowcount
+
+
+def postpone(conn: Connection, receiver: str, until: datetime) -> None:
+    """A receiver asked to be left alone until then."""
+    conn.execute(
+        update(deliveries)
+        .where(deliveries.c.receiver == receiver, deliveries.c.state == PENDING, deliveries.c.next_attempt_at < until)
+        .values(next_attempt_at=until)
+    )
+
+
+def hurry(conn: Connection, receiver: str, now: datetime) -> None:
+    """A receiver answers again: what waited because it could not be reached or was broken is due at once."""
+    conn.execute(
+        update(deliveries)
+        .where(
+            deliveries.c.receiver == receiver,
+            deliveries.c.state == PENDING,
+            deliveries.c.attempts > 0,
+            deliveries.c.next_attempt_at > now,
+            or_(
+                deliveries.c.last_status.is_(None),
+                and_(deliveries.c.last_status >= 500, deliveries.c.last_status != 503),
+            ),
+        )
+        .values(next_attempt_at=now)
+    )
+
+
+def bundle(conn: Connection, members: Sequence[Delivery], payload: str, now: datetime) -> Delivery:
+    """One digest in place of several notifications for one receiver."""
+    digest = Delivery(
+        id=delivery_id(DIGEST, *sorted(member.id for member in members)),
+        episode_id=f"{DIGEST}:{members[0].id}",
+        event=DIGEST,
+        receiver=members[0].receiver,
+        position=members[0].position,
+        payload=payload,
+        created_at=now,
+        next_attempt_at=now,
+    )
+    add(conn, [digest])
+    ids = [member.id for member in members]
+    conn.execute(update(deliveries).where(deliveries.c.id.in_(ids)).values(digest_id=digest.id))
+    return digest
+
+
+def group_due(conn: Connection, receiver: str, group_key: str) -> datetime | None:
+    """When the group that is being collected for a receiver goes out; None when none is."""
+    collecting = select(deliveries.c.next_attempt_at).where(
+        deliveries.c.receiver == receiver,
+        deliveries.c.group_key == group_key,
+        deliveries.c.state == PENDING,
+        deliveries.c.attempts == 0,
+        deliveries.c.digest_id.is_(None),
+    )
+    return conn.scalar(collecting.order_by(deliveries.c.next_attempt_at).limit(1))
+
+
+def held(conn: Connection, limit: int = 1000) -> list[Delivery]:
+    """What is held back, in order."""
+    query = select(*_columns).where(deliveries.c.state == HELD).order_by(deliveries.c.position).limit(limit)
+    return _read(conn, query.with_for_update(of=deliveries))
+
+
+def set_free(conn: Connection, row: str, payload: str, now: datetime) -> None:
+    """Nothing holds it back any more: it goes out with the alert as it stands now."""
+    conn.execute(
+        update(deliveries)
+        .where(deliveries.c.id == row, deliveries.c.state == HELD)
+        .values(state=PENDING, payload=payload, next_attempt_at=now, last_error=None)
+    )
+
+
+def drop(conn: Connection, row: str, reason: str) -> None:
+    """The episode ended, or somebody took it on, while it was held back: nobody needs to hear of it any more."""
+    conn.execute(
+        update(deliveries)
+        .where(deliveries.c.id == row, deliveries.c.state == HELD)
+        .values(state=DROPPED, last_error=reason, next_attempt_at=None)
+    )
+
+
+def of_episode(conn: Connection, episode_id: str) -> list[Delivery]:
+    """All notifications of an episode, in order."""
+    query = select(*_columns).where(deliveries.c.episode_id == episode_id)
+    return _read(conn, query.order_by(deliveries.c.position, deliveries.c.created_at, deliveries.c.id))
+
+
+def members(conn: Connection, digest_id: str) -> list[Delivery]:
+    """The notices that went into a digest, in order."""
+    query = select(*_columns).where(deliveries.c.digest_id == digest_id)
+    return _read(conn, query.order_by(deliveries.c.position, deliveries.c.id))
+
+
+def undelivered(conn: Connection, *, limit: int = 1000) -> list[Delivery]:
+    """What has not arrived though it was tried or given up: failed for good, or pending after a failed attempt."""
+    query = (
+        select(*_columns)
+        .where(
+            or_(
+                deliveries.c.state == FAILED,
+                and_(
+                    deliveries.c.state == PENDING, or_(deliveries.c.attempts > 0, deliveries.c.last_error.is_not(None))
+                ),
+            )
+        )
+        .order_by(deliveries.c.position, deliveries.c.id)
+        .limit(limit)
+    )
+    return _read(conn, query)
+
+
+def replay(conn: Connection, now: datetime, ids: Sequence[str] | None = None) -> int:
+    """Make failed and waiting notifications due at once, with a fresh schedule and the same ids; `ids` None: all.
+
+    A digest is replayed as a whole. Returns how many are due now.
+    """
+    chosen = or_(deliveries.c.state == FAILED, and_(deliveries.c.state == PENDING, deliveries.c.attempts > 0))
+    if ids is not None:
+        digests = select(deliveries.c.digest_id).where(deliveries.c.id.in_(ids), deliveries.c.digest_id.is_not(None))
+        chosen = and_(chosen, or_(deliveries.c.id.in_(ids), deliveries.c.id.in_(digests)))
+    rows = conn.scalars(select(deliveries.c.id).where(chosen, deliveries.c.digest_id.is_(None))).all()
+    values = {"state": PENDING, "attempts": 0, "next_attempt_at": now, "last_error": None}
+    conn.execute(update(deliveries).where(deliveries.c.id.in_(rows)).values(**values))
+    conn.execute(
+        update(deliveries).where(deliveries.c.digest_id.in_(rows), deliveries.c.state == FAILED).values(state=PENDING)
+    )
+    return len(rows)
