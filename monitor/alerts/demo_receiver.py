@@ -23,17 +23,17 @@ MAX_BODY_BYTES: Final = 1 << 20
 
 
 class Received(msgspec.Struct, frozen=True, kw_only=True):
-    """One webhook that was accepted. `body` is the decoded JSON; `repeated` says that its id had come before."""
+    """One webhook that was accepted: its webhook-id and decoded body. `repeated` says that its id had come before."""
 
-    webhook_id: str
-    body: dict[str, Any]
+    id: str
+    payload: dict[str, Any]
     at: datetime
     repeated: bool
 
     @property
     def type(self) -> str:
         """The notice's type, such as `alert.firing`."""
-        return str(self.body.get("type", ""))
+        return str(self.payload.get("type", ""))
 
 
 def new_secret() -> str:
@@ -110,8 +110,8 @@ class DemoReceiver:
             return 401
         webhook_id = next(value for name, value in headers.items() if name.lower() == "webhook-id")
         with self._changed:
-            repeated = any(known.webhook_id == webhook_id for known in self._received)
-            self._received.append(Received(webhook_id=webhook_id, body=body, at=datetime.now(UTC), repeated=repeated))
+            repeated = any(known.id == webhook_id for known in self._received)
+            self._received.append(Received(id=webhook_id, payload=body, at=datetime.now(UTC), repeated=repeated))
             self._changed.notify_all()
         return 204
 

@@ -150,7 +150,7 @@ def test_firing_and_resolved_arrive_signed_once_and_in_order(store: Engine) -> N
         assert [r.type for r in receiver.received] == ["alert.firing", "alert.resolved"]
         assert not any(r.repeated for r in receiver.received)
         assert receiver.refused == 0
-        firing, resolved = (r.body["data"] for r in receiver.received)
+        firing, resolved = (r.payload["data"] for r in receiver.received)
     assert firing["id"] == resolved["id"] == decision().episode_id
     assert firing["stories"][0]["url"] == "https://news.example/1"
     assert (firing["state"], resolved["state"]) == ("firing", "resolved")
