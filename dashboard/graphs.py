@@ -1,0 +1,228 @@
+"""The charts. Times are UTC; one colour for one meaning on all of them, told apart by colour-blind people too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import altair as alt
+
+from dashboard.markup import at_minute, clock
+from monitor.alerts.records import Alert
+from monitor.storage.trends import Bucket
+
+__all__ = ["probability_chart", "sentiment_chart", "volume_chart"]
+
+# After Okabe and Ito: told apart with any colour vision, and in the middle between black and white.
+NEGATIVE: Final = "#d9651e"
+NEUTRAL: Final = "#8c95a0"
+POSITIVE: Final = "#2f86cf"
+SURGE: Final = "#e0a03c"
+
+_MINUTE_MS: Final = 60_000
+# The day at midnight, the time at other ticks, on a clock of 24 hours.
+_LABEL: Final = (
+    "utchours(datum.value) == 0 && utcminutes(datum.value) == 0"
+    " ? utcFormat(datum.value, '%b %d') : utcFormat(datum.value, '%H:%M')"
+)
+
+
+def _ms(at: Any) -> int:
+    return int(at.timestamp() * 1000)
+
+
+def _moment(minute: int) -> alt.DateTime:
+    at = at_minute(minute)
+    return alt.DateTime(year=at.year, month=at.month, date=at.day, hours=at.hour, minutes=at.minute, utc=True)
+
+
+def _time_axis(start: int, end: int, *, title: str | None) -> alt.X:
+    return alt.X(
+        field="t",
+        type="temporal",
+        title=title,
+        scale=alt.Scale(type="utc", domain=[_moment(start), _moment(end)], nice=False),
+        axis=alt.Axis(grid=False, labelExpr=_LABEL, labelOverlap=True, labelFlush=True, tickCount=12),
+    )
+
+
+def _rows(buckets: Sequence[Bucket], step: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "t": bucket.minute * _MINUTE_MS,
+            "middle": int((bucket.minute + step / 2) * _MINUTE_MS),
+            "t2": int((bucket.minute + step * 0.92) * _MINUTE_MS),
+            "when": clock(at_minute(bucket.minute)),
+            "mean": bucket.sums.mean_score,
+            "stories": bucket.sums.stories,
+            "negative": bucket.sums.negative_stories,
+            "share": bucket.sums.negative_share,
+            "items": bucket.sums.items,
+        }
+        for bucket in buckets
+    ]
+
+
+def _surges(alerts: Iterable[Alert], start: int, end: int) -> list[dict[str, Any]]:
+    low, high = start * _MINUTE_MS, end * _MINUTE_MS
+    found = []
+    for alert in alerts:
+        begin = _ms(alert.started_at)
+        until = _ms(alert.resolved_at) if alert.resolved_at else high
+        if begin >= high or until < low:
+            continue
+        # A short surge in a long range is still seen: a band is at least a two-hundredth of the range wide.
+        least = (high - low) // 200
+        found.append(
+            {
+                "t": max(low, begin),
+                "t2": min(high, max(until, begin + least)),
+                "fired": min(high, max(low, _ms(alert.fired_at))),
+                "surge": f"{alert.severity}, {alert.state.value}",
+                "fired at": clock(alert.fired_at),
+                "negative stories": f"{alert.observed} in {alert.window.minutes} min, {alert.expected:.1f} expected",
+            }
+        )
+    return found
+
+
+def _surge_layers(surges: list[dict[str, Any]], start: int, end: int) -> list[alt.Chart]:
+    if not surges:
+        return []
+    tooltip = [alt.Tooltip(f"{name}:N") for name in ("surge", "fired at", "negative stories")]
+    data = alt.InlineData(values=surges)
+    band = (
+        alt.Chart(data)
+        .mark_rect(color=SURGE, opacity=0.25)
+        .encode(x=_time_axis(start, end, title=None), x2="t2:T", tooltip=tooltip)
+    )
+    mark = (
+        alt.Chart(data)
+        .mark_point(shape="triangle-down", filled=True, size=110, color=SURGE, opacity=1, yOffset=2)
+        .encode(x="fired:T", y=alt.value(4), tooltip=tooltip)
+    )
+    return [band, mark]
+
+
+def _framed(layers: Sequence[alt.Chart], height: int) -> alt.LayerChart:
+    return alt.LayerChart(layer=list(layers), height=height, width="container")
+
+
+def sentiment_chart(
+    buckets: Sequence[Bucket], alerts: Iterable[Alert], start: int, end: int, step: int
+) -> alt.LayerChart:
+    """Mean sentiment of the items over the epoch minutes [start, end), in steps of `step` minutes, surges behind."""
+    rows = [row for row in _rows(buckets, step) if row["mean"] is not None]
+    for row in rows:
+        row["t"] = row["middle"]
+        row["low"], row["high"] = min(row["mean"], 0), max(row["mean"], 0)
+    base = alt.Chart(alt.InlineData(values=rows))
+
+    def y(field: str) -> alt.Y:
+        return alt.Y(
+            field=field,
+            type="quantitative",
+            title="mean sentiment",
+            scale=alt.Scale(domain=[-1, 1]),
+            axis=alt.Axis(values=[-1, -0.5, 0, 0.5, 1], format="+.1f", minExtent=44),
+        )
+
+    def x() -> alt.X:
+        return _time_axis(start, end, title=None)
+
+    tooltip = [
+        alt.Tooltip("when:N", title="from (UTC)"),
+        alt.Tooltip("mean:Q", title="mean sentiment", format="+.2f"),
+        alt.Tooltip("items:Q", title="items"),
+        alt.Tooltip("stories:Q", title="stories"),
+    ]
+    below = base.mark_area(color=NEGATIVE, opacity=0.35).encode(x=x(), y=y("low"))
+    above = base.mark_area(color=POSITIVE, opacity=0.35).encode(x=x(), y=y("high"))
+    line = base.mark_line(color=NEUTRAL, strokeWidth=1.5).encode(x=x(), y=y("mean"))
+    points = base.mark_circle(size=40, opacity=0 if len(rows) > 120 else 0.9, color=NEUTRAL).encode(
+        x=x(), y=y("mean"), tooltip=tooltip
+    )
+    zero = (
+        alt.Chart(alt.InlineData(values=[{"zero": 0}])).mark_rule(color=NEUTRAL, strokeDash=[3, 3]).encode(y="zero:Q")
+    )
+    return _framed([*_surge_layers(_surges(alerts, start, end), start, end), zero, below, above, line, points], 240)
+
+
+def _expected_layer(alert: Alert, step: int) -> alt.Chart:
+    """How many negative stories a step of the alert's window should have had."""
+    level = alert.expected / alert.window.minutes * step
+    row = {"t": _ms(alert.window.start), "t2": _ms(alert.window.end), "level": level}
+    layer: alt.Chart = (
+        alt.Chart(alt.InlineData(values=[row | {"shown": f"{level:.2f} a step, {alert.expected:.1f} in the window"}]))
+        .mark_rule(color=POSITIVE, strokeWidth=3)
+        .encode(x="t:T", x2="t2:T", y="level:Q", tooltip=alt.Tooltip("shown:N", title="expected negative stories"))
+    )
+    return layer
+
+
+def volume_chart(
+    buckets: Sequence[Bucket],
+    alerts: Iterable[Alert],
+    start: int,
+    end: int,
+    step: int,
+    *,
+    expected: Alert | None = None,
+) -> alt.LayerChart:
+    """Stories in each step, the negative ones at the bottom, surges behind; for one alert what was expected on top."""
+    rows: list[dict[str, Any]] = []
+    for row in _rows(buckets, step):
+        rows.append(row | {"kind": "negative stories", "low": 0, "high": row["negative"]})
+        rows.append(row | {"kind": "other stories", "low": row["negative"], "high": row["stories"]})
+    bars = (
+        alt.Chart(alt.InlineData(values=rows))
+        .mark_rect()
+        .encode(
+            x=_time_axis(start, end, title="UTC"),
+            x2="t2:T",
+            y=alt.Y(
+                "low:Q",
+                title="stories",
+                scale=alt.Scale(domainMin=0, nice=True),
+                axis=alt.Axis(minExtent=44, tickMinStep=1, format="d"),
+            ),
+            y2="high:Q",
+            color=alt.Color(
+                "kind:N",
+                title=None,
+                scale=alt.Scale(domain=["negative stories", "other stories"], range=[NEGATIVE, NEUTRAL]),
+                legend=alt.Legend(orient="top", direction="horizontal", offset=2),
+            ),
+            tooltip=[
+                alt.Tooltip("when:N", title="from (UTC)"),
+                alt.Tooltip("stories:Q", title="stories"),
+                alt.Tooltip("negative:Q", title="negative"),
+                alt.Tooltip("share:Q", title="negative share", format=".0%"),
+            ],
+        )
+    )
+    top = [_expected_layer(expected, step)] if expected else []
+    return _framed([*_surge_layers(_surges(alerts, start, end), start, end), bars, *top], 200)
+
+
+def probability_chart(
+    probabilities: Mapping[str, float], *, colours: Mapping[str, str] | None = None
+) -> alt.LayerChart:
+    """Bars of probabilities in the given order, with the figure at the end of each."""
+    names = list(probabilities)
+    data = alt.InlineData(values=[{"name": name, "p": value} for name, value in probabilities.items()])
+    y = alt.Y("name:N", sort=names, title=None, axis=alt.Axis(labelLimit=220, ticks=False, domain=False))
+    x = alt.X("p:Q", title=None, scale=alt.Scale(domain=[0, 1.15]), axis=None)
+    bars = alt.Chart(data).mark_bar(height=16, color=POSITIVE).encode(x=x, y=y)
+    if colours:
+        bars = bars.encode(
+            color=alt.Color(
+                "name:N", scale=alt.Scale(domain=names, range=[colours[name] for name in names]), legend=None
+            )
+        )
+    figures = (
+        alt.Chart(data)
+        .mark_text(align="left", dx=4, color=NEUTRAL)
+        .encode(x=x, y=y, text=alt.Text("p:Q", format=".1%"))
+    )
+    return _framed([bars, figures], 26 * len(names))

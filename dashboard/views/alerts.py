@@ -1,0 +1,371 @@
+"""Alerts: the list, one alert with its evidence, what became of its notifications, silences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import streamlit as st
+
+from dashboard.filters import Span, title_of
+from dashboard.graphs import sentiment_chart, volume_chart
+from dashboard.markup import (
+    STATE_MARKS,
+    chip,
+    clock,
+    escape,
+    item_link,
+    markup,
+    plain,
+    table,
+    web_link,
+)
+from dashboard.navigation import page
+from dashboard.store import change, guarded, read
+from monitor.alerts.records import Alert, AlertState
+from monitor.storage.alerts import acknowledge, audit_trail, get_alert, list_alerts
+from monitor.storage.articles import Headline, Story, copies, stories_under
+from monitor.storage.deliveries import Delivery, of_episode, undelivered
+from monitor.storage.silences import add_silence, end_silence, list_silences
+from monitor.storage.trends import DAY, HOUR, series
+
+__all__ = ["show"]
+
+REFRESH_S: Final = 10
+LISTED: Final = 1000
+STATES: Final = ("firing", "acknowledged", "resolved")
+SEVERITIES: Final = ("critical", "warning", "info")
+SILENCE_HOURS: Final = (1, 4, 12, 24, 72, 168)
+
+
+def _minute(at: datetime) -> int:
+    return int(at.timestamp()) // 60
+
+
+def _matches(alert: Alert, severities: Sequence[str], about: str) -> bool:
+    words = about.lower().split()
+    text = f"{alert.key} {alert.title} {alert.rule}".lower()
+    return (not severities or alert.severity in severities) and all(word in text for word in words)
+
+
+@guarded
+def _list() -> None:
+    left, middle, right = st.columns([2, 2, 2], vertical_alignment="bottom")
+    states = left.pills("State", STATES, selection_mode="multi", key="state", bind="query-params")
+    severities = middle.pills("Severity", SEVERITIES, selection_mode="multi", key="severity", bind="query-params")
+    about = right.text_input("Key or rule", key="about", bind="query-params", placeholder="AAPL, earnings, …")
+    with read() as connection:
+        found = list_alerts(connection, states=states, limit=LISTED)
+    shown = [alert for alert in found if _matches(alert, severities, about or "")]
+    if not shown:
+        st.info(
+            "No alert matches." if found or states else "No alert has fired yet.", icon=":material/notifications_off:"
+        )
+        return
+
+    def chosen() -> None:
+        rows = st.session_state["alerts"].selection.rows
+        if rows:
+            st.session_state["open-alert"] = shown[rows[0]].id
+
+    st.dataframe(
+        [
+            {
+                "state": STATE_MARKS.get(alert.state, alert.state),
+                "severity": alert.severity,
+                "about": title_of(alert.key),
+                "fired": clock(alert.fired_at),
+                "negative stories": alert.observed,
+                "expected": alert.expected,
+                "window": f"{alert.window.minutes} min",
+                "sources": alert.sources,
+                "resolved": clock(alert.resolved_at),
+                "acknowledged by": alert.acknowledged_by or "",
+            }
+            for alert in shown
+        ],
+        key="alerts",
+        hide_index=True,
+        on_select=chosen,
+        selection_mode="single-row",
+        column_config={
+            "about": st.column_config.TextColumn(pinned=True),
+            "fired": st.column_config.TextColumn("fired (UTC)"),
+            "resolved": st.column_config.TextColumn("resolved (UTC)"),
+            "negative stories": st.column_config.NumberColumn(format="localized"),
+            "expected": st.column_config.NumberColumn(format="%.1f"),
+        },
+    )
+    st.caption(
+        f"{len(shown)} alerts, the youngest first"
+        + (f"; only the newest {LISTED} are listed" if len(found) == LISTED else "")
+        + ". Tick one to open it."
+    )
+    if st.session_state.get("open-alert"):
+        st.rerun(scope="app")
+
+
+def _deliveries(rows: Sequence[Delivery], *, with_alert: bool) -> None:
+    table(
+        ("receiver", "event", "state", "attempts", "last answer", "next attempt (UTC)", "delivered (UTC)")
+        + (("alert",) if with_alert else ()),
+        (
+            [
+                escape(row.receiver),
+                escape(row.event),
+                escape(row.state),
+                str(row.attempts),
+                escape(" ".join(filter(None, (str(row.last_status or ""), (row.last_error or "")[:200]))) or "–"),
+                f"<time>{clock(row.next_attempt_at)}</time>",
+                f"<time>{clock(row.delivered_at)}</time>",
+            ]
+            + ([escape(row.episode_id)] if with_alert else [])
+            for row in rows
+        ),
+        "Notifications",
+    )
+
+
+def _silences() -> None:
+    now = datetime.now(UTC)
+    with read() as connection:
+        silences = list_silences(connection, now)
+        waiting = undelivered(connection, limit=100)
+    st.subheader("Not delivered", anchor=False)
+    if waiting:
+        _deliveries(waiting, with_alert=True)
+        st.caption("`sentiment-monitor alerts replay` sends them again at once.")
+    else:
+        st.caption("Every notification has arrived.")
+    st.subheader("Silences in force", anchor=False)
+    if not silences:
+        st.caption("None. A silence is made on an alert's page.")
+    for silence in silences:
+        text, button = st.columns([6, 1], vertical_alignment="center")
+        with text:
+            markup(
+                f"<b>{escape(silence.key)}</b> until <time>{clock(silence.ends_at)}</time> UTC, "
+                f"by {escape(silence.author)}: {escape(silence.comment or 'no comment')}"
+            )
+        if button.button("End now", key=f"end-{silence.id}"):
+            with change() as connection:
+                end_silence(connection, silence.id, now)
+            st.rerun()
+
+
+def _head(alert: Alert) -> None:
+    window = f"{clock(alert.window.start)} to {clock(alert.window.end)} UTC"
+    markup(
+        f'<div class="headline">{escape(title_of(alert.key))}: surge of negative stories</div>'
+        f"<p>{chip(alert.severity, alert.severity)} {chip(alert.state.value, alert.state.value)} "
+        f'<span class="quiet">fired <time>{clock(alert.fired_at)}</time> UTC, started '
+        f"<time>{clock(alert.started_at)}</time>"
+        + (f", resolved <time>{clock(alert.resolved_at)}</time>" if alert.resolved_at else "")
+        + (
+            f", acknowledged by {escape(alert.acknowledged_by or '')} <time>{clock(alert.acknowledged_at)}</time>"
+            if alert.acknowledged_at
+            else ""
+        )
+        + f". Rule {escape(alert.rule)}, scored by {escape(alert.model_version or 'an unknown model')}. "
+        f"Figures of {window}.</span></p>"
+    )
+    observed, share, surprise, sources = st.columns(4)
+    observed.metric(
+        f"Negative stories in {alert.window.minutes} min",
+        f"{alert.observed:,}",
+        f"{alert.expected:.1f} expected",
+        delta_color="off",
+        delta_arrow="off",
+        border=True,
+        height="stretch",
+    )
+    share.metric(
+        "Negative share",
+        f"{alert.share:.0%}",
+        f"{alert.expected_share:.0%} expected",
+        delta_color="off",
+        delta_arrow="off",
+        border=True,
+        height="stretch",
+        help=f"{alert.observed} of {alert.total} stories.",
+    )
+    surprise.metric(
+        "Chance of this in quiet times",
+        f"{alert.p_value:.1e}",
+        "p-value",
+        delta_color="off",
+        delta_arrow="off",
+        border=True,
+        height="stretch",
+    )
+    sources.metric(
+        "Sources", alert.sources, "distinct", delta_color="off", delta_arrow="off", border=True, height="stretch"
+    )
+
+
+def _person() -> str:
+    return (st.text_input("Your name", key="person", persist_state="session", max_chars=128) or "").strip()
+
+
+def _acts(alert: Alert) -> None:
+    if alert.state is not AlertState.FIRING and alert.state is not AlertState.ACKNOWLEDGED:
+        return
+    name, take, hush = st.columns([2, 1, 1], vertical_alignment="bottom")
+    with name:
+        person = _person()
+    if alert.state is AlertState.FIRING and take.button(
+        "Acknowledge", icon=":material/done:", type="primary", disabled=not person, width="stretch"
+    ):
+        with change() as connection:
+            acknowledge(connection, alert.id, by=person, at=datetime.now(UTC))
+        st.rerun()
+    with (
+        hush.popover("Silence", icon=":material/notifications_paused:", width="stretch"),
+        st.form("silence", border=False),
+    ):
+        hours = st.selectbox(
+            "For", SILENCE_HOURS, index=1, format_func=lambda n: f"{n} h" if n < 48 else f"{n // 24} d"
+        )
+        comment = st.text_input("Why", max_chars=500)
+        if st.form_submit_button(plain(f"Silence {title_of(alert.key)}")):
+            if not person:
+                st.warning("Give your name first.")
+            else:
+                now = datetime.now(UTC)
+                with change() as connection:
+                    add_silence(
+                        connection,
+                        key=alert.key,
+                        starts_at=now,
+                        ends_at=now + timedelta(hours=hours),
+                        comment=comment or "",
+                        author=person,
+                    )
+                st.toast(f"Silenced for {hours} h.")
+    if not person:
+        st.caption("Give your name to acknowledge or silence.")
+
+
+def _charts(alert: Alert) -> None:
+    lead = max(6 * alert.window.minutes, 3 * HOUR)
+    begin = _minute(alert.window.start) - lead
+    until = max(_minute(alert.resolved_at or alert.window.end), _minute(alert.window.end)) + lead // 3
+    span = Span(begin, min(until, begin + 14 * DAY))
+    step = next(step for step in (1, 5, 15, HOUR, DAY) if span.minutes / step <= 200)
+    with read() as connection:
+        buckets = series(connection, alert.key, span.start, span.end, step)
+    st.altair_chart(
+        volume_chart(buckets, [alert], span.start, span.end, step, expected=alert), alt="Stories around the alert"
+    )
+    st.altair_chart(sentiment_chart(buckets, [alert], span.start, span.end, step), alt="Sentiment around the alert")
+    st.caption("Shaded: the surge; blue line: negative stories to be expected in each step of the window.")
+
+
+def _copies(told: Sequence[Headline]) -> str:
+    lines = "".join(
+        f"<li><time>{clock(copy.published_at)}</time> {escape(copy.source)}: {item_link(copy.id, copy.title)}</li>"
+        for copy in told
+    )
+    return f'<details class="copies"><summary>{len(told)} items</summary><ul>{lines}</ul></details>'
+
+
+def _stories(alert: Alert) -> None:
+    with read() as connection:
+        found = stories_under(
+            connection,
+            alert.key,
+            _minute(alert.window.start),
+            _minute(alert.window.end),
+            negative_only=True,
+            limit=50,
+        )
+        told = copies(connection, (story.id for story in found))
+    st.subheader("Stories behind it", anchor=False)
+    rows: list[Sequence[Any]] = []
+    for story in found:
+        others = told[story.id]
+        rows.append(_story_row(story, _copies(others) if len(others) > 1 else ""))
+    if not rows:
+        # Older than what retention keeps: the evidence itself remains.
+        rows = [
+            (
+                escape(story.title),
+                web_link(story.url, story.source or "source"),
+                f"<time>{clock(story.published_at)}</time>",
+                str(story.copies),
+                f"{story.p_negative:.0%}",
+            )
+            for story in alert.stories
+        ]
+    table(("story", "first source", "published (UTC)", "items", "p(negative)"), rows, "Stories behind the alert")
+    if len(found) == 50:
+        st.caption("The 50 most told are shown.")
+
+
+def _story_row(story: Story, copied: str) -> Sequence[str]:
+    sources = len({*story.sources, story.source} - {""})
+    return (
+        item_link(story.item_id, story.title) + copied,
+        web_link(story.url, story.source or "source") + (f" and {sources - 1} more" if sources > 1 else ""),
+        f"<time>{clock(story.first_at)}</time>",
+        str(story.items),
+        f"{story.p_negative:.0%}",
+    )
+
+
+def _detail(alert_id: str) -> None:
+    st.page_link(page("alerts"), label="All alerts", icon=":material/arrow_back:")
+    with read() as connection:
+        alert = get_alert(connection, alert_id)
+        trail = audit_trail(connection, alert_id)
+        sent = of_episode(connection, alert_id)
+    if alert is None:
+        st.warning(plain(f"There is no alert {alert_id}."), icon=":material/search_off:")
+        return
+    _head(alert)
+    _acts(alert)
+    _charts(alert)
+    _stories(alert)
+    st.page_link(
+        page("articles"),
+        label="All articles of this window",
+        icon=":material/article:",
+        query_params={
+            "key": alert.key,
+            "from": str(_minute(alert.window.start)),
+            "to": str(_minute(alert.window.end)),
+        },
+    )
+    left, right = st.columns(2)
+    with left:
+        st.subheader("What happened", anchor=False)
+        table(
+            ("when (UTC)", "event", "by"),
+            (
+                (f"<time>{clock(line['at'])}</time>", escape(str(line["event"])), escape(str(line["actor"])))
+                for line in trail
+            ),
+            "What happened",
+        )
+    with right:
+        st.subheader("Notifications", anchor=False)
+        if sent:
+            _deliveries(sent, with_alert=False)
+        else:
+            st.caption("None: no receiver is routed to, or the notifier has not run yet.")
+
+
+def show() -> None:
+    """Draw the list, or the alert that the address names."""
+    opened = st.session_state.pop("open-alert", None)
+    if opened:
+        st.query_params["alert"] = opened
+    wanted = st.query_params.get("alert")
+    if wanted:
+        st.title("Alert", anchor=False)
+        _detail(wanted)
+        return
+    st.title("Alerts", anchor=False)
+    st.fragment(_list, run_every=REFRESH_S)()
+    _silences()
