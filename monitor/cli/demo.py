@@ -97,7 +97,7 @@ class _Run:
             alert = message.payload["data"]
             out.print(
                 f"\n[{message.payload['type']}] {alert['key']} ({alert['severity']}): {alert['observed']} negative "
-                f"stories in {alert['window_minutes']} min, {alert['expected']:.1f} expected "
+                f"stories in {alert['window']['minutes']} min, {alert['expected']:.1f} expected "
                 f"(p = {alert['p_value']:.1e}); signature verified",
                 style="bold",
                 markup=False,
@@ -106,7 +106,7 @@ class _Run:
                 copies = f" ({story['copies']} copies)" if story["copies"] > 1 else ""
                 out.print(f"    {story['p_negative']:.2f}  {story['title'][:110]}{copies}", markup=False)
             if len(alert["stories"]) > 5:
-                out.print(f"    and {len(alert['stories']) - 5} more: {alert['dashboard_url']}", markup=False)
+                out.print(f"    and {len(alert['stories']) - 5} more: {alert['link']}", markup=False)
 
     def fired(self) -> bool:
         """True once a firing alert has been delivered with a good signature."""
