@@ -31,13 +31,13 @@ class AdapterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kind : `lora`, `dora` or `adalora`; `none` leaves the backbone as it is.
     rank : rank of the update of each matrix.
     alpha : the update is scaled by alpha / rank.
-    dropout : share of an update's inputs dropped in training.
+    dropout : share of an update's inputs dropped in training; on a CPU it costs a third of the speed.
     """
 
     kind: Literal["lora", "dora", "adalora", "none"] = "lora"
     rank: int = 32
     alpha: int = 64
-    dropout: float = 0.05
+    dropout: float = 0.0
 
 
 def add_adapter(encoder: nn.Module, settings: AdapterSettings, *, total_steps: int = 0) -> PeftModel:

@@ -80,6 +80,7 @@ class TextBackbone:
     max_positions : most tokens of a text that the encoder can read.
     pad_id : id that fills up a batch.
     prefix, suffix : ids that the tokenizer puts around a text ([CLS] and [SEP]).
+    mask_id : id that stands for a hidden token.
     markers : the pair of ids put around an entity.
     """
 
@@ -89,6 +90,7 @@ class TextBackbone:
     hidden_size: int
     max_positions: int
     pad_id: int
+    mask_id: int
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
     markers: tuple[int, int]
@@ -218,6 +220,7 @@ def load_text_backbone(name: str) -> TextBackbone:
         hidden_size=int(config.hidden_size),
         max_positions=int(getattr(config, "max_position_embeddings", 512)) - offset,
         pad_id=int(tokenizer.pad_token_id or 0),
+        mask_id=int(tokenizer.mask_token_id or tokenizer.unk_token_id or 0),
         prefix=prefix,
         suffix=suffix,
         markers=_markers(fast, tokenizer.mask_token),

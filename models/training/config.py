@@ -1,0 +1,130 @@
+"""What a training run is made of, as a TOML file."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from models.adapters import AdapterSettings
+from models.backbones import DEFAULT_TEXT_BACKBONE, DEFAULT_VISION_BACKBONE
+from models.fusion import FusionKind
+from models.tokens import MAX_TOKENS
+from models.training.datasets import BUNDLED
+from monitor.errors import ConfigurationError
+
+__all__ = ["FusionStage", "TrainingConfig", "load_config"]
+
+
+class FusionStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Training of the fusion on frozen text and image features.
+
+    Attributes
+    ----------
+    pictures : chart images rendered for it.
+    epochs : passes over the pairs.
+    learning_rate : peak, AdamW.
+    batch : pairs in a step.
+    """
+
+    pictures: int = 3000
+    epochs: int = 6
+    learning_rate: float = 5e-4
+    batch: int = 64
+
+
+class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One training run.
+
+    Attributes
+    ----------
+    name : of the model that comes out.
+    sets : bundled sets to train on.
+    text_backbone, vision_backbone : see `models.backbones`; an empty vision backbone makes a model for text alone.
+    epochs : passes over the texts.
+    learning_rate : peak of the schedule (linear warm-up, then cosine to zero), AdamW.
+    head_learning_rate_factor : what the heads' learning rate is multiplied by.
+    warmup : share of the steps that the learning rate rises over.
+    token_budget : padded tokens in a step.
+    label_smoothing : share of the target spread over all classes.
+    backbone_dropout : inside the text backbone; on a CPU dropout costs nearly half of the speed.
+    token_dropout : share of a text's tokens hidden in training, a regulariser that costs nothing.
+    report_sentences : made-up sentences about company results to train on as well (`models.training.report_sentences`).
+    class_weight_power : 0 weighs all rows alike, 1 all classes alike.
+    consistency : weight of R-Drop (Liang et al. 2021), the divergence between two passes under dropout; 0 turns it off
+        and halves the cost.
+    averaging : decay of the moving average of the weights that is validated and kept; 0 keeps the last weights.
+    precision : `bfloat16` or `float32`; `auto` is bfloat16 on a GPU and float32 on a CPU, where it was measured to be
+        three times faster in training.
+    patience : validations without improvement after which training stops.
+    validations_per_epoch : how often an epoch is interrupted to validate.
+    checkpoint_s : seconds between checkpoints.
+    threads : of the CPU; 0 leaves torch's own choice.
+    """
+
+    name: str = "model"
+    seed: int = 0
+    sets: tuple[str, ...] = BUNDLED
+    text_backbone: str = DEFAULT_TEXT_BACKBONE
+    vision_backbone: str = DEFAULT_VISION_BACKBONE
+    fusion: FusionKind = "cross"
+    adapter: AdapterSettings = AdapterSettings()
+    vision_adapter: AdapterSettings = AdapterSettings(kind="none")
+    max_tokens: int = MAX_TOKENS
+    epochs: int = 3
+    learning_rate: float = 1e-3
+    head_learning_rate_factor: float = 1.0
+    weight_decay: float = 0.01
+    warmup: float = 0.06
+    token_budget: int = 1024
+    label_smoothing: float = 0.05
+    backbone_dropout: float = 0.0
+    token_dropout: float = 0.06
+    report_sentences: int = 0
+    class_weight_power: float = 0.2
+    consistency: float = 0.0
+    gradient_norm: float = 1.0
+    averaging: float = 0.998
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    patience: int = 6
+    validations_per_epoch: int = 2
+    checkpoint_s: float = 60.0
+    threads: int = 0
+    fusion_stage: FusionStage = FusionStage()
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "token_budget", "patience", "validations_per_epoch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1")
+        if not 0.0 <= self.averaging < 1.0:
+            raise ValueError("`averaging` must be at least 0 and below 1")
+        if self.averaging and self.adapter.kind == "adalora":
+            raise ValueError("`averaging` must be 0 with adalora, which drops ranks on the way")
+        if self.learning_rate <= 0:
+            raise ValueError("`learning_rate` must be above 0")
+
+
+def load_config(name_or_path: str) -> TrainingConfig:
+    """A config that ships with the package, by name, or a TOML file.
+
+    Raises `ConfigurationError` when it cannot be read, or a value is wrong or unknown.
+    """
+    path = Path(name_or_path)
+    folder = Path(str(resources.files("models.training") / "configs"))
+    if path.suffix != ".toml" and not path.is_file():
+        path = folder / f"{name_or_path}.toml"
+        if not path.is_file():
+            known = ", ".join(sorted(file.stem for file in folder.glob("*.toml")))
+            raise ConfigurationError(
+                f"There is no training config {name_or_path}.", f"Known are {known}, or a TOML file."
+            )
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        return msgspec.convert(raw, type=TrainingConfig)
+    except OSError as error:
+        raise ConfigurationError(f"The training config {path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError, ValueError) as error:
+        raise ConfigurationError(f"The training config {path} is not valid: {error}.") from error

@@ -1,0 +1,270 @@
+"""Labelled texts: schema-checked loading, near-duplicate groups, parts that never mix, and the rows to train on.
+
+A file is JSON Lines (`.jsonl`, or `.jsonl.gz`); a line has `text` and any of `sentiment` (negative, neutral, positive),
+`topic` (a name of the taxonomy) and `entities` (name to sentiment). Other fields are ignored, but for `part`
+(train, validation, test), which fixes where the line belongs.
+
+Near-duplicates (syndicated headlines, retweets, the same sentence with other figures) are grouped by MinHash over
+character shingles before the split, so that none lies on both sides; shingles of characters work in any language.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from models.bundle import SENTIMENTS
+from models.tokens import Row, clean
+from monitor.errors import InputError
+from monitor.taxonomy import Taxonomy, bundled_taxonomy
+
+__all__ = [
+    "BUNDLED",
+    "Example",
+    "LabelledText",
+    "Part",
+    "assign_parts",
+    "bundled_path",
+    "examples_of",
+    "find_entity",
+    "frozen_test",
+    "near_duplicate_groups",
+    "read_labelled",
+    "select",
+]
+
+Part = Literal["train", "validation", "test"]
+BUNDLED = ("sentfin", "twitter_sentiment", "twitter_topic")
+
+_TEST_SHARE = 0.08
+_VALIDATION_SHARE = 0.06
+_SHINGLE = 5
+_PERMUTATIONS = 64
+_SIMILARITY = 0.7
+_DIGITS = re.compile(r"\d+(?:[.,]\d+)*")
+
+
+class LabelledText(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of a labelled file, checked."""
+
+    text: str
+    sentiment: str | None = None
+    topic: str | None = None
+    entities: dict[str, str] = {}
+    part: Part | None = None
+    origin: str = ""
+
+
+class Example(msgspec.Struct, frozen=True, kw_only=True):
+    """One question with its answers as class numbers; -1 where there is no answer.
+
+    `origin` names the set that it comes from; `entity` is a character span in `text`.
+    """
+
+    text: str
+    entity: tuple[int, int] | None = None
+    sentiment: int = -1
+    topic: int = -1
+    origin: str = ""
+
+    @property
+    def row(self) -> Row:
+        """The question as the model takes it."""
+        return Row(self.text, self.entity)
+
+
+def bundled_path(name: str) -> Path:
+    """File of a set that ships with the package: `sentfin`, `twitter_sentiment` or `twitter_topic` (all MIT)."""
+    return Path(str(resources.files("models") / "data" / f"{name}.jsonl.gz"))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, line
+    except (OSError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"The data file {path} cannot be read: {reason}.") from error
+
+
+def read_labelled(path: Path, taxonomy: Taxonomy | None = None, *, origin: str = "") -> list[LabelledText]:
+    """All lines of a labelled file.
+
+    Raises `InputError` naming file and line when a line is no JSON object, has no text, or has a label that is not
+    known; and when there are no lines.
+    """
+    topics = set((taxonomy or bundled_taxonomy()).labels)
+    name = origin or path.name.removesuffix(".gz").removesuffix(".jsonl")
+    found: list[LabelledText] = []
+    for number, line in _lines(path):
+        try:
+            raw = msgspec.json.decode(line, type=dict[str, Any])
+            kept = {key: value for key, value in raw.items() if key in LabelledText.__struct_fields__}
+            text = msgspec.convert(kept | {"origin": name}, type=LabelledText)
+        except msgspec.MsgspecError as error:
+            raise InputError(f"{path}, line {number}: {error}.") from error
+        problem = _problem(text, topics)
+        if problem:
+            raise InputError(f"{path}, line {number}: {problem}.")
+        found.append(text)
+    if not found:
+        raise InputError(f"The data file {path} holds no rows.")
+    return found
+
+
+def _problem(row: LabelledText, topics: set[str]) -> str:
+    if not row.text.strip():
+        return "the text is empty"
+    for label in (row.sentiment, *row.entities.values()):
+        if label is not None and label not in SENTIMENTS:
+            return f"the sentiment `{label}` is none of {', '.join(SENTIMENTS)}"
+    if row.topic is not None and row.topic not in topics:
+        return f"the topic `{row.topic}` is not in the taxonomy"
+    if row.sentiment is None and row.topic is None and not row.entities:
+        return "there is no label: neither `sentiment`, `topic` nor `entities`"
+    if any(not name.strip() for name in row.entities):
+        return "an entity has no name"
+    return ""
+
+
+def _normalised(text: str) -> str:
+    """What near-duplicates share: no links, no case, no figures, no punctuation."""
+    folded = unicodedata.normalize("NFKC", clean(text)).casefold()
+    return " ".join(re.sub(r"[\W_]+", " ", _DIGITS.sub("0", folded)).split())
+
+
+def near_duplicate_groups(texts: Sequence[str]) -> list[int]:
+    """A group number for each text: texts whose 5-character shingles have a Jaccard similarity of about 0.7 or more.
+
+    MinHash with banded look-up (Broder 1997; Leskovec et al., Mining of Massive Datasets, chapter 3).
+    """
+    from datasketch import MinHash, MinHashLSH
+
+    parent = list(range(len(texts)))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    index = MinHashLSH(threshold=_SIMILARITY, num_perm=_PERMUTATIONS)
+    seen: dict[str, int] = {}
+    for number, text in enumerate(texts):
+        plain = _normalised(text)
+        if plain in seen:
+            parent[number] = root(seen[plain])
+            continue
+        seen[plain] = number
+        shingles = {plain[at : at + _SHINGLE].encode() for at in range(max(1, len(plain) - _SHINGLE + 1))}
+        signature = MinHash(num_perm=_PERMUTATIONS, seed=1)
+        signature.update_batch(sorted(shingles))
+        for other in index.query(signature):
+            parent[root(number)] = root(other)
+        index.insert(number, signature)
+    return [root(number) for number in range(len(texts))]
+
+
+def assign_parts(
+    texts: Sequence[str],
+    *,
+    seed: int = 0,
+    test_share: float = _TEST_SHARE,
+    validation_share: float = _VALIDATION_SHARE,
+) -> list[Part]:
+    """Part of each text: a whole group of near-duplicates falls into one, by the hash of its first member and `seed`.
+
+    The order of the texts does not matter.
+    """
+    groups = near_duplicate_groups(texts)
+    first: dict[int, str] = {}
+    for group, text in zip(groups, texts, strict=True):
+        plain = _normalised(text)
+        first[group] = min(first.get(group, plain), plain)
+    parts: dict[int, Part] = {}
+    for group, plain in first.items():
+        digest = hashlib.blake2b(plain.encode("utf-8", "replace"), key=seed.to_bytes(8, "big"), digest_size=8).digest()
+        place = int.from_bytes(digest, "big") / 2**64
+        parts[group] = (
+            "test" if place < test_share else "validation" if place < test_share + validation_share else "train"
+        )
+    return [parts[group] for group in groups]
+
+
+def select(rows: Iterable[LabelledText], part: Part) -> list[LabelledText]:
+    """The rows of one part; rows without a part are split now."""
+    held = list(rows)
+    if all(row.part is not None for row in held):
+        return [row for row in held if row.part == part]
+    parts = assign_parts([row.text for row in held])
+    return [row for row, assigned in zip(held, parts, strict=True) if (row.part or assigned) == part]
+
+
+def find_entity(text: str, name: str) -> tuple[int, int] | None:
+    """Where `name` stands in `text`: whole and as written, else in any case, else inside a word; None if nowhere."""
+    wanted = re.escape(name.strip())
+    for pattern, flags in (
+        (rf"(?<!\w){wanted}(?!\w)", 0),
+        (rf"(?<!\w){wanted}(?!\w)", re.IGNORECASE),
+        (wanted, re.IGNORECASE),
+    ):
+        found = re.search(pattern, text, flags)
+        if found and found.end() > found.start():
+            return found.span()
+    return None
+
+
+def examples_of(rows: Iterable[LabelledText], taxonomy: Taxonomy | None = None) -> list[Example]:
+    """The questions in labelled texts: one for each text, one for each entity that stands in it.
+
+    A text without a sentiment of its own whose entities all agree is an item row with their sentiment.
+    """
+    topics = {name: number for number, name in enumerate((taxonomy or bundled_taxonomy()).labels)}
+    sentiments = {name: number for number, name in enumerate(SENTIMENTS)}
+    found: list[Example] = []
+    for row in rows:
+        agreed = set(row.entities.values())
+        sentiment = row.sentiment if row.sentiment is not None else agreed.pop() if len(agreed) == 1 else None
+        if sentiment is not None or row.topic is not None:
+            found.append(
+                Example(
+                    text=row.text,
+                    sentiment=sentiments[sentiment] if sentiment is not None else -1,
+                    topic=topics[row.topic] if row.topic is not None else -1,
+                    origin=row.origin,
+                )
+            )
+        for name, label in row.entities.items():
+            span = find_entity(row.text, name)
+            if span is not None:
+                found.append(Example(text=row.text, entity=span, sentiment=sentiments[label], origin=row.origin))
+    return found
+
+
+def frozen_test(sets: Sequence[str] = BUNDLED) -> list[LabelledText]:
+    """Rows that no shipped training has seen and no retraining may see: what a new model is measured on.
+
+    `sets` are names of bundled sets or paths of labelled files.
+    """
+    rows: list[LabelledText] = []
+    for name in sets:
+        rows.extend(select(read_labelled(bundled_path(name) if name in BUNDLED else Path(name)), "test"))
+    return rows
+
+
+def class_shares(labels: Sequence[int], classes: int) -> tuple[float, ...]:
+    """Share of each class among the labels that are not -1, with one added to every count."""
+    known = np.array([label for label in labels if label >= 0], dtype=np.int64)
+    count = np.bincount(known, minlength=classes) + 1.0
+    return tuple(float(share) for share in count / count.sum())

@@ -1,0 +1,51 @@
+"""Losses of the heads: cross-entropy over the rows that have the label, and R-Drop's consistency."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from models.classifier import Logits
+
+__all__ = ["class_weights", "consistency_loss", "supervised_loss"]
+
+
+def class_weights(shares: tuple[float, ...], power: float) -> Tensor:
+    """Weights (C,) proportional to share ** -power, with a mean of 1 over the rows."""
+    share = torch.tensor(shares)
+    weight = share**-power
+    return weight / (weight * share).sum()
+
+
+def supervised_loss(
+    logits: Logits,
+    sentiment: Tensor,
+    topic: Tensor,
+    *,
+    sentiment_weight: Tensor,
+    topic_weight: Tensor,
+    label_smoothing: float,
+) -> Tensor:
+    """Scalar: the summed cross-entropies of both heads over the rows with that label (-1: none), by the batch's rows."""
+    total = logits.sentiment.new_zeros(())
+    for found, labels, weight in (
+        (logits.sentiment, sentiment, sentiment_weight),
+        (logits.topic, topic, topic_weight),
+    ):
+        known = labels >= 0
+        if bool(known.any()):
+            total = total + functional.cross_entropy(
+                found[known].float(), labels[known], weight=weight, label_smoothing=label_smoothing, reduction="sum"
+            )
+    return total / max(len(sentiment), 1)
+
+
+def consistency_loss(first: Logits, second: Logits) -> Tensor:
+    """Scalar: symmetric Kullback-Leibler divergence between two passes, mean over the rows (Liang et al. 2021, eq. 2)."""
+    total = first.sentiment.new_zeros(())
+    for one, two in ((first.sentiment, second.sentiment), (first.topic, second.topic)):
+        p, q = functional.log_softmax(one.float(), -1), functional.log_softmax(two.float(), -1)
+        total = total + functional.kl_div(p, q, log_target=True, reduction="batchmean")
+        total = total + functional.kl_div(q, p, log_target=True, reduction="batchmean")
+    return total / 2

@@ -1,0 +1,306 @@
+"""A training run from config to model folder; and fine-tuning of an existing model on a few more rows."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from models.backbones import TextBackbone
+from models.bundle import (
+    LoadedModel,
+    ModelFile,
+    load_model,
+    model_folder,
+    new_model,
+    restore_model,
+    save_model,
+)
+from models.calibration import Calibration, fit_temperature
+from models.classifier import Classifier
+from models.model_card import write_card
+from models.tokens import RowTokenizer
+from models.training.config import TrainingConfig
+from models.training.datasets import (
+    BUNDLED,
+    Example,
+    LabelledText,
+    bundled_path,
+    class_shares,
+    examples_of,
+    read_labelled,
+    select,
+)
+from models.training.losses import class_weights
+from models.training.measure import measure
+from models.training.report_sentences import report_sentences
+from models.training.text_stage import Cancelled, Encoded, Progress, Reporter, TextStage, text_logits
+from monitor.errors import ConfigurationError, InputError
+from monitor.taxonomy import Taxonomy, bundled_taxonomy
+
+__all__ = ["Cancelled", "Datasets", "fine_tune", "gather", "train"]
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """Examples of the three parts, and the names of the sets that they come from."""
+
+    train: list[Example]
+    validation: list[Example]
+    test: list[Example]
+    names: tuple[str, ...]
+
+
+def gather(config: TrainingConfig, extra: Sequence[Path] = (), taxonomy: Taxonomy | None = None) -> Datasets:
+    """All examples of the config's bundled sets and of further labelled files, split.
+
+    Raises `InputError` naming file and line of a row that cannot be used.
+    """
+    unknown = [name for name in config.sets if name not in BUNDLED]
+    if unknown:
+        raise ConfigurationError(f"There is no bundled set {unknown[0]}.", f"Known are {', '.join(BUNDLED)}.")
+    paths = [bundled_path(name) for name in config.sets] + list(extra)
+    rows = [read_labelled(path, taxonomy) for path in paths]
+    parts: dict[str, list[Example]] = {}
+    for part in ("train", "validation", "test"):
+        parts[part] = [example for held in rows for example in examples_of(select(held, part), taxonomy)]
+    parts["train"] += report_sentences(config.report_sentences, seed=config.seed)
+    if not parts["train"]:
+        raise ConfigurationError("There is nothing to train on.", "Name bundled sets in the config, or pass --data.")
+    names = tuple(held[0].origin for held in rows)
+    return Datasets(parts["train"], parts["validation"], parts["test"], names)
+
+
+def _encode(examples: Sequence[Example], tokenizer: RowTokenizer) -> Encoded:
+    rows = tokenizer([example.row for example in examples])
+    kept = [index for index, row in enumerate(rows) if row.ids]
+    return Encoded(
+        [rows[index] for index in kept],
+        [examples[index].sentiment for index in kept],
+        [examples[index].topic for index in kept],
+    )
+
+
+_TEXT_FIELDS = (
+    "seed", "text_backbone", "adapter", "max_tokens", "epochs", "learning_rate", "head_learning_rate_factor",
+    "weight_decay", "warmup", "token_budget", "label_smoothing", "class_weight_power", "consistency", "gradient_norm",
+    "averaging", "precision", "patience", "backbone_dropout", "token_dropout", "validations_per_epoch",
+)  # fmt: skip
+
+
+def _fingerprint(config: TrainingConfig, examples: Sequence[Example], base: str = "") -> str:
+    """What a checkpoint of the text part depends on: the config's part for it, the data and the model begun with."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(msgspec.json.encode([msgspec.to_builtins(getattr(config, name)) for name in _TEXT_FIELDS]))
+    digest.update(base.encode())
+    for example in examples:
+        digest.update(msgspec.json.encode(example))
+    return digest.hexdigest()
+
+
+def _reporter(folder: Path) -> Reporter | None:
+    """TensorBoard's writer, where it is installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer: Any = SummaryWriter(str(folder / "tensorboard"))
+    add: Reporter = writer.add_scalar
+    return add
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _run_text_stage(
+    network: Classifier,
+    backbone: TextBackbone,
+    config: TrainingConfig,
+    data: Datasets,
+    out: Path,
+    *,
+    topics: int,
+    resume: bool,
+    base: str,
+    progress: Progress | None,
+    cancelled: Callable[[], bool] | None,
+) -> Encoded:
+    """Train the text part in place; returns the encoded validation part."""
+    tokenizer = RowTokenizer(backbone, config.max_tokens)
+    train_rows, validation = _encode(data.train, tokenizer), _encode(data.validation or data.train, tokenizer)
+    sentiment = class_shares(train_rows.sentiment.tolist(), 3)
+    topic = class_shares(train_rows.topic.tolist(), topics)
+    stage = TextStage(
+        network,
+        config,
+        train_rows,
+        validation,
+        backbone=backbone,
+        sentiment_weight=class_weights(sentiment, config.class_weight_power),
+        topic_weight=class_weights(topic, config.class_weight_power),
+        folder=out,
+        fingerprint=_fingerprint(config, data.train, base),
+    )
+    if resume:
+        stage.restore()
+    stage.run(progress, cancelled, _reporter(out))
+    return validation
+
+
+def _calibrate_text(network: Classifier, validation: Encoded, pad_id: int, base: Calibration) -> Calibration:
+    """Temperatures of item sentiment, entity sentiment and topic, fitted on the validation part."""
+    logits = text_logits(network, validation, pad_id)
+    known = validation.sentiment >= 0
+    item, entity, topic = known & ~validation.asked, known & validation.asked, validation.topic >= 0
+    fitted = {
+        name: fit_temperature(found[mask].numpy(), labels[mask].numpy())
+        for name, found, labels, mask in (
+            ("item", logits.sentiment, validation.sentiment, item),
+            ("entity", logits.sentiment, validation.sentiment, entity),
+            ("topic", logits.topic, validation.topic, topic),
+        )
+        if int(mask.sum()) >= 20
+    }
+    return msgspec.structs.replace(base, **fitted)
+
+
+def _threads(config: TrainingConfig) -> None:
+    if config.threads:
+        torch.set_num_threads(config.threads)
+
+
+def train(
+    config: TrainingConfig,
+    out: Path,
+    *,
+    data: Sequence[Path] = (),
+    resume: bool = False,
+    taxonomy: Taxonomy | None = None,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Path:
+    """Train a model and write it to the folder `out`, with its card, metrics and calibration.
+
+    `data` are labelled files to train on besides the config's bundled sets. With `resume`, an interrupted run in
+    `out` is taken up where its last checkpoint was written, with the same result as an uninterrupted one.
+
+    Raises `ConfigurationError`, `InputError` (before the first step), `ModelError`, and `Cancelled` when `cancelled`
+    said so, with the checkpoint written.
+    """
+    if not resume and (out / "checkpoint.pt").exists():
+        raise ConfigurationError(
+            f"{out} holds a run already.", "Add --resume to go on with it, or choose another --out."
+        )
+    _threads(config)
+    topics = taxonomy or bundled_taxonomy()
+    held = gather(config, data, taxonomy)
+    file = ModelFile(
+        name=config.name,
+        text_backbone=config.text_backbone,
+        vision_backbone="",
+        fusion=config.fusion,
+        adapter=config.adapter,
+        vision_adapter=config.vision_adapter,
+        taxonomy=topics,
+        max_tokens=config.max_tokens,
+        sentiment_prior=_three(class_shares([row.sentiment for row in held.train if row.entity is None], 3)),
+        topic_prior=class_shares([row.topic for row in held.train], len(topics.topics)),
+        data=held.names,
+    )
+    network, backbone = new_model(file, seed=config.seed)
+    network.to(_device())
+    validation = _run_text_stage(
+        network, backbone, config, held, out, topics=len(topics.topics), resume=resume, base="", progress=progress, cancelled=cancelled
+    )  # fmt: skip
+    file = msgspec.structs.replace(
+        file, calibration=_calibrate_text(network, validation, backbone.pad_id, file.calibration)
+    )
+    if config.vision_backbone:
+        from models.training.fusion_stage import train_fusion
+
+        file = train_fusion(network, backbone, file, config, held, progress=progress, cancelled=cancelled)
+    return _finish(network, file, config, held, out)
+
+
+def fine_tune(
+    base: LoadedModel | str | Path,
+    rows: Sequence[LabelledText],
+    out_dir: Path,
+    *,
+    epochs: int = 1,
+    seed: int = 0,
+    learning_rate: float = 2e-4,
+    name: str = "",
+    folder: Path | None = None,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Path:
+    """Train an existing model's text part on `rows` and write the new model to `out_dir`.
+
+    `base` is `default`, a model folder, or a loaded model together with the `folder` it came from. Of the rows, those
+    with part `validation` (or a split-off share) serve for calibration and for choosing the best weights; rows with
+    part `test` are left out. The fusion and the vision part stay as they are. Returns `out_dir`.
+
+    Raises `ModelError`, `InputError` when there is nothing to train on, and `Cancelled`.
+    """
+    source = folder or model_folder("default" if isinstance(base, LoadedModel) else base)
+    network, backbone, file = restore_model(source, trainable=True)
+    if file.adapter.kind == "none":
+        network.text.requires_grad_(False)
+    examples = {part: examples_of(select(rows, part), file.taxonomy) for part in ("train", "validation")}
+    if not examples["train"]:
+        raise InputError("There is no labelled row to fine-tune on.")
+    config = TrainingConfig(
+        name=name or file.name,
+        seed=seed,
+        text_backbone=file.text_backbone,
+        vision_backbone=file.vision_backbone,
+        fusion=file.fusion,
+        adapter=file.adapter,
+        vision_adapter=file.vision_adapter,
+        max_tokens=file.max_tokens,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        class_weight_power=0.0,
+        averaging=0.0 if file.adapter.kind == "adalora" else 0.98,
+    )
+    held = Datasets(
+        examples["train"],
+        examples["validation"],
+        [],
+        tuple(sorted({*file.data, *(row.origin for row in rows if row.origin)})),
+    )
+    network.to(_device())
+    validation = _run_text_stage(
+        network, backbone, config, held, out_dir, topics=len(file.taxonomy.topics), resume=False, base=file.version, progress=progress, cancelled=cancelled
+    )  # fmt: skip
+    calibration = file.calibration
+    if len(examples["validation"]) >= 200:
+        calibration = _calibrate_text(network, validation, backbone.pad_id, calibration)
+    file = msgspec.structs.replace(file, name=config.name, calibration=calibration, data=held.names, metrics={})
+    return _finish(network, file, config, held, out_dir)
+
+
+def _finish(network: Classifier, file: ModelFile, config: TrainingConfig, held: Datasets, out: Path) -> Path:
+    """Save, measure the saved model on the test part, and save the figures and the card with it."""
+    network.cpu()
+    save_model(network, file, out, card="")
+    metrics: dict[str, float] = dict(file.metrics)
+    if held.test:
+        metrics |= measure(load_model(out, device="cpu"), held.test)
+    file = msgspec.structs.replace(file, metrics=metrics)
+    rows = {"train": len(held.train), "validation": len(held.validation), "test": len(held.test)}
+    save_model(network, file, out, card=write_card(file, config, rows))
+    return out
+
+
+def _three(shares: tuple[float, ...]) -> tuple[float, float, float]:
+    negative, neutral, positive = shares
+    return negative, neutral, positive
