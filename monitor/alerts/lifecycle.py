@@ -6,16 +6,17 @@ that doing a step again after a crash adds nothing.
 
 from __future__ import annotations
 
+import uuid
 from collections import Counter
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 import msgspec
 from sqlalchemy import Connection, select
 
 from monitor.alerts.config import NotificationConfig
-from monitor.alerts.records import Alert, AlertState, Notice
+from monitor.alerts.records import Alert, AlertState, AlertStory, AlertWindow, Notice, view_link
 from monitor.alerts.routing import Route, Situation, targets
 from monitor.storage import alerts as store
 from monitor.storage import deliveries
@@ -24,7 +25,7 @@ from monitor.storage.receivers import list_receivers
 from monitor.storage.silences import list_silences
 from monitor.storage.tables import items, rules
 
-__all__ = ["NOTIFIER", "announce_again", "notice_body", "release_held", "route_outbox"]
+__all__ = ["NOTIFIER", "announce_again", "notice_body", "release_held", "route_outbox", "trial_notice"]
 
 NOTIFIER: Final = "notifier"
 ACTIVE: Final = (AlertState.FIRING.value, AlertState.ACKNOWLEDGED.value)
@@ -35,6 +36,44 @@ def notice_body(alert: Alert) -> str:
     at = {AlertState.ACKNOWLEDGED: alert.acknowledged_at, AlertState.RESOLVED: alert.resolved_at}.get(alert.state)
     notice = Notice(type=f"alert.{alert.state.value}", timestamp=at or alert.fired_at, data=alert)
     return msgspec.json.encode(notice).decode()
+
+
+def trial_notice(receiver: str, now: datetime, dashboard_url: str) -> tuple[str, str]:
+    """Webhook-id and body of a test: a made-up alert of the rule `test`, so that everything that a receiver does with
+    a real one can be tried. It leaves no trace in the store."""
+    alert_id = f"test-{uuid.uuid4().hex}"
+    alert = Alert(
+        id=alert_id,
+        state=AlertState.FIRING,
+        rule="test",
+        key="ticker:TEST",
+        title="Test notice",
+        severity="warning",
+        window=AlertWindow(minutes=15, start=now - timedelta(minutes=15), end=now),
+        observed=3,
+        expected=0.5,
+        total=4,
+        share=0.75,
+        expected_share=0.2,
+        p_value=0.01,
+        sources=1,
+        stories=(
+            AlertStory(
+                item_id="test",
+                title="This is a test of the sentiment monitor: nothing has happened",
+                url="",
+                source="sentiment-monitor",
+                published_at=now,
+                copies=3,
+                p_negative=1.0,
+            ),
+        ),
+        model_version="",
+        started_at=now,
+        fired_at=now,
+        link=view_link(dashboard_url, alert_id),
+    )
+    return delivery_id(alert_id, alert.state, receiver), notice_body(alert)
 
 
 class _Circumstances:

@@ -1,0 +1,359 @@
+"""`alerts`: look at alerts, take them on, silence them, test receivers, send again what did not arrive."""
+
+from __future__ import annotations
+
+import getpass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from monitor.cli.context import current_settings, err, open_store, out
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
+    from monitor.alerts.config import NotificationConfig
+    from monitor.alerts.records import Alert
+    from monitor.alerts.senders import Outcome
+    from monitor.storage.deliveries import Delivery
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+
+class State(StrEnum):
+    """States that `list` can be asked for."""
+
+    FIRING = "firing"
+    ACKNOWLEDGED = "acknowledged"
+    RESOLVED = "resolved"
+
+
+@app.callback()
+def root() -> None:
+    """Alerts and the notices that went out about them."""
+
+
+def _user(given: str) -> str:
+    if given:
+        return given
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "cli"
+
+
+def _table(*headers: str) -> Table:
+    from rich.table import Table
+
+    return Table(*headers, box=None, pad_edge=False)
+
+
+def _time(at: datetime | None) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S}" if at else ""
+
+
+@app.command("list")
+def list_command(
+    state: Annotated[list[State] | None, typer.Option(help="Only these; may be given several times.")] = None,
+    key: Annotated[str, typer.Option(help="Only this window key, such as ticker:AAPL.")] = "",
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, the youngest.")] = 50,
+    json: Annotated[bool, typer.Option("--json", help="JSON Lines instead of a table.")] = False,
+) -> None:
+    """Show alerts, the youngest first."""
+    from rich.text import Text
+
+    from monitor.records import encode
+    from monitor.storage.alerts import list_alerts
+    from monitor.storage.engine import reading
+
+    with reading(open_store(current_settings())) as connection:
+        found = list_alerts(connection, states=[s.value for s in state or ()], key=key, limit=limit)
+    if json:
+        for alert in found:
+            typer.echo(encode(alert).decode())
+        return
+    if not found:
+        err.print("No alerts.")
+        return
+    table = _table("id", "state", "severity", "key", "negative / expected", "fired (UTC)", "resolved (UTC)")
+    for alert in found:
+        table.add_row(
+            Text(alert.id),
+            alert.state.value,
+            alert.severity,
+            Text(alert.key),
+            f"{alert.observed} / {alert.expected:.1f}",
+            _time(alert.fired_at),
+            _time(alert.resolved_at),
+        )
+    out.print(table)
+
+
+def _known(alert: Alert | None, alert_id: str) -> Alert:
+    from monitor.errors import ConfigurationError
+
+    if alert is None:
+        raise ConfigurationError(f"There is no alert {alert_id}.", "`sentiment-monitor alerts list` shows them.")
+    return alert
+
+
+@app.command()
+def show(
+    alert_id: Annotated[str, typer.Argument(metavar="ID", help="The alert's id.")],
+    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Show one alert with its stories, its notices and everything that happened to it."""
+    import msgspec
+    from rich.text import Text
+
+    from monitor.storage.alerts import audit_trail, get_alert
+    from monitor.storage.deliveries import of_episode
+    from monitor.storage.engine import reading
+
+    with reading(open_store(current_settings())) as connection:
+        alert = _known(get_alert(connection, alert_id), alert_id)
+        trail = audit_trail(connection, alert_id)
+        sent = of_episode(connection, alert_id)
+    if json:
+        everything = {"alert": alert, "events": trail, "deliveries": sent}
+        typer.echo(msgspec.json.encode(everything).decode())
+        return
+    window = alert.window
+    out.print(f"{alert.title} ({alert.key}): {alert.state.value}, {alert.severity}", style="bold", markup=False)
+    out.print(
+        f"{alert.observed} negative of {alert.total} stories in the {window.minutes} minutes to "
+        f"{_time(window.end)} UTC; {alert.expected:.1f} expected, "
+        f"share {alert.share:.0%} against {alert.expected_share:.0%}, p = {alert.p_value:.1e}, {alert.sources} sources",
+        markup=False,
+    )
+    out.print(alert.link, markup=False)
+    stories = _table("p(negative)", "copies", "source", "title", "address")
+    for story in alert.stories:
+        row = (Text(story.source), Text(story.title), Text(story.url))
+        stories.add_row(f"{story.p_negative:.2f}", str(story.copies), *row)
+    out.print(stories)
+    events = _table("at (UTC)", "event", "by", "detail")
+    for entry in trail:
+        detail = ", ".join(f"{name}: {value}" for name, value in entry["detail"].items())
+        events.add_row(_time(entry["at"]), entry["event"], Text(entry["actor"]), Text(detail))
+    out.print(events)
+    if sent:
+        out.print(_deliveries(sent))
+
+
+@app.command()
+def ack(
+    alert_id: Annotated[str, typer.Argument(metavar="ID", help="The alert's id.")],
+    by: Annotated[str, typer.Option(help="Who takes it on; else your user name.")] = "",
+) -> None:
+    """Take an alert on: it is not repeated or escalated any more."""
+    from monitor.storage.alerts import acknowledge
+    from monitor.storage.engine import writing
+
+    with writing(open_store(current_settings())) as connection:
+        alert = acknowledge(connection, alert_id, by=_user(by), at=datetime.now(UTC))
+    out.print(f"{alert.key} is acknowledged by {alert.acknowledged_by}.", markup=False)
+
+
+@app.command()
+def silence(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="Window key or pattern: ticker:AAPL, 'topic:*', '*'.")],
+    length: Annotated[str, typer.Option("--for", help="How long: 30m, 2h, 1d.")],
+    comment: Annotated[str, typer.Option(help="Why.")] = "",
+    rule: Annotated[str, typer.Option(help="Only alerts of this rule (or pattern).")] = "*",
+    by: Annotated[str, typer.Option(help="Who silences; else your user name.")] = "",
+) -> None:
+    """Hold back notices about a key. What still fires when the silence ends is announced then."""
+    from monitor.alerts.durations import parse_duration
+    from monitor.errors import ConfigurationError
+    from monitor.storage.engine import writing
+    from monitor.storage.silences import add_silence
+
+    now = datetime.now(UTC)
+    try:
+        ends_at = now + parse_duration(length)
+    except ValueError as error:
+        raise ConfigurationError(f"--for: {error}.") from error
+    with writing(open_store(current_settings())) as connection:
+        made = add_silence(
+            connection, key=key, rule=rule, starts_at=now, ends_at=ends_at, comment=comment, author=_user(by)
+        )
+    out.print(f"Silence {made.id} on {key} until {_time(ends_at)} UTC.", markup=False)
+
+
+@app.command()
+def silences(json: Annotated[bool, typer.Option("--json", help="JSON Lines instead of a table.")] = False) -> None:
+    """Show the silences that hold."""
+    from rich.text import Text
+
+    from monitor.records import encode
+    from monitor.storage.engine import reading
+    from monitor.storage.silences import list_silences
+
+    with reading(open_store(current_settings())) as connection:
+        found = list_silences(connection, datetime.now(UTC))
+    if json:
+        for one in found:
+            typer.echo(encode(one).decode())
+        return
+    if not found:
+        err.print("No silences.")
+        return
+    table = _table("id", "key", "rule", "until (UTC)", "by", "why")
+    for one in found:
+        table.add_row(one.id, Text(one.key), Text(one.rule), _time(one.ends_at), Text(one.author), Text(one.comment))
+    out.print(table)
+
+
+@app.command()
+def unsilence(silence_id: Annotated[str, typer.Argument(metavar="ID", help="The silence's id.")]) -> None:
+    """End a silence early."""
+    from monitor.storage.engine import writing
+    from monitor.storage.silences import end_silence
+
+    with writing(open_store(current_settings())) as connection:
+        end_silence(connection, silence_id, datetime.now(UTC))
+    out.print(f"Silence {silence_id} has ended.", markup=False)
+
+
+@app.command()
+def receivers(json: Annotated[bool, typer.Option("--json", help="JSON Lines instead of a table.")] = False) -> None:
+    """Show the receivers as the notifier knows them; addresses are shortened, they may hold tokens."""
+    from rich.text import Text
+
+    from monitor.records import encode
+    from monitor.storage.engine import reading
+    from monitor.storage.receivers import list_receivers
+
+    with reading(open_store(current_settings())) as connection:
+        found = list_receivers(connection)
+    if json:
+        for one in found:
+            typer.echo(encode(one).decode())
+        return
+    if not found:
+        err.print("No receivers yet: set webhook_urls or receivers_file and start the notifier.")
+        return
+    table = _table("name", "kind", "address", "state")
+    for one in found:
+        state = "on" if one.enabled else f"off: {one.disabled_reason}"
+        table.add_row(Text(one.name), one.definition["kind"], Text(one.definition["address"]), Text(state))
+    out.print(table)
+
+
+@app.command()
+def enable(name: Annotated[str, typer.Argument(metavar="RECEIVER", help="The receiver's name.")]) -> None:
+    """Switch a receiver on again that was switched off because it answered 410 (gone)."""
+    from monitor.errors import ConfigurationError
+    from monitor.storage.engine import writing
+    from monitor.storage.receivers import enable as switch_on
+
+    with writing(open_store(current_settings())) as connection:
+        if not switch_on(connection, name, datetime.now(UTC)):
+            raise ConfigurationError(
+                f"There is no receiver {name}.", "`sentiment-monitor alerts receivers` shows them."
+            )
+    out.print(f"{name} is on. `sentiment-monitor alerts replay --all` sends what it missed.", markup=False)
+
+
+def _test(config: NotificationConfig, names: Sequence[str], dashboard_url: str) -> dict[str, Outcome]:
+    import asyncio
+
+    from monitor.alerts.lifecycle import trial_notice
+    from monitor.alerts.senders import open_senders
+
+    async def send() -> dict[str, Outcome]:
+        senders = open_senders(config)
+        try:
+            notices = {name: trial_notice(name, datetime.now(UTC), dashboard_url) for name in names}
+            outcomes = await asyncio.gather(*(senders[name].send(*notices[name]) for name in names))
+            return dict(zip(names, outcomes, strict=True))
+        finally:
+            for sender in senders.values():
+                await sender.aclose()
+
+    return asyncio.run(send())
+
+
+@app.command("test")
+def try_receivers(name: Annotated[str, typer.Argument(metavar="[RECEIVER]", help="Only this one.")] = "") -> None:
+    """Send a signed test notice to the receivers and say what they answered."""
+    from monitor.alerts.config import load_notifications
+    from monitor.errors import ConfigurationError, DeliveryError
+
+    settings = current_settings()
+    config = load_notifications(settings)
+    names = [name] if name else list(config.receivers)
+    if not names:
+        raise ConfigurationError("There is no receiver to test.", "Set webhook_urls or receivers_file.")
+    if name and name not in config.receivers:
+        raise ConfigurationError(
+            f"There is no receiver {name}.", f"There are: {', '.join(config.receivers) or 'none'}."
+        )
+    outcomes = _test(config, names, settings.dashboard_url)
+    for receiver, outcome in outcomes.items():
+        answer = f" ({outcome.status})" if outcome.status else ""
+        out.print(f"{receiver}: {f'delivered{answer}' if outcome.delivered else outcome.error}", markup=False)
+    failed = [receiver for receiver, outcome in outcomes.items() if not outcome.delivered]
+    if failed:
+        raise DeliveryError(f"The test notice did not reach {', '.join(failed)}.")
+
+
+def _deliveries(rows: Sequence[Delivery]) -> Table:
+    from rich.text import Text
+
+    table = _table("id", "receiver", "alert", "event", "state", "attempts", "next (UTC)", "last error")
+    for row in rows:
+        table.add_row(
+            row.id,
+            Text(row.receiver),
+            Text(row.episode_id),
+            row.event,
+            row.state,
+            str(row.attempts),
+            _time(row.next_attempt_at),
+            Text(row.last_error or ""),
+        )
+    return table
+
+
+@app.command()
+def undelivered(json: Annotated[bool, typer.Option("--json", help="JSON Lines instead of a table.")] = False) -> None:
+    """Show the notices that were tried and have not arrived."""
+    from monitor.records import encode
+    from monitor.storage.deliveries import undelivered as waiting
+    from monitor.storage.engine import reading
+
+    with reading(open_store(current_settings())) as connection:
+        rows = waiting(connection)
+    if json:
+        for row in rows:
+            typer.echo(encode(row).decode())
+        return
+    if not rows:
+        err.print("Everything that was tried has arrived.")
+        return
+    out.print(_deliveries(rows))
+
+
+@app.command()
+def replay(
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids that `undelivered` shows.")] = None,
+    all: Annotated[bool, typer.Option("--all", help="Everything that `undelivered` shows.")] = False,
+) -> None:
+    """Send undelivered notices again at once, under the same ids; the notifier does it."""
+    from monitor.errors import ConfigurationError
+    from monitor.storage.deliveries import replay as send_again
+    from monitor.storage.engine import writing
+
+    if bool(ids) == all:
+        raise ConfigurationError("Name the ids to replay, or say --all.", "`sentiment-monitor alerts undelivered`")
+    with writing(open_store(current_settings())) as connection:
+        number = send_again(connection, datetime.now(UTC), None if all else ids)
+    if ids and not number:
+        raise ConfigurationError("None of these is undelivered.", "`sentiment-monitor alerts undelivered` shows them.")
+    out.print(f"{number} to be sent again." if number else "Nothing to send again.")

@@ -1,0 +1,135 @@
+"""The verb `alerts`, against a real store and a real receiver."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+from typer.testing import CliRunner
+
+from monitor.alerts.demo_receiver import DemoReceiver
+from monitor.cli.alerts import app
+from monitor.cli.context import root_flags
+from monitor.errors import ConfigurationError, DeliveryError
+from monitor.storage import deliveries
+from monitor.storage.alerts import record_decisions
+from monitor.storage.deliveries import Delivery
+from monitor.storage.engine import writing
+from monitor.storage.receivers import disable, sync
+from monitor.storage.silences import list_silences
+from tests.monitor.alerts.builders import AT, DASHBOARD, decision, new_store, put_story
+
+ID = decision().episode_id
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Engine]:
+    token = root_flags.set({"data_dir": tmp_path})
+    engine = new_store(tmp_path)
+    with writing(engine) as conn:
+        put_story(conn, "ticker:AAPL", 1, title="Apple [bold]sinks[/bold]")
+        record_decisions(conn, [decision(), decision(key="topic:macro", episode_id="m")], dashboard_url=DASHBOARD)
+        record_decisions(conn, [decision("resolve", key="topic:macro", episode_id="m")], dashboard_url=DASHBOARD)
+    yield engine
+    root_flags.reset(token)
+
+
+def run(*args: str) -> str:
+    result = CliRunner().invoke(app, args)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_list_filters_and_speaks_json(store: Engine) -> None:
+    assert {json.loads(line)["id"] for line in run("list", "--json").splitlines()} == {ID, "m"}
+    assert [json.loads(line)["id"] for line in run("list", "--state", "firing", "--json").splitlines()] == [ID]
+    assert [json.loads(line)["id"] for line in run("list", "--key", "topic:macro", "--json").splitlines()] == ["m"]
+
+
+def test_ack_is_seen_in_show(store: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("ack", ID, "--by", "ada")
+    shown = json.loads(run("show", ID, "--json"))
+    assert (shown["alert"]["state"], shown["alert"]["acknowledged_by"]) == ("acknowledged", "ada")
+    assert [event["event"] for event in shown["events"]] == ["pending", "firing", "acknowledged"]
+    with pytest.raises(ConfigurationError, match="no alert nope"):
+        run("show", "nope")
+    with pytest.raises(ConfigurationError, match="resolved already"):
+        run("ack", "m")
+
+
+def test_headlines_are_printed_as_they_are(store: Engine) -> None:
+    assert "Apple [bold]sinks[/bold]" in run("show", ID)
+
+
+def test_silence_and_its_end(store: Engine) -> None:
+    run("silence", "topic:*", "--for", "2h", "--comment", "known", "--by", "ada")
+    (line,) = run("silences", "--json").splitlines()
+    silence = json.loads(line)
+    assert (silence["key"], silence["rule"], silence["author"]) == ("topic:*", "*", "ada")
+    assert datetime.fromisoformat(silence["ends_at"]) - datetime.fromisoformat(silence["starts_at"]) == timedelta(
+        hours=2
+    )
+    run("unsilence", silence["id"])
+    assert run("silences", "--json") == ""
+    with writing(store) as conn:
+        assert len(list_silences(conn)) == 1
+    with pytest.raises(ConfigurationError, match="length of time"):
+        run("silence", "market", "--for", "soon")
+
+
+def test_undelivered_is_listed_and_replayed(store: Engine) -> None:
+    row = Delivery(
+        id="msg_1",
+        episode_id=ID,
+        event="firing",
+        receiver="desk",
+        position=1,
+        payload="{}",
+        created_at=AT,
+        state="failed",
+    )
+    with writing(store) as conn:
+        deliveries.add(conn, [row])
+    assert [json.loads(line)["id"] for line in run("undelivered", "--json").splitlines()] == ["msg_1"]
+    with pytest.raises(ConfigurationError, match="None of these"):
+        run("replay", "msg_2")
+    with pytest.raises(ConfigurationError, match="Name the ids"):
+        run("replay")
+    run("replay", "msg_1")
+    with writing(store) as conn:
+        (due,) = deliveries.due(conn, "desk", datetime.now(UTC), 10)
+    assert (due.id, due.attempts) == ("msg_1", 0)
+    assert run("undelivered", "--json") == ""
+
+
+def test_a_receiver_is_switched_on_again(store: Engine) -> None:
+    with writing(store) as conn:
+        sync(conn, {"desk": {"kind": "webhook", "address": "https://x/…", "rate_per_minute": 1}}, AT)
+        disable(conn, "desk", "It answered 410 (gone).", AT)
+    assert json.loads(run("receivers", "--json"))["enabled"] is False
+    run("enable", "desk")
+    assert json.loads(run("receivers", "--json"))["enabled"] is True
+    with pytest.raises(ConfigurationError, match="no receiver nope"):
+        run("enable", "nope")
+
+
+def test_test_sends_a_signed_notice(store: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with DemoReceiver() as receiver:
+        monkeypatch.setenv("SENTIMENT_MONITOR_WEBHOOK_URLS", receiver.url)
+        monkeypatch.setenv("SENTIMENT_MONITOR_WEBHOOK_SECRET", receiver.secret)
+        with pytest.raises(ConfigurationError, match="private address"):
+            run("test")
+        monkeypatch.setenv("SENTIMENT_MONITOR_EGRESS_ALLOW", f"127.0.0.1:{receiver.port}")
+        run("test")
+        (got,) = receiver.received
+        assert (got.type, got.payload["data"]["rule"]) == ("alert.firing", "test")
+        with pytest.raises(ConfigurationError, match="no receiver desk"):
+            run("test", "desk")
+    with pytest.raises(DeliveryError, match="webhook-1"):
+        run("test", "webhook-1")
