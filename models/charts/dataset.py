@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -72,6 +73,11 @@ def _count(rng: np.random.Generator) -> int:
     return int(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
+@cache
+def _tickers(part: Part) -> tuple[str, ...]:
+    return tuple(sorted(ticker for ticker in load_prices() if part_of(ticker) == part))
+
+
 def chart_picture(
     rng: np.random.Generator, part: Part, wanted: Trend | None = None, *, clean: bool = False
 ) -> tuple[Image.Image, Trend]:
@@ -79,8 +85,7 @@ def chart_picture(
 
     `clean` leaves out what `screens.worn` does to a picture.
     """
-    prices = {ticker: bars for ticker, bars in load_prices().items() if part_of(ticker) == part}
-    names = sorted(prices)
+    prices, names = load_prices(), _tickers(part)
     style = random_style(rng)
     wide = bool(rng.random() < 0.25)
     if wide:
@@ -106,7 +111,6 @@ def _make_shard(path: str, part: Part, number: int, count: int, seed: int) -> st
     # Imported here: the workers of the pool need torch for nothing else than this module's input size.
     from models.charts.encoder import HEIGHT, WIDTH, to_pixels
 
-    os.nice(5)
     rng = np.random.default_rng([seed, _PART_SEED[part], number])
     pixels = np.empty((count, HEIGHT, WIDTH, 3), dtype=np.uint8)
     labels = np.empty(count, dtype=np.int64)

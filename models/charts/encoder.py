@@ -59,7 +59,7 @@ class ChartEncoderConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     height: int = HEIGHT
     width: int = WIDTH
-    channels: tuple[int, ...] = (24, 48, 80, 144, 192)
+    channels: tuple[int, int, int, int] = (40, 80, 144, 192)
     hidden_size: int = 192
     dropout: float = 0.1
     trend_temperature: float = 1.0
@@ -83,29 +83,36 @@ class ChartReadings(NamedTuple):
     chart: NDArray[np.float32]
 
 
+def _plain(line: NDArray[np.uint8]) -> bool:
+    """Whether all pixels (N, 3) are about the same; one that stands out near the start is found without a full scan."""
+    for part in (line[:: max(1, len(line) // 16)], line):
+        if bool((part.max(axis=0) - part.min(axis=0) > _PLAIN).any()):
+            return False
+    return True
+
+
 def content_box(pixels: NDArray[np.uint8]) -> tuple[int, int, int, int]:
     """Left, top, right, bottom of the picture without its plain margins and frames; `pixels` is (H, W, 3).
 
     A row or column is stripped while all its pixels are about the same. A picture with nothing in it keeps its size.
     """
-    left, top, right, bottom = 0, 0, pixels.shape[1], pixels.shape[0]
-
-    def plain(part: NDArray[np.uint8], axis: int) -> NDArray[np.bool_]:
-        spread = part.max(axis=axis).astype(np.int16) - part.min(axis=axis)
-        return np.asarray(spread.max(axis=-1) <= _PLAIN)
-
+    height, width = pixels.shape[:2]
+    left, top, right, bottom = 0, 0, width, height
     # A frame hides the margins behind it: look again until nothing more comes off.
     for _ in range(4):
         before = (left, top, right, bottom)
-        inner = pixels[top:bottom, left:right]
-        rows = np.flatnonzero(~plain(inner, 1))
-        if not rows.size:
-            return 0, 0, pixels.shape[1], pixels.shape[0]
-        top, bottom = top + int(rows[0]), top + int(rows[-1]) + 1
-        columns = np.flatnonzero(~plain(pixels[top:bottom, left:right], 0))
-        if not columns.size:
-            return 0, 0, pixels.shape[1], pixels.shape[0]
-        left, right = left + int(columns[0]), left + int(columns[-1]) + 1
+        while top < bottom and _plain(pixels[top, left:right]):
+            top += 1
+        if top == bottom:
+            return 0, 0, width, height
+        while _plain(pixels[bottom - 1, left:right]):
+            bottom -= 1
+        while left < right and _plain(pixels[top:bottom, left]):
+            left += 1
+        if left == right:
+            return 0, 0, width, height
+        while _plain(pixels[top:bottom, right - 1]):
+            right -= 1
         if (left, top, right, bottom) == before:
             break
     return left, top, right, bottom
@@ -168,21 +175,16 @@ class ChartEncoder(nn.Module):
     def __init__(self, config: ChartEncoderConfig | None = None) -> None:
         super().__init__()
         self.config = config or ChartEncoderConfig()
-        stem, one, two, three, four = self.config.channels
-        self.stem = nn.Sequential(nn.Conv2d(5, stem, 5, 2, 2, bias=False), nn.BatchNorm2d(stem), nn.ReLU())
-        self.stages = nn.Sequential(
-            _Residual(stem, one, 2),
-            _Residual(one, two, 2),
-            _Residual(two, three, 2),
-            _Residual(three, three, 1),
-            _Residual(three, four, 1),
-        )
+        stem, one, two, last = self.config.channels
+        # Strides of 4 at once: half the time of two strides of 2, for a picture made of lines and blocks.
+        self.stem = nn.Sequential(nn.Conv2d(5, stem, 7, 4, 2, bias=False), nn.BatchNorm2d(stem), nn.ReLU())
+        self.stages = nn.Sequential(_Residual(stem, one, 2), _Residual(one, two, 2), _Residual(two, last, 1))
         size = self.config.hidden_size
         cells = (self.config.height // 16) * (self.config.width // 16)
-        self.project = nn.Linear(four, size)
+        self.project = nn.Linear(last, size)
         # A few channels keep their places, so that "first" and "last" survive the pooling.
-        self.place = nn.Conv2d(four, 8, 1)
-        self.pool = nn.Linear(four + 8 * cells, size)
+        self.place = nn.Conv2d(last, 8, 1)
+        self.pool = nn.Linear(last + 8 * cells, size)
         self.norm = nn.LayerNorm(size)
         self.dropout = nn.Dropout(self.config.dropout)
         self.trend_head = nn.Linear(size, 3)

@@ -1,0 +1,116 @@
+"""Drops what is older than the settings keep, in small transactions that never hold the writers up for long."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Connection, Engine, Table, and_, delete, exists, func, select, tuple_
+
+from monitor.jobs.catalogue import Cancelled, Progress
+from monitor.settings import Settings
+from monitor.storage.engine import open_engine, reading, writing
+from monitor.storage.tables import (
+    charts,
+    counted,
+    dead_letters,
+    item_keys,
+    items,
+    job_runs,
+    judge,
+    stories,
+    ticks,
+)
+
+__all__ = ["BATCH_ROWS", "drop_old", "run"]
+
+BATCH_ROWS: Final = 2_000
+_STALE_MINUTE: Final = -1
+
+
+def _minute(at: datetime) -> int:
+    return int(at.timestamp()) // 60
+
+
+def newest_event(connection: Connection, now: datetime) -> datetime:
+    """ "Now" in event time: the newest item's, never later than the clock. A replay of history keeps its data."""
+    newest = connection.execute(select(func.max(items.c.published_at))).scalar()
+    return min(now, newest) if newest else now
+
+
+def _ticks_cutoff(connection: Connection, settings: Settings, now: datetime) -> int:
+    """The first minute to keep.
+
+    Never so late that a redelivered item could be counted twice, nor past what the judge needs to go on from its
+    snapshot.
+    """
+    needed_h = settings.max_late_h + settings.story_window_h + 24.0
+    days = max(settings.retention_ticks_days, needed_h / 24.0)
+    cutoff = _minute(now - timedelta(days=days))
+    row = connection.execute(select(func.min(func.coalesce(judge.c.snapshot_minute, judge.c.judged_to)))).scalar()
+    return cutoff if row is None else min(cutoff, int(row))
+
+
+def _conditions(
+    connection: Connection, settings: Settings, now: datetime, clock: datetime
+) -> list[tuple[Table, ColumnElement[bool]]]:
+    """What to drop from each table; `now` is event time, `clock` the wall clock."""
+    items_before = now - timedelta(days=settings.retention_items_days)
+    minute = _ticks_cutoff(connection, settings, now)
+    gone = ~exists().where(items.c.id == counted.c.item_id)
+    kept_since = clock - timedelta(days=settings.retention_items_days)
+    return [
+        (charts, charts.c.published_at < now - timedelta(days=settings.retention_charts_days)),
+        (item_keys, item_keys.c.published_at < items_before),
+        (items, items.c.published_at < items_before),
+        (ticks, ticks.c.minute < minute),
+        (counted, and_(counted.c.minute < minute, counted.c.minute > _STALE_MINUTE)),
+        # A stale item was counted in no minute: it goes when its item has gone.
+        (counted, and_(counted.c.minute == _STALE_MINUTE, gone)),
+        (stories, stories.c.last_at < minute * 60_000),
+        (dead_letters, dead_letters.c.failed_at < kept_since),
+        (job_runs, and_(job_runs.c.finished_at.is_not(None), job_runs.c.finished_at < kept_since)),
+    ]
+
+
+def _drop_batch(engine: Engine, table: Table, condition: ColumnElement[bool], rows: int) -> int:
+    key: Sequence[Any] = list(table.primary_key)
+    with writing(engine) as connection:
+        found = [tuple(row) for row in connection.execute(select(*key).where(condition).limit(rows))]
+        if found:
+            connection.execute(delete(table).where(tuple_(*key).in_(found)))
+    return len(found)
+
+
+def drop_old(
+    engine: Engine,
+    settings: Settings,
+    clock: datetime,
+    progress: Progress,
+    cancelled: Cancelled,
+    *,
+    batch_rows: int = BATCH_ROWS,
+) -> dict[str, int]:
+    """Rows dropped by table. Stops between two batches when cancelled."""
+    with reading(engine) as connection:
+        conditions = _conditions(connection, settings, newest_event(connection, clock), clock)
+    dropped: dict[str, int] = {}
+    for number, (table, condition) in enumerate(conditions):
+        while not cancelled():
+            progress(number, len(conditions), table.name)
+            count = _drop_batch(engine, table, condition, batch_rows)
+            dropped[table.name] = dropped.get(table.name, 0) + count
+            if count < batch_rows:
+                break
+    progress(len(conditions), len(conditions), "done")
+    return dropped
+
+
+def run(settings: Settings, progress: Progress, cancelled: Cancelled) -> dict[str, Any]:
+    """The job: returns the rows dropped by table."""
+    engine = open_engine(settings.database)
+    try:
+        return {"dropped": drop_old(engine, settings, datetime.now(UTC), progress, cancelled)}
+    finally:
+        engine.dispose()
