@@ -14,7 +14,7 @@ ICON = str(Path(__file__).with_name("icon.svg"))
 
 st.set_page_config(page_title="Sentiment monitor", page_icon=ICON, layout="wide")
 style()
-current = st.navigation(pages())
+current = st.navigation(pages(), position="top")
 wanted = st.query_params.get("alert")
 if wanted and current.url_path != page("alerts").url_path:
     # Alerts carry the address of the dashboard itself and their id.

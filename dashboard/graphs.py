@@ -31,17 +31,21 @@ def _ms(at: Any) -> int:
     return int(at.timestamp() * 1000)
 
 
-def _moment(minute: int) -> alt.DateTime:
-    at = at_minute(minute)
-    return alt.DateTime(year=at.year, month=at.month, date=at.day, hours=at.hour, minutes=at.minute, utc=True)
+def _frame(start: int, end: int) -> alt.Chart:
+    """Nothing to see: two points that hold the time axis open from start to end, whatever there is in between."""
+    ends = [{"t": start * _MINUTE_MS}, {"t": end * _MINUTE_MS}]
+    frame: alt.Chart = (
+        alt.Chart(alt.InlineData(values=ends)).mark_point(opacity=0).encode(x=_time_axis(title=None), y=alt.value(0))
+    )
+    return frame
 
 
-def _time_axis(start: int, end: int, *, title: str | None) -> alt.X:
+def _time_axis(*, title: str | None, field: str = "t") -> alt.X:
     return alt.X(
-        field="t",
+        field=field,
         type="temporal",
         title=title,
-        scale=alt.Scale(type="utc", domain=[_moment(start), _moment(end)], nice=False),
+        scale=alt.Scale(type="utc", nice=False),
         axis=alt.Axis(grid=False, labelExpr=_LABEL, labelOverlap=True, labelFlush=True, tickCount=12),
     )
 
@@ -86,7 +90,7 @@ def _surges(alerts: Iterable[Alert], start: int, end: int) -> list[dict[str, Any
     return found
 
 
-def _surge_layers(surges: list[dict[str, Any]], start: int, end: int) -> list[alt.Chart]:
+def _surge_layers(surges: list[dict[str, Any]]) -> list[alt.Chart]:
     if not surges:
         return []
     tooltip = [alt.Tooltip(f"{name}:N") for name in ("surge", "fired at", "negative stories")]
@@ -94,12 +98,12 @@ def _surge_layers(surges: list[dict[str, Any]], start: int, end: int) -> list[al
     band = (
         alt.Chart(data)
         .mark_rect(color=SURGE, opacity=0.25)
-        .encode(x=_time_axis(start, end, title=None), x2="t2:T", tooltip=tooltip)
+        .encode(x=_time_axis(title=None), x2="t2:T", tooltip=tooltip)
     )
     mark = (
         alt.Chart(data)
         .mark_point(shape="triangle-down", filled=True, size=110, color=SURGE, opacity=1, yOffset=2)
-        .encode(x="fired:T", y=alt.value(4), tooltip=tooltip)
+        .encode(x=_time_axis(title=None, field="fired"), y=alt.value(4), tooltip=tooltip)
     )
     return [band, mark]
 
@@ -128,7 +132,7 @@ def sentiment_chart(
         )
 
     def x() -> alt.X:
-        return _time_axis(start, end, title=None)
+        return _time_axis(title=None)
 
     tooltip = [
         alt.Tooltip("when:N", title="from (UTC)"),
@@ -145,7 +149,9 @@ def sentiment_chart(
     zero = (
         alt.Chart(alt.InlineData(values=[{"zero": 0}])).mark_rule(color=NEUTRAL, strokeDash=[3, 3]).encode(y="zero:Q")
     )
-    return _framed([*_surge_layers(_surges(alerts, start, end), start, end), zero, below, above, line, points], 240)
+    return _framed(
+        [_frame(start, end), *_surge_layers(_surges(alerts, start, end)), zero, below, above, line, points], 240
+    )
 
 
 def _expected_layer(alert: Alert, step: int) -> alt.Chart:
@@ -155,7 +161,12 @@ def _expected_layer(alert: Alert, step: int) -> alt.Chart:
     layer: alt.Chart = (
         alt.Chart(alt.InlineData(values=[row | {"shown": f"{level:.2f} a step, {alert.expected:.1f} in the window"}]))
         .mark_rule(color=POSITIVE, strokeWidth=3)
-        .encode(x="t:T", x2="t2:T", y="level:Q", tooltip=alt.Tooltip("shown:N", title="expected negative stories"))
+        .encode(
+            x=_time_axis(title=None),
+            x2="t2:T",
+            y="level:Q",
+            tooltip=alt.Tooltip("shown:N", title="expected negative stories"),
+        )
     )
     return layer
 
@@ -178,7 +189,7 @@ def volume_chart(
         alt.Chart(alt.InlineData(values=rows))
         .mark_rect()
         .encode(
-            x=_time_axis(start, end, title="UTC"),
+            x=_time_axis(title="UTC"),
             x2="t2:T",
             y=alt.Y(
                 "low:Q",
@@ -202,7 +213,7 @@ def volume_chart(
         )
     )
     top = [_expected_layer(expected, step)] if expected else []
-    return _framed([*_surge_layers(_surges(alerts, start, end), start, end), bars, *top], 200)
+    return _framed([_frame(start, end), *_surge_layers(_surges(alerts, start, end)), bars, *top], 200)
 
 
 def probability_chart(
@@ -211,8 +222,10 @@ def probability_chart(
     """Bars of probabilities in the given order, with the figure at the end of each."""
     names = list(probabilities)
     data = alt.InlineData(values=[{"name": name, "p": value} for name, value in probabilities.items()])
-    y = alt.Y("name:N", sort=names, title=None, axis=alt.Axis(labelLimit=220, ticks=False, domain=False))
-    x = alt.X("p:Q", title=None, scale=alt.Scale(domain=[0, 1.15]), axis=None)
+    y = alt.Y(
+        "name:N", sort=names, title=None, axis=alt.Axis(labelLimit=220, labelOverlap=False, ticks=False, domain=False)
+    )
+    x = alt.X("p:Q", title=None, scale=alt.Scale(domain=[0, 1.35]), axis=None)
     bars = alt.Chart(data).mark_bar(height=16, color=POSITIVE).encode(x=x, y=y)
     if colours:
         bars = bars.encode(
@@ -225,4 +238,4 @@ def probability_chart(
         .mark_text(align="left", dx=4, color=NEUTRAL)
         .encode(x=x, y=y, text=alt.Text("p:Q", format=".1%"))
     )
-    return _framed([bars, figures], 26 * len(names))
+    return _framed([bars, figures], 32 * len(names))

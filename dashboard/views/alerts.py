@@ -35,7 +35,7 @@ __all__ = ["show"]
 REFRESH_S: Final = 10
 LISTED: Final = 1000
 STATES: Final = ("firing", "acknowledged", "resolved")
-SEVERITIES: Final = ("critical", "warning", "info")
+SEVERITIES: Final = ("critical", "high", "warning", "info")
 SILENCE_HOURS: Final = (1, 4, 12, 24, 72, 168)
 
 

@@ -223,7 +223,15 @@ def _body() -> None:
     note, articles, download = st.columns([5, 1, 1], vertical_alignment="center")
     note.caption(f"{span}. Shaded: a surge of negative stories; triangle: its alert fired.")
     articles.page_link(page("articles"), label="Articles", icon=":material/article:", query_params={"key": key})
-    download.download_button("CSV", _csv(buckets), "sentiment.csv", "text/csv", on_click="ignore", width="stretch")
+    download.download_button(
+        "CSV",
+        _csv(buckets),
+        "sentiment.csv",
+        "text/csv",
+        icon=":material/download:",
+        on_click="ignore",
+        width="stretch",
+    )
     _recent(span, alerts)
     _topics(span, _totals(settings().database, engine(), "topic:", span.start, span.end))
     _movers(span)
@@ -231,6 +239,7 @@ def _body() -> None:
 
 def show() -> None:
     """Draw the page."""
-    st.title("Overview", anchor=False)
-    live = st.sidebar.toggle("Live", value=True, key="live", help=f"Look for news every {REFRESH_S} s.")
+    title, toggle = st.columns([5, 1], vertical_alignment="bottom")
+    title.title("Overview", anchor=False)
+    live = toggle.toggle("Live", value=True, key="live", help=f"Look for news every {REFRESH_S} s.")
     st.fragment(_body, run_every=REFRESH_S if live else None)()

@@ -11,6 +11,7 @@ from dashboard.markup import at_minute, chip, clock, escape, table
 from dashboard.store import engine, guarded, read, settings
 from monitor.storage.dead_letters import dead_letter_list
 from monitor.storage.engine import reading
+from monitor.storage.jobs import run_history
 from monitor.storage.models import list_models, list_promotions
 from monitor.storage.status import StoreStatus, store_status
 from monitor.storage.trends import newest_minute
@@ -19,6 +20,7 @@ __all__ = ["show"]
 
 REFRESH_S: Final = 15
 LETTERS: Final = 50
+RUNS: Final = 30
 
 
 @st.cache_data(ttl=REFRESH_S, max_entries=4, show_spinner=False)
@@ -131,9 +133,37 @@ def _models() -> None:
         )
 
 
+def _jobs() -> None:
+    st.subheader("Jobs", anchor=False)
+    with read() as connection:
+        runs = run_history(connection, limit=RUNS)
+    if not runs:
+        st.caption("No job has run yet; `sentiment-monitor jobs list` shows when they are due.")
+        return
+    table(
+        ("started (UTC)", "job", "state", "finished (UTC)", "outcome"),
+        (
+            (
+                f"<time>{clock(run.started_at)}</time>",
+                escape(run.job),
+                chip(str(run.state), "negative" if run.error else "neutral"),
+                f"<time>{clock(run.finished_at)}</time>",
+                escape(
+                    (run.error or ", ".join(f"{name} {_metric(value)}" for name, value in (run.result or {}).items()))[
+                        :300
+                    ]
+                ),
+            )
+            for run in runs
+        ),
+        "Runs of jobs",
+    )
+
+
 def show() -> None:
     """Draw the page."""
     st.title("System", anchor=False)
     st.fragment(_progress, run_every=REFRESH_S)()
     _letters()
     _models()
+    _jobs()
