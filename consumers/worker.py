@@ -46,6 +46,8 @@ BUSY_POLL_MS: Final = 10
 IDLE_POLL_MS: Final = 100
 MAX_POLL_RECORDS: Final = 500
 FETCH_BYTES: Final = 4 << 20
+# New partitions are found, and an assignment made on stale metadata is made again, after this time.
+METADATA_AGE_MS: Final = 10_000
 AT: Final = "at="
 
 
@@ -117,8 +119,14 @@ class Worker:
             max_poll_records=max(MAX_POLL_RECORDS, 2 * self._settings.worker_batch_items),
             max_partition_fetch_bytes=FETCH_BYTES,
             fetch_max_wait_ms=IDLE_POLL_MS,
+            metadata_max_age_ms=METADATA_AGE_MS,
         )
-        client.subscribe([self._settings.topic(NEWS), self._settings.topic(CHARTS)], listener=self._listener)
+        topics = [self._settings.topic(NEWS), self._settings.topic(CHARTS)]
+        with broker_errors(self._settings):
+            # A group leader that joins before it has heard of the topics hands out nothing.
+            for topic in topics:
+                client.partitions_for_topic(topic)
+        client.subscribe(topics, listener=self._listener)
         log.info("worker started", model=self._scorer.model_version, group=self._settings.worker_group)
         try:
             self._loop(client)

@@ -13,7 +13,7 @@ from monitor.records import ChartScore, Modality, Rejected, ScoredItem, Sentimen
 POISON = "POISON"
 REFUSED = "REFUSED"
 POISON_IMAGE = b"poison-image"
-BAD_WORDS = frozenset("loss fraud cuts probe".split())
+BAD_WORDS = frozenset(["loss", "fraud", "cuts", "probe"])
 
 
 class WordScorer:
