@@ -343,8 +343,9 @@ def _quieten() -> None:
     """No progress bars of the library's own: loading takes milliseconds and the bars would mix with ours."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    library: Any = logging
+    library.disable_progress_bar()
+    library.set_verbosity_error()
 
 
 def _first_line(error: BaseException) -> str:

@@ -62,6 +62,7 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         self.text = text
+        self.topics = topics
         self.vision = vision
         # Without a vision backbone the fusion holds the stand-in alone and no image ever reaches it.
         self.fusion: Fusion = make_fusion(fusion, hidden_size, vision.hidden_size if vision is not None else 1)

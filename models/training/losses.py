@@ -27,7 +27,7 @@ def supervised_loss(
     topic_weight: Tensor,
     label_smoothing: float,
 ) -> Tensor:
-    """Scalar: the summed cross-entropies of both heads over the rows with that label (-1: none), by the batch's rows."""
+    """Scalar: cross-entropies of both heads, summed over the rows with that label (-1: none), by the batch's rows."""
     total = logits.sentiment.new_zeros(())
     for found, labels, weight in (
         (logits.sentiment, sentiment, sentiment_weight),
@@ -42,7 +42,7 @@ def supervised_loss(
 
 
 def consistency_loss(first: Logits, second: Logits) -> Tensor:
-    """Scalar: symmetric Kullback-Leibler divergence between two passes, mean over the rows (Liang et al. 2021, eq. 2)."""
+    """Scalar: symmetric Kullback-Leibler divergence of two passes, mean over rows (Liang et al. 2021, eq. 2)."""
     total = first.sentiment.new_zeros(())
     for one, two in ((first.sentiment, second.sentiment), (first.topic, second.topic)):
         p, q = functional.log_softmax(one.float(), -1), functional.log_softmax(two.float(), -1)

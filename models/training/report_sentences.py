@@ -20,11 +20,35 @@ _NEGATIVE, _NEUTRAL, _POSITIVE = 0, 1, 2
 _SYLLABLES = "al ban cor da el fin gra hel in jo kar lun mar nor ol pa que ras sam tel un va west yl zen".split()  # noqa: SIM905
 _KINDS = ("Oyj", "Corp", "Group", "Ltd", "Inc", "plc", "AB", "Bank", "Steel", "Motors", "Foods", "Telecom", "", "", "")
 _GAINS = (
-    "operating profit", "net profit", "net sales", "sales", "revenue", "turnover", "pre-tax profit", "profit before tax",
-    "profit", "net income", "earnings per share", "EPS", "EBITDA", "EBIT", "order intake", "order book", "gross margin",
-    "operating income", "cash flow from operations", "comparable sales", "passenger numbers", "cargo traffic",
-    "market share", "net interest income", "production", "deliveries", "exports", "advertising sales",
-)  # fmt: skip
+    "operating profit",
+    "net profit",
+    "net sales",
+    "sales",
+    "revenue",
+    "turnover",
+    "pre-tax profit",
+    "profit before tax",
+    "profit",
+    "net income",
+    "earnings per share",
+    "EPS",
+    "EBITDA",
+    "EBIT",
+    "order intake",
+    "order book",
+    "gross margin",
+    "operating income",
+    "cash flow from operations",
+    "comparable sales",
+    "passenger numbers",
+    "cargo traffic",
+    "market share",
+    "net interest income",
+    "production",
+    "deliveries",
+    "exports",
+    "advertising sales",
+)
 _LOSSES = (
     "net loss",
     "operating loss",
@@ -42,9 +66,24 @@ _NARROWER = ("narrowed", "shrank", "decreased", "fell", "was cut", "declined")
 _IS = ("was", "totalled", "amounted to", "came to", "reached", "stood at", "came in at")
 _PLACES = ("Finland", "Espoo", "Mumbai", "Ohio", "Sweden", "Estonia", "China", "Texas", "Poland", "Brazil", "Germany")
 _THINGS = (
-    "packaging", "mobile networks", "steel", "software", "paper machines", "elevators", "tyres", "medicines", "loans",
-    "retail space", "wind turbines", "fertilisers", "machinery", "chips", "aircraft parts", "food", "insurance",
-)  # fmt: skip
+    "packaging",
+    "mobile networks",
+    "steel",
+    "software",
+    "paper machines",
+    "elevators",
+    "tyres",
+    "medicines",
+    "loans",
+    "retail space",
+    "wind turbines",
+    "fertilisers",
+    "machinery",
+    "chips",
+    "aircraft parts",
+    "food",
+    "insurance",
+)
 
 
 class _Grammar:
@@ -61,17 +100,36 @@ class _Grammar:
     def period(self) -> str:
         year = self.random.randint(2004, 2024)
         quarter = self.one(("first", "second", "third", "fourth"))
-        return self.one((
-            f" in {year}", f" in the {quarter} quarter", f" in the {quarter} quarter of {year}", f" for Q{self.random.randint(1, 4)}",
-            " in January-September", f" in the period under review", " in the financial year", f" for the full year {year}", "", "",
-        ))  # fmt: skip
+        return self.one(
+            (
+                f" in {year}",
+                f" in the {quarter} quarter",
+                f" in the {quarter} quarter of {year}",
+                f" for Q{self.random.randint(1, 4)}",
+                " in January-September",
+                " in the period under review",
+                " in the financial year",
+                f" for the full year {year}",
+                "",
+                "",
+            )
+        )
 
     def before(self) -> str:
         year = self.random.randint(2003, 2023)
-        return self.one((
-            " a year earlier", " a year ago", f" in {year}", " in the corresponding period of the previous year",
-            " in the same period last year", " the year before", " in the year-ago quarter", " previously", " from the previous year",
-        )).replace(" from the", " in the")  # fmt: skip
+        return self.one(
+            (
+                " a year earlier",
+                " a year ago",
+                f" in {year}",
+                " in the corresponding period of the previous year",
+                " in the same period last year",
+                " the year before",
+                " in the year-ago quarter",
+                " previously",
+                " from the previous year",
+            )
+        ).replace(" from the", " in the")
 
     def amounts(self, up: bool) -> tuple[str, str]:
         """Now and before, in one currency and unit; now is larger if `up`."""
@@ -82,10 +140,23 @@ class _Grammar:
         digits = 1 if scale < 100 else self.random.choice((0, 1))
         if f"{new:.{digits}f}" == f"{old:.{digits}f}":
             new = old * (2.0 if up else 0.5)
-        shape = self.one((
-            "EUR {} mn", "EUR{} m", "EUR {} million", "{} million euros", "${} million", "${}m", "USD {} mln", "Rs {} crore",
-            "SEK {} mn", "GBP {} million", "{} billion yen", "${} billion", "{} mln euro",
-        ))  # fmt: skip
+        shape = self.one(
+            (
+                "EUR {} mn",
+                "EUR{} m",
+                "EUR {} million",
+                "{} million euros",
+                "${} million",
+                "${}m",
+                "USD {} mln",
+                "Rs {} crore",
+                "SEK {} mn",
+                "GBP {} million",
+                "{} billion yen",
+                "${} billion",
+                "{} mln euro",
+            )
+        )
         return shape.format(f"{new:,.{digits}f}"), shape.format(f"{old:,.{digits}f}")
 
     def percent(self) -> str:
@@ -113,20 +184,22 @@ def _change(g: _Grammar, name: str) -> tuple[str, int]:
     period, before = g.period(), g.before()
     versus = g.one(("compared to", "compared with", "against", "versus", "as against"))
     direction = "up" if up else "down"
-    text = g.one((
-        f"{whose} {verb} to {new} from {old}{before} .",
-        f"{whose} {verb} from {old} to {new}{period} .",
-        f"{whose}{period} {verb} by {g.percent()} year-on-year to {new} .",
-        f"{whose} {verb} {g.percent()}{period}",
-        f"{whose}{period} {g.one(_IS)} {new} , {direction} from {old}{before} .",
-        f"{whose}{period} {g.one(_IS)} {new} , {versus} {old}{before} .",
-        f"{whose} {g.one(_IS)} {new} , {versus} {old}{before} .",
-        f"{whose}{period} {g.one(_IS)} {new} ( {old} ) .",
-        f"{whose} {direction} {g.percent()} at {new}{period}",
-        f"{name} said its {metric} {verb} to {new}{period} from {old}{before} .",
-        f"{name} posts {metric} of {new}{period} vs {old}{before}",
-        f"{name} reported {metric} of {new}{period} , {direction} from {old}{before} .",
-    ))  # fmt: skip
+    text = g.one(
+        (
+            f"{whose} {verb} to {new} from {old}{before} .",
+            f"{whose} {verb} from {old} to {new}{period} .",
+            f"{whose}{period} {verb} by {g.percent()} year-on-year to {new} .",
+            f"{whose} {verb} {g.percent()}{period}",
+            f"{whose}{period} {g.one(_IS)} {new} , {direction} from {old}{before} .",
+            f"{whose}{period} {g.one(_IS)} {new} , {versus} {old}{before} .",
+            f"{whose} {g.one(_IS)} {new} , {versus} {old}{before} .",
+            f"{whose}{period} {g.one(_IS)} {new} ( {old} ) .",
+            f"{whose} {direction} {g.percent()} at {new}{period}",
+            f"{name} said its {metric} {verb} to {new}{period} from {old}{before} .",
+            f"{name} posts {metric} of {new}{period} vs {old}{before}",
+            f"{name} reported {metric} of {new}{period} , {direction} from {old}{before} .",
+        )
+    )
     return text, _POSITIVE if up != loss else _NEGATIVE
 
 
@@ -136,13 +209,21 @@ def _turn(g: _Grammar, name: str) -> tuple[str, int]:
     new, old = g.amounts(g.random.random() < 0.5)
     kind = g.one(("net", "operating", "pre-tax", "quarterly"))
     now, then = ("profit", "loss") if up else ("loss", "profit")
-    text = g.one((
-        f"{name} {g.one(('swung to', 'posted', 'reported', 'turned to', 'booked'))} a {kind} {now} of {new}{g.period()} , compared to a {then} of {old}{g.before()} .",
-        f"{name} 's {kind} {now} was {new} against a {kind} {then} of {old}{g.before()} .",
-        f"{name} {g.one(('swings to', 'slips into', 'turns to') if not up else ('swings to', 'returns to', 'turns to'))} {kind} {now}{g.period()}",
-        f"{kind.capitalize()} {now} totalled {new} , compared to a {then} of {old}{g.before()} .",
-        f"{name} made a {kind} {now} of {new}{g.period()} after a {then} of {old}{g.before()} .",
-    ))  # fmt: skip
+    text = g.one(
+        (
+            (
+                f"{name} {g.one(('swung to', 'posted', 'reported', 'turned to', 'booked'))} "
+                f"a {kind} {now} of {new}{g.period()} , compared to a {then} of {old}{g.before()} ."
+            ),
+            f"{name} 's {kind} {now} was {new} against a {kind} {then} of {old}{g.before()} .",
+            (
+                f"{name} {g.one(('swings to', 'slips into', 'turns to') if not up else ('swings to', 'returns to', 'turns to'))} "
+                f"{kind} {now}{g.period()}"
+            ),
+            f"{kind.capitalize()} {now} totalled {new} , compared to a {then} of {old}{g.before()} .",
+            f"{name} made a {kind} {now} of {new}{g.period()} after a {then} of {old}{g.before()} .",
+        )
+    )
     return text, _POSITIVE if up else _NEGATIVE
 
 
@@ -150,35 +231,48 @@ def _level(g: _Grammar, name: str) -> tuple[str, int]:
     """A figure with nothing to compare it to, or one that did not move."""
     new, _ = g.amounts(True)
     metric = g.one(_GAINS)
-    text = g.one((
-        f"{name} 's {metric} {g.one(_IS)} {new}{g.period()} .",
-        f"The group had {metric} of {new}{g.period()} and about {g.random.randint(2, 90) * 100} employees .",
-        f"{metric.capitalize()} remained unchanged at {new}{g.period()} .",
-        f"{name} , which had {metric} of {new}{g.period()} , is based in {g.one(_PLACES)} .",
-        f"The value of the {g.one(('deal', 'contract', 'transaction', 'acquisition'))} is {new} .",
-        f"{name} will publish its {metric} figures{g.period()} .",
-        f"{name} has annual {metric} of about {new} .",
-    ))  # fmt: skip
+    text = g.one(
+        (
+            f"{name} 's {metric} {g.one(_IS)} {new}{g.period()} .",
+            f"The group had {metric} of {new}{g.period()} and about {g.random.randint(2, 90) * 100} employees .",
+            f"{metric.capitalize()} remained unchanged at {new}{g.period()} .",
+            f"{name} , which had {metric} of {new}{g.period()} , is based in {g.one(_PLACES)} .",
+            f"The value of the {g.one(('deal', 'contract', 'transaction', 'acquisition'))} is {new} .",
+            f"{name} will publish its {metric} figures{g.period()} .",
+            f"{name} has annual {metric} of about {new} .",
+        )
+    )
     return text, _NEUTRAL
 
 
 def _fact(g: _Grammar, name: str) -> tuple[str, int]:
     """A plain fact."""
     thing, place, other = g.one(_THINGS), g.one(_PLACES), g.name()
-    text = g.one((
-        f"{name} is a {place}-based maker of {thing} .",
-        f"{name} , headquartered in {place} , provides {thing} and employs {g.random.randint(2, 90) * 100} people .",
-        f"Financial details of the transaction were not disclosed .",
-        f"The company 's shares are listed on the stock exchange under the symbol {name[:3].upper()} .",
-        f"{name} will hold its annual general meeting in {place} .",
-        f"{name} 's holding in {other} is {g.percent()} of the shares and votes .",
-        f"The acquisition of {other} is expected to be completed in the {g.one(('first', 'second', 'third'))} quarter .",
-        f"{name} has appointed a new head of its {thing} business in {place} .",
-        f"The plant in {place} makes {thing} .",
-        f"{name} plans to issue new shares to {other} .",
-        f"{name} to present its {thing} strategy in {place}",
-        f"The total number of shares in {name} is {g.random.randint(1, 900)},{g.random.randint(100, 999)},{g.random.randint(100, 999)} .",
-    ))  # fmt: skip
+    text = g.one(
+        (
+            f"{name} is a {place}-based maker of {thing} .",
+            (
+                f"{name} , headquartered in {place} , provides {thing} "
+                f"and employs {g.random.randint(2, 90) * 100} people ."
+            ),
+            "Financial details of the transaction were not disclosed .",
+            f"The company 's shares are listed on the stock exchange under the symbol {name[:3].upper()} .",
+            f"{name} will hold its annual general meeting in {place} .",
+            f"{name} 's holding in {other} is {g.percent()} of the shares and votes .",
+            (
+                f"The acquisition of {other} is expected "
+                f"to be completed in the {g.one(('first', 'second', 'third'))} quarter ."
+            ),
+            f"{name} has appointed a new head of its {thing} business in {place} .",
+            f"The plant in {place} makes {thing} .",
+            f"{name} plans to issue new shares to {other} .",
+            f"{name} to present its {thing} strategy in {place}",
+            (
+                f"The total number of shares in {name} is "
+                f"{g.random.randint(1, 900)},{g.random.randint(100, 999)},{g.random.randint(100, 999)} ."
+            ),
+        )
+    )
     return text, _NEUTRAL
 
 
@@ -186,19 +280,21 @@ def _good(g: _Grammar, name: str) -> tuple[str, int]:
     """Orders won, outlooks raised, things that get better."""
     thing, place, other = g.one(_THINGS), g.one(_PLACES), g.name()
     new, _ = g.amounts(True)
-    text = g.one((
-        f"{name} has won an order worth {new} to supply {thing} to {other} .",
-        f"{name} signed a {g.random.randint(2, 9)}-year contract with {other} to deliver {thing} in {place} .",
-        f"{name} raised its full-year outlook for {g.one(_GAINS)} .",
-        f"{name} expects its {g.one(_GAINS)} to {g.one(('improve', 'increase', 'grow', 'rise'))}{g.period()} .",
-        f"{name} is no longer making a loss .",
-        f"{name} does not expect a loss{g.period()} .",
-        f"The new plant will strengthen {name} 's position in {place} .",
-        f"{name} to hire {g.random.randint(2, 90) * 10} people as demand for {thing} grows",
-        f"The agreement will improve the efficiency of {name} 's {thing} production and lower costs .",
-        f"{name} will pay a dividend of {g.random.randint(1, 300) / 100} per share , more than last year .",
-        f"{name} expects to grow faster than the market .",
-    ))  # fmt: skip
+    text = g.one(
+        (
+            f"{name} has won an order worth {new} to supply {thing} to {other} .",
+            f"{name} signed a {g.random.randint(2, 9)}-year contract with {other} to deliver {thing} in {place} .",
+            f"{name} raised its full-year outlook for {g.one(_GAINS)} .",
+            f"{name} expects its {g.one(_GAINS)} to {g.one(('improve', 'increase', 'grow', 'rise'))}{g.period()} .",
+            f"{name} is no longer making a loss .",
+            f"{name} does not expect a loss{g.period()} .",
+            f"The new plant will strengthen {name} 's position in {place} .",
+            f"{name} to hire {g.random.randint(2, 90) * 10} people as demand for {thing} grows",
+            f"The agreement will improve the efficiency of {name} 's {thing} production and lower costs .",
+            f"{name} will pay a dividend of {g.random.randint(1, 300) / 100} per share , more than last year .",
+            f"{name} expects to grow faster than the market .",
+        )
+    )
     return text, _POSITIVE
 
 
@@ -206,25 +302,38 @@ def _bad(g: _Grammar, name: str) -> tuple[str, int]:
     """Warnings, cuts, things that get worse."""
     thing, place = g.one(_THINGS), g.one(_PLACES)
     jobs = g.random.randint(2, 200) * 10
-    text = g.one((
-        f"{name} will {g.one(('cut', 'lay off', 'shed', 'reduce its workforce by'))} {jobs} {g.one(('jobs', 'employees', 'people'))} in {place} .",
-        f"{name} issued a profit warning and lowered its outlook for {g.one(_GAINS)} .",
-        f"{name} expects its {g.one(_GAINS)} to {g.one(('fall', 'decline', 'decrease', 'weaken', 'remain below last year'))}{g.period()} .",
-        f"{name} will close its {thing} plant in {place} .",
-        f"Demand for {thing} in {place} has {g.one(('weakened', 'fallen', 'slowed'))} , {name} said .",
-        f"{name} did not make a profit{g.period()} .",
-        f"{name} failed to raise its {g.one(_GAINS)}{g.period()} .",
-        f"{name} lost a contract to supply {thing} in {place} .",
-        f"The {g.one(_GAINS)} of {name} was hurt by higher raw material costs .",
-        f"{name} starts talks with staff in {place} on temporary layoffs affecting {jobs} people .",
-        f"{name} will pay no dividend because of its losses .",
-    ))  # fmt: skip
+    text = g.one(
+        (
+            (
+                f"{name} will {g.one(('cut', 'lay off', 'shed', 'reduce its workforce by'))} "
+                f"{jobs} {g.one(('jobs', 'employees', 'people'))} in {place} ."
+            ),
+            f"{name} issued a profit warning and lowered its outlook for {g.one(_GAINS)} .",
+            (
+                f"{name} expects its {g.one(_GAINS)} "
+                f"to {g.one(('fall', 'decline', 'decrease', 'weaken', 'remain below last year'))}{g.period()} ."
+            ),
+            f"{name} will close its {thing} plant in {place} .",
+            f"Demand for {thing} in {place} has {g.one(('weakened', 'fallen', 'slowed'))} , {name} said .",
+            f"{name} did not make a profit{g.period()} .",
+            f"{name} failed to raise its {g.one(_GAINS)}{g.period()} .",
+            f"{name} lost a contract to supply {thing} in {place} .",
+            f"The {g.one(_GAINS)} of {name} was hurt by higher raw material costs .",
+            f"{name} starts talks with staff in {place} on temporary layoffs affecting {jobs} people .",
+            f"{name} will pay no dividend because of its losses .",
+        )
+    )
     return text, _NEGATIVE
 
 
 _RULES: tuple[tuple[Callable[[_Grammar, str], tuple[str, int]], int], ...] = (
-    (_change, 44), (_turn, 6), (_level, 16), (_fact, 16), (_good, 10), (_bad, 8),
-)  # fmt: skip
+    (_change, 44),
+    (_turn, 6),
+    (_level, 16),
+    (_fact, 16),
+    (_good, 10),
+    (_bad, 8),
+)
 
 
 def report_sentences(count: int, *, seed: int = 0) -> list[Example]:

@@ -126,7 +126,6 @@ def _run_text_stage(
     data: Datasets,
     out: Path,
     *,
-    topics: int,
     resume: bool,
     base: str,
     progress: Progress | None,
@@ -136,7 +135,7 @@ def _run_text_stage(
     tokenizer = RowTokenizer(backbone, config.max_tokens)
     train_rows, validation = _encode(data.train, tokenizer), _encode(data.validation or data.train, tokenizer)
     sentiment = class_shares(train_rows.sentiment.tolist(), 3)
-    topic = class_shares(train_rows.topic.tolist(), topics)
+    topic = class_shares(train_rows.topic.tolist(), network.topics)
     stage = TextStage(
         network,
         config,
@@ -217,15 +216,31 @@ def train(
     network, backbone = new_model(file, seed=config.seed)
     network.to(_device())
     validation = _run_text_stage(
-        network, backbone, config, held, out, topics=len(topics.topics), resume=resume, base="", progress=progress, cancelled=cancelled
-    )  # fmt: skip
+        network,
+        backbone,
+        config,
+        held,
+        out,
+        resume=resume,
+        base="",
+        progress=progress,
+        cancelled=cancelled,
+    )
     file = msgspec.structs.replace(
         file, calibration=_calibrate_text(network, validation, backbone.pad_id, file.calibration)
     )
     if config.vision_backbone:
         from models.training.fusion_stage import train_fusion
 
-        file = train_fusion(network, backbone, file, config, held, progress=progress, cancelled=cancelled)
+        file = train_fusion(
+            network,
+            backbone,
+            file,
+            config,
+            {"train": held.train, "validation": held.validation, "test": held.test},
+            progress=progress,
+            cancelled=cancelled,
+        )
     return _finish(network, file, config, held, out)
 
 
@@ -279,8 +294,16 @@ def fine_tune(
     )
     network.to(_device())
     validation = _run_text_stage(
-        network, backbone, config, held, out_dir, topics=len(file.taxonomy.topics), resume=False, base=file.version, progress=progress, cancelled=cancelled
-    )  # fmt: skip
+        network,
+        backbone,
+        config,
+        held,
+        out_dir,
+        resume=False,
+        base=file.version,
+        progress=progress,
+        cancelled=cancelled,
+    )
     calibration = file.calibration
     if len(examples["validation"]) >= 200:
         calibration = _calibrate_text(network, validation, backbone.pad_id, calibration)
