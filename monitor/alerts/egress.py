@@ -288,7 +288,7 @@ class GuardedTransport(httpx.AsyncBaseTransport):
     def __init__(self, policy: EgressPolicy, *, resolver: Resolver = resolve, max_connections: int = 16) -> None:
         self._policy = policy
         self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=httpx.create_ssl_context(trust_env=False),
+            ssl_context=httpx.create_ssl_context(),
             max_connections=max_connections,
             max_keepalive_connections=0,
             network_backend=_GuardedBackend(policy, resolver),
