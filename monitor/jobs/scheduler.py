@@ -12,12 +12,13 @@ import sys
 import threading
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.jobstores.base import JobLookupError
 from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
 from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.schedulers.base import STATE_RUNNING
 from apscheduler.triggers.cron import CronTrigger
 from sqlalchemy import Engine
 
@@ -87,6 +88,13 @@ def fire(name: str) -> None:
     (log.info if code == 0 else log.error)("job ended", job=name, exit_code=code)
 
 
+class _Scheduler(BackgroundScheduler):  # type: ignore[misc]
+    """APScheduler's own looks for due jobs once more when its executors are gone already, which loses the fire."""
+
+    def _process_jobs(self) -> Any:
+        return super()._process_jobs() if self.state == STATE_RUNNING else None
+
+
 def build_scheduler(settings: Settings, engine: Engine) -> BackgroundScheduler:
     """A paused scheduler that holds the jobs of `settings`.
 
@@ -94,7 +102,7 @@ def build_scheduler(settings: Settings, engine: Engine) -> BackgroundScheduler:
     without a crontab is taken out. Raises `ConfigurationError` for a crontab that is not valid.
     """
     triggers = {job.name: crontab(job.cron(settings)) for job in JOBS.values() if job.cron(settings)}
-    scheduler = BackgroundScheduler(
+    scheduler = _Scheduler(
         jobstores={"default": SQLAlchemyJobStore(engine=engine, tablename=JOBS_TABLE)},
         executors={"default": ThreadPoolExecutor(len(JOBS))},
         job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": MISFIRE_GRACE_S},
