@@ -1,0 +1,126 @@
+"""What is normal for each key: its rate of stories and its share of negatives, learned with a lag.
+
+Per key there are discounted sums of stories and exposure (rate), and of negative and all stories (share, with a
+shorter memory). A key with little of its own leans on the pool of all keys of its kind: on its rate by `RATE_STORIES`
+imagined stories, on its share by `share_stories`. What is learned lags by the longest window, so that a surge is not
+held against itself, and is winsorised, so that it does not become its own normal afterwards.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["KINDS", "Baseline", "kind_of"]
+
+Array = NDArray[np.float64]
+
+RATE_STORIES: Final = 0.3
+# Before anything is known: a story a day (exposure is counted in days), one in five negative.
+PRIOR_STORIES: Final = 1.0
+PRIOR_SHARE: Final = 0.2
+PRIOR_WEIGHT: Final = 5.0
+WINSOR: Final = 4.0
+# Dispersion of a key's counts of a quarter of an hour that winsorising allows for: 1 / shape.
+MAX_SHAPE: Final = 8.0
+
+KINDS: Final = ("ticker", "topic", "market", "other")
+
+
+def kind_of(key: str) -> int:
+    """Index into `KINDS`: only keys of one kind are pooled."""
+    kind = key.partition(":")[0]
+    return KINDS.index(kind) if kind in KINDS else len(KINDS) - 1
+
+
+class Baseline:
+    """Sums and estimates of all keys, arrays (keys,); exposure in days of mean season.
+
+    After `estimate`: `rate` all stories and `others`, `negatives` those of each sort per unit of exposure, `share`
+    that of negatives, `share_weight` how many stories' worth of evidence on negatives stands behind it.
+    """
+
+    SUMS: Final = ("negative", "stories", "exposure", "rate_stories")
+
+    def __init__(self, rate_half_life_days: float, share_half_life_days: float, share_stories: float) -> None:
+        self._rate_half_life = rate_half_life_days
+        self._share_half_life = share_half_life_days
+        self._share_stories = share_stories
+        self.kinds = np.zeros(0, dtype=np.int64)
+        self.negative, self.stories, self.exposure, self.rate_stories = (np.zeros(0) for _ in range(4))
+        # The pools by kind: negative, stories (share), exposure, stories (rate).
+        prior = [PRIOR_WEIGHT * PRIOR_SHARE, PRIOR_WEIGHT, PRIOR_WEIGHT / PRIOR_STORIES, PRIOR_WEIGHT]
+        self.pools = np.repeat(np.array([prior]), len(KINDS), axis=0)
+        self.estimate()
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+    def add(self, kinds: NDArray[np.int64]) -> None:
+        """Make room for new keys of these kinds; they begin at the pool."""
+        self.kinds = np.concatenate([self.kinds, kinds])
+        for name in self.SUMS:
+            setattr(self, name, np.concatenate([getattr(self, name), np.zeros(len(kinds))]))
+        self.estimate()
+
+    def keep(self, mask: NDArray[np.bool_]) -> None:
+        """Drop the keys where `mask` is False."""
+        self.kinds = self.kinds[mask]
+        for name in self.SUMS:
+            setattr(self, name, getattr(self, name)[mask])
+        self.estimate()
+
+    def estimate(self) -> None:
+        """Work out what is expected from the sums."""
+        negative, stories, exposure, rate_stories = self.pools.T
+        pool_share = (negative / stories)[self.kinds]
+        pool_rate = (rate_stories / exposure)[self.kinds]
+        self.share: Array = (self.negative + self._share_stories * pool_share) / (self.stories + self._share_stories)
+        self.rate: Array = (self.rate_stories + RATE_STORIES) / (self.exposure + RATE_STORIES / pool_rate)
+        self.negatives: Array = self.rate * self.share
+        self.others: Array = self.rate * (1.0 - self.share)
+        self.share_weight: Array = self.share * (self.stories + self._share_stories)
+
+    def learn(self, stories: Array, negative: Array, exposure: float, days: float) -> None:
+        """Take up a block's counts (arrays (keys,)) of `exposure`, `days` after the one before.
+
+        Volume is winsorised against the key's rate, negatives against its share of that volume, both at mean
+        + 4 sd + 1 of a Gamma-Poisson law.
+        """
+        rate_keep, share_keep = 0.5 ** (days / self._rate_half_life), 0.5 ** (days / self._share_half_life)
+        mean = self.rate * exposure
+        shape = np.minimum(self.rate_stories + RATE_STORIES, MAX_SHAPE)
+        volume = np.minimum(stories, mean + WINSOR * np.sqrt(mean + mean * mean / shape) + 1.0)
+        scaled = negative * (volume / np.maximum(stories, 1.0))
+        mean = volume * self.share
+        taken = np.minimum(scaled, mean + WINSOR * np.sqrt(mean + mean * mean / shape) + 1.0)
+        # A key exists from the first block that it is learned with.
+        exists = (self.exposure > 0.0) | (stories > 0.0)
+        added = {
+            "negative": (share_keep, taken),
+            "stories": (share_keep, volume),
+            "exposure": (rate_keep, exposure * exists),
+            "rate_stories": (rate_keep, volume),
+        }
+        for column, name in enumerate(self.SUMS):
+            keep, value = added[name]
+            setattr(self, name, getattr(self, name) * keep + value)
+            pooled = np.bincount(self.kinds, weights=value, minlength=len(KINDS))
+            self.pools[:, column] = self.pools[:, column] * keep + pooled
+        self.estimate()
+
+    def state(self) -> dict[str, Any]:
+        """Everything learned, for a snapshot."""
+        return {"kinds": self.kinds.tobytes(), "pools": self.pools.tobytes()} | {
+            name: getattr(self, name).tobytes() for name in self.SUMS
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned."""
+        self.kinds = np.frombuffer(state["kinds"], dtype=np.int64).copy()
+        self.pools = np.frombuffer(state["pools"]).reshape(len(KINDS), len(self.SUMS)).copy()
+        for name in self.SUMS:
+            setattr(self, name, np.frombuffer(state[name]).copy())
+        self.estimate()

@@ -1,0 +1,100 @@
+"""The bar: which score to alert at, so that false alarms stay within a budget per key and day.
+
+What is counted are the peaks of excursions (`monitor.surges.episodes`): with the bar at x, the peaks above x are the
+alarms. From a replay without known surges the bar is read off its highest peaks; where too few lie above the
+budgeted number, the tail is continued as an exponential one (scores are logarithms, so that is a power law of the
+p-value), by the mean excess over the threshold (Hill's estimator). Without such a replay the shape of the tail is
+the shipped one and only its height is learned, from the many low peaks, among which surges hardly count.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+__all__ = ["AlarmRate", "bar_from_history"]
+
+# The budget is a limit: aim at this part of it, so that chance seldom carries the alarms beyond.
+AIM: Final = 0.75
+# The shipped tail: log10 of the peaks above score x per key and day, measured on streams without surges.
+TAIL: Final = ((1.5, -0.45), (2.0, -0.80), (2.5, -1.21), (3.0, -1.66), (3.5, -2.15), (4.0, -2.55), (5.0, -3.3))
+LOWEST, HIGHEST = 1.0, 30.0
+# The low peaks by which the tail's height is learned.
+BAND: Final = (1.5, 2.5)
+PRIOR_PEAKS: Final = 20.0
+TOP_PEAKS: Final = 60
+
+
+def tail_rate(score: float) -> float:
+    """Peaks above `score` per key and day by the shipped tail, log-linear between and beyond its points."""
+    points = TAIL
+    low = max(0, min(len(points) - 2, sum(score >= x for x, _ in points) - 1))
+    (x0, y0), (x1, y1) = points[low], points[low + 1]
+    return float(10.0 ** (y0 + (score - x0) * (y1 - y0) / (x1 - x0)))
+
+
+def _tail_score(rate: float) -> float:
+    low, high = LOWEST, HIGHEST
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if tail_rate(middle) > rate else (low, middle)
+    return 0.5 * (low + high)
+
+
+def bar_from_history(peaks: Sequence[float], key_days: float, budget: float) -> float:
+    """The bar for `budget` false alarms per key and day, from the excursions' peaks of a replay of `key_days`.
+
+    Raises `ValueError` when the replay holds no key-days at all.
+    """
+    if key_days <= 0.0:
+        raise ValueError("a history without key-days sets no bar")
+    wanted = AIM * budget * key_days
+    ordered = sorted(peaks, reverse=True)
+    top = min(len(ordered) - 1, max(TOP_PEAKS, math.ceil(1.5 * wanted)))
+    if top < 10:
+        # Too little to see a tail: the shipped one, its height from what there is.
+        rate = AlarmRate(half_life_days=math.inf)
+        rate.pass_days(key_days)
+        for peak in ordered:
+            rate.peak(peak)
+        return rate.bar(budget)
+    threshold = ordered[top]
+    if wanted >= top:
+        return max(LOWEST, threshold)
+    excess = sum(peak - threshold for peak in ordered[:top]) / top
+    return max(LOWEST, threshold + excess * math.log(top / wanted))
+
+
+class AlarmRate:
+    """Learns online how high the tail of peaks is, and with it the bar. Looks at what has ended only."""
+
+    def __init__(self, half_life_days: float) -> None:
+        self._half_life = half_life_days
+        self.peaks = 0.0
+        self.key_days = 0.0
+
+    def pass_days(self, key_days: float, days: float = 0.0) -> None:
+        """`days` of event time have passed in which `key_days` were judged."""
+        keep = 0.5 ** (days / self._half_life)
+        self.peaks *= keep
+        self.key_days = self.key_days * keep + key_days
+
+    def peak(self, score: float) -> None:
+        """An excursion ended with this peak."""
+        if BAND[0] <= score < BAND[1]:
+            self.peaks += 1.0
+
+    def bar(self, budget: float) -> float:
+        """The score above which the peaks are expected to number `budget` per key and day."""
+        shipped = tail_rate(BAND[0]) - tail_rate(BAND[1])
+        height = (self.peaks + PRIOR_PEAKS) / (self.key_days * shipped + PRIOR_PEAKS)
+        return max(LOWEST, _tail_score(AIM * budget / height))
+
+    def state(self) -> dict[str, Any]:
+        """For a snapshot."""
+        return {"peaks": self.peaks, "key_days": self.key_days}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned."""
+        self.peaks, self.key_days = float(state["peaks"]), float(state["key_days"])

@@ -1,0 +1,439 @@
+"""The judge: all keys at once, minute by minute of event time. Pure and deterministic.
+
+    decisions = judge.step(minute, counts)
+
+for every closed minute in turn, also the empty ones. What all keys share (season, common mode, the pool of young
+keys, the bar) is part of the judge's state; `snapshot` and `restore` carry it over exactly. The outcome depends
+neither on the order of keys inside a minute nor on the process.
+
+The market is a key of its own, the sum over `topic:*`; every item has exactly one topic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from monitor.surges.baseline import KINDS, Baseline, kind_of
+from monitor.surges.budget import AlarmRate
+from monitor.surges.decisions import Action, Decision, MinuteCounts, episode_id
+from monitor.surges.episodes import Excursion, Excursions
+from monitor.surges.keys import MARKET, TOPIC
+from monitor.surges.mixture import Burst, Calm, mixture
+from monitor.surges.season import BLOCK_MINUTES, BLOCKS_A_DAY, Season
+from monitor.surges.windows import Arrived, Windows
+
+if TYPE_CHECKING:
+    from monitor.settings import Settings
+
+__all__ = ["Decision", "Judge", "JudgeConfig", "MinuteCounts", "Standing", "WindowStanding"]
+
+Ints = NDArray[np.int64]
+Array = NDArray[np.float64]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+SNAPSHOT_VERSION: Final = 1
+# Common mode: how much the whole kind may be up, and the expected stories below which it is not estimated.
+MAX_COMMON, MIN_POOLED = 20.0, 20.0
+# A key whose discounted stories fell below this, with nothing in its windows, is forgotten.
+FORGET_BELOW: Final = 0.01
+MAX_SCORE: Final = 300.0
+
+
+class JudgeConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What the judge goes by. Measured defaults; see docs/surges.md for what each is worth.
+
+    `budget` is the number of false alarms allowed per key and day; `bar` the score to alert at (from a replay), None:
+    set online. Windows, calm and hold-off are in minutes; the longest window must be whole blocks of 15 minutes.
+    """
+
+    rule: str = "negative-surge"
+    budget: float = 0.01
+    bar: float | None = None
+    windows: tuple[int, ...] = (15, 60, 240)
+    min_stories: int = 3
+    min_age_minutes: int = 24 * 60
+    calm_score: float = 1.5
+    calm_minutes: int = 60
+    hold_off_minutes: int = 0
+    rate_half_life_days: float = 10.0
+    share_half_life_days: float = 5.0
+    share_stories: float = 15.0
+    season_half_life_days: float = 40.0
+    season_day_stories: float = 50.0
+    season_week_stories: float = 200.0
+    level_minutes: float = 480.0
+    level_shape: float = 8.0
+    dispersion: float = 0.01
+    burst_probability: float = 0.02
+    burst_mean: float = 5.0
+    burst_shape: float = 1.0
+    alarm_half_life_days: float = 14.0
+
+    def __post_init__(self) -> None:
+        if not self.windows or max(self.windows) % BLOCK_MINUTES or min(self.windows) < 1:
+            raise ValueError(f"the longest window must be a multiple of {BLOCK_MINUTES} minutes, all at least 1")
+        if not self.budget > 0.0:
+            raise ValueError("the budget must be above 0")
+
+    @classmethod
+    def of(cls, settings: Settings) -> JudgeConfig:
+        """From the settings of this installation."""
+        return cls(budget=settings.surge_budget)
+
+
+class WindowStanding(msgspec.Struct, frozen=True, kw_only=True):
+    """One window of a key as it stands: `expected` negatives, given the key, the season, the market and the volume."""
+
+    minutes: int
+    stories: int
+    negatives: int
+    expected: float
+    expected_share: float
+    burst: float
+    p_value: float
+
+
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a key fires or does not: `verdict` is `firing`, `above_bar`, `below_bar`, `too_few_stories`, `too_young`
+    or `unknown`; `reason` says it in a sentence."""
+
+    key: str
+    verdict: str
+    reason: str
+    score: float
+    bar: float
+    windows: tuple[WindowStanding, ...]
+
+
+class _Measured(NamedTuple):
+    """Arrays (windows, keys measured) but for `score`, `window` (keys measured,). p is 1 where there is too little."""
+
+    negatives: Array
+    stories: Array
+    expected: Array
+    burst: Array
+    p: Array
+    score: Array
+    window: Ints
+
+
+class Judge:
+    """See the module. `on_peak(key, score)` is told the peak of every excursion that ends, for setting a bar."""
+
+    def __init__(self, config: JudgeConfig, on_peak: Callable[[str, float], None] | None = None) -> None:
+        self.config = config
+        self._on_peak = on_peak
+        self._minute: int | None = None
+        self._names: list[str] = []
+        self._index: dict[str, int] = {}
+        self._since = np.zeros(0, dtype=np.int64)
+        self._baseline = Baseline(config.rate_half_life_days, config.share_half_life_days, config.share_stories)
+        self._season = Season(config.season_half_life_days, config.season_day_stories, config.season_week_stories)
+        self._windows = Windows(config.windows, config.level_minutes)
+        self._excursions = Excursions(config.calm_minutes, config.hold_off_minutes)
+        self._alarms = AlarmRate(config.alarm_half_life_days)
+        self._longest = int(np.argmax(config.windows))
+        self._burst = Burst(config.burst_probability, config.burst_mean, config.burst_shape)
+        self._exposure = 0.0
+        self._block_stories = 0.0
+        # Discounted stories and exposure of all keys together: the level that season is relative to.
+        self._volume = [0.0, 0.0]
+        self._pooled = np.zeros((len(KINDS), 2))
+        self.bar = config.bar if config.bar is not None else self._alarms.bar(config.budget)
+        self.key_days = 0.0
+
+    @property
+    def judged_to(self) -> int | None:
+        """The last epoch minute judged; None before the first."""
+        return self._minute
+
+    def step(self, minute: int, counts: MinuteCounts) -> list[Decision]:
+        """Judge one minute. Raises `ValueError` when it is not the one after the last."""
+        if self._minute is not None and minute != self._minute + 1:
+            raise ValueError(f"minute {minute} does not follow {self._minute}")
+        if self._minute is None or minute % BLOCK_MINUTES == 0:
+            self._begin_block(minute)
+        self._minute = minute
+        arrived = self._arrived(counts)
+        self._windows.step(minute, arrived, self._exposure)
+        decisions = list(self._decide(minute, arrived))
+        decisions.sort(key=lambda decision: (decision.key, decision.action))
+        return decisions
+
+    def _arrived(self, counts: MinuteCounts) -> Arrived:
+        if not len(counts.keys):
+            return _NOTHING
+        order = sorted(range(len(counts.keys)), key=counts.keys.__getitem__)
+        names = [counts.keys[i] for i in order]
+        stories, negatives = counts.stories[order], counts.negative_stories[order]
+        topics = [i for i, name in enumerate(names) if name.startswith(TOPIC)]
+        if topics:
+            names.append(MARKET)
+            stories = np.append(stories, stories[topics].sum())
+            negatives = np.append(negatives, negatives[topics].sum())
+            self._block_stories += float(stories[-1])
+        else:
+            self._block_stories += float(stories.sum())
+        self._register([name for name in names if name not in self._index])
+        index = np.array([self._index[name] for name in names], dtype=np.int64)
+        order_by_index = np.argsort(index)
+        index, stories, negatives = index[order_by_index], stories[order_by_index], negatives[order_by_index]
+        totals = np.zeros((len(KINDS), 2), dtype=np.int64)
+        np.add.at(totals, self._baseline.kinds[index], np.stack([negatives, stories], axis=1))
+        return Arrived(index, stories, negatives, totals)
+
+    def _register(self, names: list[str]) -> None:
+        if not names:
+            return
+        for name in names:
+            self._index[name] = len(self._names)
+            self._names.append(name)
+        since = self._minute if self._minute is not None else 0
+        self._since = np.concatenate([self._since, np.full(len(names), since, dtype=np.int64)])
+        self._baseline.add(np.array([kind_of(name) for name in names], dtype=np.int64))
+        self._windows.add(len(names))
+
+    def _begin_block(self, minute: int) -> None:
+        """At a quarter of an hour: learn what has left the windows, expect anew, and set the bar."""
+        block = minute // BLOCK_MINUTES
+        if self._minute is not None:
+            days = 1.0 / BLOCKS_A_DAY
+            self._windows.settle(minute)
+            keep = 0.5 ** (days / self.config.rate_half_life_days)
+            stories, exposure = self._volume
+            if exposure > 0.0:
+                self._season.learn(block - 1, self._block_stories, stories / exposure * days)
+            self._volume = [stories * keep + self._block_stories, exposure * keep + self._exposure * BLOCK_MINUTES]
+            self._block_stories = 0.0
+            lag = max(self.config.windows) // BLOCK_MINUTES
+            seen, negatives, left = self._windows.block(block - lag - 1)
+            self._baseline.learn(seen, negatives, left, days)
+            judged = float(np.count_nonzero(minute - self._since >= self.config.min_age_minutes)) * days
+            self.key_days += judged
+            self._alarms.pass_days(judged, days)
+            if block % BLOCKS_A_DAY == 0:
+                self._forget()
+            if self.config.bar is None:
+                self.bar = max(self._alarms.bar(self.config.budget), self.config.calm_score)
+        self._exposure = self._season.factor(block) / (24 * 60)
+        for column, rates in enumerate((self._baseline.negatives, self._baseline.others)):
+            self._pooled[:, column] = np.bincount(self._baseline.kinds, weights=rates, minlength=len(KINDS))
+
+    def _forget(self) -> None:
+        """Drop the keys that have not been heard of for so long that nothing is known of them any more."""
+        keep = (self._baseline.rate_stories >= FORGET_BELOW) | (self._windows.stories[self._longest] > 0)
+        # Before it leaves the longest window a story is not in the baseline.
+        keep |= self._since > (self._minute or 0) - max(self.config.windows) - 2 * BLOCK_MINUTES
+        keep[list(self._excursions.under_way)] = True
+        keep[list(self._excursions.held_off)] = True
+        if keep.all():
+            return
+        new = np.cumsum(keep) - 1
+        self._names = [name for name, kept in zip(self._names, keep, strict=True) if kept]
+        self._index = {name: index for index, name in enumerate(self._names)}
+        self._since = self._since[keep]
+        self._baseline.keep(keep)
+        self._windows.keep(keep)
+        self._excursions.renumber(new)
+
+    def _measure(self, index: Ints) -> _Measured:
+        """The statistic for the keys of `index`."""
+        config, baseline, windows = self.config, self._baseline, self._windows
+        negatives = windows.negatives[:, index].astype(np.float64)
+        stories = windows.stories[:, index].astype(np.float64)
+        others = stories - negatives
+        exposure = windows.exposure[:, None]
+        mu_y, mu_z = exposure * baseline.negatives[index], exposure * baseline.others[index]
+        # Common mode: what the other keys of its kind do just now, in negatives and in other stories.
+        kinds = baseline.kinds[index]
+        totals = windows.totals[:, kinds].astype(np.float64)
+        pooled = exposure[:, :, None] * self._pooled[kinds]
+        common_y = _common(totals[:, :, 0] - negatives, pooled[:, :, 0] - mu_y)
+        common_z = _common(totals[:, :, 1] - totals[:, :, 0] - others, pooled[:, :, 1] - mu_z)
+        mu_y, mu_z = mu_y * common_y, mu_z * common_z
+        expected, burst, p = mu_y.copy(), np.zeros_like(mu_y), np.ones_like(mu_y)
+        calm = Calm(
+            config.level_shape + windows.level_of(index),
+            config.level_shape + windows.level_exposure[:, None] * baseline.rate[index],
+        )
+        # Only what may turn out surprising is worth the special functions.
+        usual = mu_y * (calm.shape + others) / (calm.rate + mu_z)
+        enough = (negatives >= config.min_stories) & (negatives > usual + np.sqrt(usual)) & (usual > 0.0) & (mu_z > 0.0)
+        if enough.any():
+            result = mixture(
+                negatives[enough],
+                others[enough],
+                mu_y[enough],
+                mu_z[enough],
+                Calm(calm.shape[enough], calm.rate[enough]),
+                1.0 / baseline.share_weight[index][np.nonzero(enough)[1]] + config.dispersion,
+                self._burst,
+            )
+            p[enough], expected[enough], burst[enough] = result.p, result.expected, result.burst
+        window = p.argmin(axis=0)
+        best = p[window, np.arange(len(index))]
+        score = np.clip(-np.log10(np.minimum(best * len(config.windows), 1.0)), 0.0, MAX_SCORE)
+        return _Measured(negatives, stories, expected, burst, p, score, window)
+
+    def _decide(self, minute: int, arrived: Arrived) -> Iterator[Decision]:
+        """Looks at the keys that negative stories came for, and at those in an excursion: it takes news to raise an
+        alarm, not the lack of it, and all other keys cost nothing."""
+        config, excursions = self.config, self._excursions
+        index = arrived.keys[arrived.negatives > 0]
+        if excursions.under_way:
+            index = np.union1d(index, np.fromiter(excursions.under_way, dtype=np.int64))
+        enough = self._windows.negatives[self._longest, index] >= config.min_stories
+        enough &= minute - self._since[index] >= config.min_age_minutes
+        index = index[enough]
+        if len(index):
+            measured = self._measure(index)
+            for position in np.flatnonzero(measured.score >= config.calm_score):
+                key, score, row = int(index[position]), float(measured.score[position]), int(measured.window[position])
+                made = excursions.above(minute, key, score, row, self.bar)
+                if made is not None:
+                    action, excursion = made
+                    yield self._decision(action, minute, key, excursion, measured, int(position))
+        for key, excursion in sorted(excursions.ended(minute), key=lambda pair: self._names[pair[0]]):
+            self._alarms.peak(excursion.peak)
+            if self._on_peak is not None:
+                self._on_peak(self._names[key], excursion.peak)
+            if excursion.fired >= 0:
+                measured = self._measure(np.array([key], dtype=np.int64))
+                yield self._decision("resolve", minute, key, excursion, measured, 0)
+
+    def _decision(
+        self, action: Action, minute: int, key: int, excursion: Excursion, measured: _Measured, position: int
+    ) -> Decision:
+        row = excursion.window
+        observed, stories = measured.negatives[row, position], measured.stories[row, position]
+        expected, score = float(measured.expected[row, position]), float(measured.score[position])
+        return Decision(
+            action=action,
+            episode_id=episode_id(self.config.rule, self._names[key], excursion.start),
+            rule=self.config.rule,
+            key=self._names[key],
+            at=_time(minute + 1),
+            started_at=_time(excursion.start),
+            fired_at=_time(excursion.fired + 1),
+            window_minutes=self.config.windows[row],
+            observed=int(observed),
+            expected=expected,
+            stories=int(stories),
+            share=float(observed / stories) if stories else 0.0,
+            expected_share=float(self._baseline.share[key]),
+            p_value=10.0**-score,
+            score=score,
+            severity=excursion.severity,
+        )
+
+    def peaks_under_way(self) -> list[tuple[str, float]]:
+        """Keys and peaks of the excursions that have not ended, for setting a bar at the end of a replay."""
+        return sorted((self._names[index], e.peak) for index, e in self._excursions.under_way.items())
+
+    def explain(self, key: str) -> Standing:
+        """Why `key` fires or does not, as of the last minute judged."""
+        index = self._index.get(key)
+        if index is None or self._minute is None:
+            reason = "Nothing was counted for this key yet."
+            return Standing(key=key, verdict="unknown", reason=reason, score=0.0, bar=self.bar, windows=())
+        measured = self._measure(np.array([index], dtype=np.int64))
+        score = float(measured.score[0])
+        windows = tuple(
+            WindowStanding(
+                minutes=minutes,
+                stories=int(measured.stories[row, 0]),
+                negatives=int(measured.negatives[row, 0]),
+                expected=float(measured.expected[row, 0]),
+                expected_share=float(self._baseline.share[index]),
+                burst=float(measured.burst[row, 0]),
+                p_value=float(measured.p[row, 0]),
+            )
+            for row, minutes in enumerate(self.config.windows)
+        )
+        verdict, reason = self._verdict(index, score, int(measured.negatives[:, 0].max()))
+        return Standing(key=key, verdict=verdict, reason=reason, score=score, bar=self.bar, windows=windows)
+
+    def _verdict(self, index: int, score: float, most: int) -> tuple[str, str]:
+        excursion = self._excursions.under_way.get(index)
+        age = (self._minute or 0) - int(self._since[index])
+        if excursion is not None and excursion.fired >= 0:
+            return "firing", f"An episode has been firing since {_time(excursion.fired + 1).isoformat()}."
+        if age < self.config.min_age_minutes:
+            needed = self.config.min_age_minutes / 60
+            return "too_young", f"Known for {age / 60:.1f} hours only; it is judged after {needed:.0f}."
+        if most < self.config.min_stories:
+            return "too_few_stories", f"{most} negative stories; an alert needs {self.config.min_stories}."
+        if score >= self.bar:
+            return "above_bar", f"The score {score:.2f} has reached the bar {self.bar:.2f}, in the hold-off."
+        return "below_bar", f"The score {score:.2f} is below the bar {self.bar:.2f}."
+
+    def snapshot(self) -> bytes:
+        """The whole state; `restore` gives a judge that decides bit for bit the same."""
+        return msgspec.msgpack.encode(
+            {
+                "version": SNAPSHOT_VERSION,
+                "config": msgspec.to_builtins(self.config),
+                "minute": self._minute,
+                "names": self._names,
+                "since": self._since.tobytes(),
+                "baseline": self._baseline.state(),
+                "season": self._season.state(),
+                "windows": self._windows.state(),
+                "excursions": self._excursions.state(),
+                "alarms": self._alarms.state(),
+                "exposure": self._exposure,
+                "block_stories": self._block_stories,
+                "volume": self._volume,
+                "pooled": self._pooled.tobytes(),
+                "bar": self.bar,
+                "key_days": self.key_days,
+            }
+        )
+
+    @classmethod
+    def restore(
+        cls, config: JudgeConfig, snapshot: bytes, on_peak: Callable[[str, float], None] | None = None
+    ) -> Judge:
+        """The judge that made `snapshot`. Raises `ValueError` when it was made by another configuration or version:
+        judge again from the stored ticks then."""
+        state: dict[str, Any] = msgspec.msgpack.decode(snapshot)
+        made_by = state.get("config")
+        if state.get("version") != SNAPSHOT_VERSION or made_by != msgspec.json.decode(msgspec.json.encode(config)):
+            raise ValueError("the snapshot was made by another configuration or version of the judge")
+        judge = cls(config, on_peak)
+        judge._minute = state["minute"]
+        judge._names = list(state["names"])
+        judge._index = {name: index for index, name in enumerate(judge._names)}
+        judge._since = np.frombuffer(state["since"], dtype=np.int64).copy()
+        judge._baseline.load(state["baseline"])
+        judge._season.load(state["season"])
+        judge._windows.load(state["windows"])
+        judge._excursions.load(state["excursions"])
+        judge._alarms.load(state["alarms"])
+        judge._exposure = float(state["exposure"])
+        judge._block_stories = float(state["block_stories"])
+        judge._volume = [float(value) for value in state["volume"]]
+        judge._pooled = np.frombuffer(state["pooled"]).reshape(len(KINDS), 2).copy()
+        judge.bar = float(state["bar"])
+        judge.key_days = float(state["key_days"])
+        return judge
+
+
+_NONE = np.zeros(0, dtype=np.int64)
+_NOTHING = Arrived(_NONE, _NONE, _NONE, np.zeros((len(KINDS), 2), dtype=np.int64))
+
+
+def _common(observed: Array, expected: Array) -> Array:
+    """Observed over expected, between 1 and `MAX_COMMON`; 1 where too little is expected to tell."""
+    ratio = np.divide(observed, expected, out=np.ones_like(observed), where=expected >= MIN_POOLED)
+    return np.clip(ratio, 1.0, MAX_COMMON)
+
+
+def _time(minute: int) -> datetime:
+    return _EPOCH + timedelta(minutes=minute)
