@@ -22,6 +22,7 @@ from sqlalchemy import Connection, Engine
 
 from monitor.alerts.config import NotificationConfig
 from monitor.alerts.lifecycle import NOTIFIER, announce_again, release_held, route_outbox
+from monitor.alerts.receivers import ReceiverKind
 from monitor.alerts.records import MAX_PAYLOAD_BYTES, Digest, DigestContent, DigestEntry, Notice
 from monitor.alerts.schedule import ATTEMPTS, TokenBucket, next_attempt
 from monitor.alerts.senders import Outcome, Sender
@@ -151,15 +152,18 @@ class Dispatcher:
         return len(claimed)
 
     def _claim(self, conn: Connection, now: datetime) -> list[Delivery]:
-        off = {receiver.name for receiver in list_receivers(conn) if not receiver.enabled}
+        off = {status.name for status in list_receivers(conn) if not status.enabled}
         claimed: list[Delivery] = []
-        for name in self._config.receivers:
+        for name, receiver in self._config.receivers.items():
             room = IN_FLIGHT_PER_RECEIVER - self._in_flight[name]
             allowed = self._buckets[name].available(now)
             if name in off or room <= 0 or allowed <= 0 or self._quiet_until.get(name, now) > now:
                 continue
             rows = [row for row in deliveries.due(conn, name, now, LOOK_AHEAD) if row.id not in self._attempts]
-            rows = _fewer(conn, rows, allowed, now)[: min(room, allowed)]
+            # A pager opens and closes one incident per alert: there what exceeds the rate waits.
+            if receiver.kind is not ReceiverKind.PAGERDUTY:
+                rows = _fewer(conn, rows, allowed, now)
+            rows = rows[: min(room, allowed)]
             if rows:
                 deliveries.lease(conn, [row.id for row in rows], self._holder, now + self._lease)
                 self._buckets[name].take(len(rows))

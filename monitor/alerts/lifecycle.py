@@ -16,6 +16,7 @@ import msgspec
 from sqlalchemy import Connection, select
 
 from monitor.alerts.config import NotificationConfig
+from monitor.alerts.receivers import ReceiverKind
 from monitor.alerts.records import Alert, AlertState, AlertStory, AlertWindow, Notice, view_link
 from monitor.alerts.routing import Route, Situation, targets
 from monitor.storage import alerts as store
@@ -138,7 +139,11 @@ def _fire(
 
 def _takes(config: NotificationConfig, alert: Alert, receiver: str, event: str) -> bool:
     """False when every route by which the receiver gets this alert leaves the event out. A receiver that was told of
-    the alert by escalation, or by a route that is no longer there, is told the rest."""
+    the alert by escalation, or by a route that is no longer there, is told the rest. Incidents are acknowledged in
+    the pager itself, which cannot be told."""
+    known = config.receivers.get(receiver)
+    if known is not None and known.kind is ReceiverKind.PAGERDUTY and event == AlertState.ACKNOWLEDGED:
+        return False
     mine = [route for route in config.routes if receiver in route.receivers and route.matches(alert)]
     return not mine or any(event in route.events for route in mine)
 

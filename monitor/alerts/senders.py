@@ -15,7 +15,7 @@ from standardwebhooks.webhooks import Webhook
 
 from monitor.alerts.config import NotificationConfig
 from monitor.alerts.egress import EgressBlockedError, EgressPolicy, GuardedTransport, Resolver, resolve
-from monitor.alerts.receivers import Receiver
+from monitor.alerts.receivers import Receiver, ReceiverKind
 
 __all__ = ["TIMEOUT_S", "Outcome", "Sender", "WebhookSender", "open_senders"]
 
@@ -132,5 +132,14 @@ class WebhookSender:
 
 
 def open_senders(config: NotificationConfig) -> dict[str, Sender]:
-    """A sender for every receiver, by name."""
-    return {name: WebhookSender(receiver, config.policy) for name, receiver in config.receivers.items()}
+    """A sender for every receiver, by name. Raises `ConfigurationError` for an address that cannot be used."""
+    return {name: _sender(receiver, config.policy) for name, receiver in config.receivers.items()}
+
+
+def _sender(receiver: Receiver, policy: EgressPolicy) -> Sender:
+    if receiver.kind is ReceiverKind.WEBHOOK:
+        return WebhookSender(receiver, policy)
+    # Apprise takes its time to load; most installations have webhooks alone.
+    from monitor.alerts.chat import AppriseSender
+
+    return AppriseSender(receiver, policy)

@@ -1,0 +1,121 @@
+"""Slack, Teams, mail and PagerDuty, through Apprise."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+from urllib.parse import quote
+
+import apprise
+
+from monitor.alerts.egress import EgressBlockedError, EgressPolicy
+from monitor.alerts.messages import Message, message_of
+from monitor.alerts.receivers import Receiver, ReceiverKind
+from monitor.alerts.records import AlertState
+from monitor.alerts.senders import TIMEOUT_S, Outcome
+from monitor.errors import ConfigurationError
+
+__all__ = ["AppriseSender"]
+
+TEAMS_HOSTS: Final = (".logic.azure.com", ".powerplatform.com")
+PAGERDUTY_SEVERITY: Final = {"warning": "warning", "high": "error", "critical": "critical"}
+MAIL_PORT: Final = 587
+
+# Apprise writes addresses, which are secrets here, into its debug lines.
+logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
+# A library that blocks: its calls run in threads of their own, so that mail servers that hang hold nothing else up.
+_calls = ThreadPoolExecutor(max_workers=16, thread_name_prefix="apprise")
+
+
+class AppriseSender:
+    """Sends notices as text to one receiver.
+
+    Text is passed as plain text, so that Apprise escapes headlines for the service. Nothing is read from files, no
+    redirect is followed. What Apprise cannot do is not pretended: there is no Retry-After and no status here.
+
+    Raises `ConfigurationError` when Apprise does not understand the receiver's address.
+    """
+
+    def __init__(self, receiver: Receiver, policy: EgressPolicy, *, timeout_s: float = TIMEOUT_S) -> None:
+        self._receiver = receiver
+        self._policy = policy
+        self._timeout_s = timeout_s
+        self._asset = apprise.AppriseAsset(
+            app_id="sentiment-monitor",
+            app_desc="Surges of negative sentiment",
+            app_url="",
+            image_url_mask="",
+            image_url_logo="",
+            http_redirects=False,
+            allow_templates=False,
+            interpret_escapes=False,
+            secure_logging=True,
+            plugin_paths=None,
+            storage_mode=apprise.PersistentStoreMode.MEMORY,
+        )
+        self._service({})
+
+    def _service(self, parameters: dict[str, str]) -> Any:
+        """The service with parameters of one message put into its address."""
+        url = self._receiver.url
+        if parameters:
+            query = "&".join(f"{name}={quote(value, safe='')}" for name, value in parameters.items())
+            url = f"{url}{'&' if '?' in url else '?'}{query}"
+        service = apprise.Apprise.instantiate(url, asset=self._asset, suppress_exceptions=True)
+        if service is None:
+            raise ConfigurationError(
+                f"The address of the {self._receiver.kind} receiver {self._receiver.name} cannot be used.",
+                "It must be one of Apprise's: https://appriseit.com/services/",
+            )
+        return service
+
+    async def _check(self, service: Any) -> None:
+        """Only Teams and mail have a host that a user chooses. Raises `EgressBlockedError` or `OSError`."""
+        if self._receiver.kind is ReceiverKind.TEAMS:
+            port = service.port or 443
+            if not service.host.endswith(TEAMS_HOSTS) and not self._policy.allows_host(service.host, port):
+                raise EgressBlockedError(f"{service.host} is no host of Microsoft Teams.")
+            await self._policy.addresses(service.host, port)
+        elif self._receiver.kind is ReceiverKind.MAIL:
+            await self._policy.addresses(service.smtp_host, service.port or MAIL_PORT)
+
+    def _parameters(self, message: Message) -> dict[str, str]:
+        if self._receiver.kind is not ReceiverKind.PAGERDUTY:
+            return {}
+        return {
+            "dedup": message.subject,
+            "action": "resolve" if message.state is AlertState.RESOLVED else "trigger",
+            "severity": PAGERDUTY_SEVERITY.get(message.severity, "warning"),
+            "click": message.link,
+        }
+
+    async def send(self, webhook_id: str, body: str) -> Outcome:  # noqa: ARG002 - these services have no such id
+        """One attempt."""
+        message = message_of(body)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                service = self._service(self._parameters(message))
+                await self._check(service)
+                error = await asyncio.get_running_loop().run_in_executor(_calls, self._notify, service, message)
+        except EgressBlockedError as blocked:
+            return Outcome(delivered=False, error=blocked.message)
+        except TimeoutError:
+            return Outcome(delivered=False, error=f"No answer within {self._timeout_s:g} s.")
+        except OSError:
+            return Outcome(delivered=False, error="The receiver's name cannot be resolved.")
+        return Outcome(delivered=not error, error=error)
+
+    def _notify(self, service: Any, message: Message) -> str:
+        """Empty when the service took it, else why not, in words that hold no address."""
+        sender = apprise.Apprise(asset=self._asset)
+        sender.add(service)
+        kind = apprise.NotifyType.WARNING if message.state is AlertState.FIRING else apprise.NotifyType.SUCCESS
+        result = sender.notify(
+            title=message.title, body=message.body, notify_type=kind, body_format=apprise.NotifyFormat.TEXT
+        )
+        return "" if result else f"The {self._receiver.kind} service did not take it."
+
+    async def aclose(self) -> None:
+        """Nothing is held between messages."""
