@@ -40,6 +40,7 @@ __all__ = [
     "DEFAULT",
     "Resolved",
     "check_folder",
+    "existing_store",
     "models_folder",
     "promote",
     "register",
@@ -204,6 +205,8 @@ def promote(settings: Settings, engine: Engine, name: str, *, actor: str, reason
     """
     found = resolve(settings, engine, name)
     file = check_folder(found.path)
+    # The log tells a rollback from a promotion by how its reason begins.
+    reason = f"promoted: {reason}" if reason.startswith("rollback") else reason
     if name == DEFAULT:
         with writing(engine) as connection:
             retire_active(connection, actor=actor, reason=reason)
@@ -253,3 +256,15 @@ def rollback(settings: Settings, engine: Engine, *, actor: str, reason: str = "r
         else:
             retire_active(connection, actor=actor, reason=told)
         return list_promotions(connection, limit=1)[0]
+
+
+def existing_store(settings: Settings) -> Engine | None:
+    """The store, if there is one already: reading a model's name must not make a database."""
+    from sqlalchemy import make_url
+
+    from monitor.storage.engine import open_engine
+
+    url = make_url(settings.database)
+    if url.get_backend_name() == "sqlite" and not (url.database and Path(url.database).is_file()):
+        return None
+    return open_engine(settings.database)

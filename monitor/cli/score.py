@@ -1,0 +1,97 @@
+"""`score`: news items of a JSONL file in, scored items out."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Annotated
+
+import typer
+
+from monitor.cli.context import current_settings, err
+
+__all__ = ["score"]
+
+_FILE_CHUNK = 512
+
+
+def score(
+    file: Annotated[
+        Path, typer.Argument(help="JSONL of news items; - reads standard input.", show_default=False)
+    ] = Path("-"),
+    out: Annotated[Path | None, typer.Option(dir_okay=False, help="Write here instead of standard output.")] = None,
+    model: Annotated[str, typer.Option(help="Name, version or path of a model; default: the promoted one.")] = "",
+) -> None:
+    """Score a JSONL file of news items offline; JSONL of scored items comes out, in the same order.
+
+    A line needs a `title` or `body` (or `text`); `chart` may name an image file, relative to FILE's folder (for
+    standard input: to the working folder). `id` is derived and `published_at` is the present time where they are
+    missing. A line that is wrong gives one error on standard error and exit code 3 at the end; the others are scored.
+    """
+    from datetime import UTC, datetime
+
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from models.engine import open_scorer
+    from models.engine.offline import read_lines, score_lines
+    from models.registry import existing_store
+    from monitor.errors import InputError
+    from monitor.records import Rejected, encode
+
+    settings = current_settings("score")
+    if settings.log_level != "debug":
+        logging.getLogger("models").setLevel(logging.WARNING)
+    piped = str(file) == "-"
+    wrong = scored = 0
+    with ExitStack() as stack:
+        source = sys.stdin.buffer if piped else _opened(stack, file)
+        if out is not None and not piped and out.exists() and out.samefile(file):
+            raise InputError("The output would overwrite the input.", "Give --out another name.")
+        # The model first: a wrong --model must not leave an empty output behind.
+        scorer = open_scorer(settings, None if model else existing_store(settings), model)
+        stack.callback(scorer.close)
+        sink: IO[bytes] = stack.enter_context(out.open("wb")) if out is not None else sys.stdout.buffer
+        progress = stack.enter_context(
+            Progress(
+                TextColumn("{task.fields[items]} items"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TimeRemainingColumn(),
+                console=err,
+                disable=not err.is_terminal,
+                transient=True,
+            )
+        )
+        task = progress.add_task("score", total=None if piped else file.stat().st_size, items=0)
+        outcomes = score_lines(
+            read_lines(source),
+            Path.cwd() if piped else file.parent,
+            scorer,
+            settings,
+            datetime.now(UTC),
+            chunk_lines=settings.worker_batch_items if piped else _FILE_CHUNK,
+        )
+        for outcome in outcomes:
+            if isinstance(outcome.result, Rejected):
+                wrong += 1
+                err.print(f"line {outcome.number}: {outcome.result.reason}", markup=False)
+            else:
+                scored += 1
+                sink.write(encode(outcome.result) + b"\n")
+            progress.update(task, completed=outcome.position, items=scored)
+            if piped:
+                sink.flush()
+        sink.flush()
+    if wrong:
+        raise typer.Exit(InputError.exit_code)
+
+
+def _opened(stack: ExitStack, path: Path) -> IO[bytes]:
+    from monitor.errors import InputError
+
+    try:
+        return stack.enter_context(path.open("rb"))
+    except OSError as error:
+        raise InputError(f"The file {path} cannot be read: {error.strerror}.") from error

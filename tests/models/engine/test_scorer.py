@@ -1,0 +1,291 @@
+"""Items and charts in, scored items out."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from models import registry
+from models.bundle import load_model
+from models.engine import Flag, Scorer, ScoringRequest, open_scorer
+from models.tokens import TokenizedRow
+from monitor.errors import ModelError
+from monitor.records import Chart, Modality, NewsItem, Rejected, ScoredItem, Trend
+from monitor.settings import Settings
+from monitor.storage.engine import open_engine
+from monitor.storage.migrate import upgrade
+from monitor.surges.keys import keys_of
+from tests.models.tiny import picture, tiny_model
+
+AT = datetime(2024, 5, 6, 7, 8, tzinfo=UTC)
+
+
+def news(
+    title: str, *, item_id: str = "i", body: str = "", charts: tuple[Chart, ...] = (), **more: object
+) -> ScoringRequest:
+    return ScoringRequest(NewsItem(id=item_id, published_at=AT, title=title, body=body, **more), charts)  # type: ignore[arg-type]
+
+
+def chart(image: bytes | None = None, **more: object) -> Chart:
+    return Chart(chart_id="c", image=image or picture(), published_at=AT, **more)  # type: ignore[arg-type]
+
+
+def one(scorer: Scorer, request: ScoringRequest) -> ScoredItem:
+    (result,) = scorer.score([request])
+    assert isinstance(result, ScoredItem), result
+    return result
+
+
+def test_a_text_is_scored_with_its_companies(scorer: Scorer) -> None:
+    item = one(scorer, news("Tesla falls while Boeing gains", tickers=("XYZ",), source="wire", url="http://x/1"))
+    assert item.modality is Modality.TEXT
+    assert item.model_version == scorer.model_version
+    assert (item.source, item.url, item.tickers, item.flags) == ("wire", "http://x/1", ("XYZ",), ())
+    towards = {e.ticker: e for e in item.entities}
+    assert set(towards) == {"TSLA", "BA", "XYZ"}
+    assert towards["TSLA"].sentiment != towards["BA"].sentiment
+    assert towards["XYZ"].sentiment == item.sentiment
+    assert sum(item.topic.probabilities.values()) == pytest.approx(1.0, abs=1e-4)
+    assert set(keys_of(item)) == {"ticker:TSLA", "ticker:BA", "ticker:XYZ", f"topic:{item.topic.label}"}
+
+
+def test_results_are_those_of_the_model_alone_whatever_the_batch(scorer: Scorer, model_dir: Path) -> None:
+    texts = ["Shares rise.", "A much longer text " * 30, "Profit warning", "", "Dividend cut"] * 3
+    results = scorer.score([news(t, item_id=str(i)) for i, t in enumerate(texts)])
+    model = load_model(model_dir, device="cpu")
+    for text, result in zip(texts, results, strict=True):
+        if not text:
+            assert isinstance(result, Rejected)
+            assert result.code == "no_text"
+            continue
+        assert isinstance(result, ScoredItem)
+        expected = model.forward(model.tokenize([registry_row(text)])).sentiment[0]
+        found = result.sentiment
+        assert [found.negative, found.neutral, found.positive] == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def registry_row(text: str):  # type: ignore[no-untyped-def]
+    from models.tokens import Row
+
+    return Row(text.strip())
+
+
+def test_chart_alone_and_with_a_text(scorer: Scorer) -> None:
+    alone = one(scorer, ScoringRequest(NewsItem(id="chart:c", published_at=AT), (chart(),)))
+    both = one(scorer, news("$AAPL chart", charts=(chart(),)))
+    text = one(scorer, news("$AAPL chart"))
+    assert (alone.modality, both.modality, text.modality) == (Modality.CHART, Modality.BOTH, Modality.TEXT)
+    assert alone.chart is not None
+    assert alone.chart.label in set(Trend) - {Trend.NOT_A_CHART}
+    assert alone.flags == ()
+    assert both.sentiment != text.sentiment
+    assert both.chart_ids == ("c",)
+    # The only company of the text is what the chart shows.
+    assert both.entities[0].sentiment != text.entities[0].sentiment
+
+
+def test_a_charts_tickers_are_entities(scorer: Scorer) -> None:
+    request = ScoringRequest(NewsItem(id="chart:c", published_at=AT), (chart(tickers=("MSFT",)),))
+    (entity,) = one(scorer, request).entities
+    assert (entity.ticker, entity.name) == ("MSFT", "Microsoft")
+
+
+@pytest.mark.parametrize("broken", [b"", b"GIF89a", picture()[:60], b"\x89PNG\r\n\x1a\n" + b"\0" * 50])
+def test_a_broken_chart_spoils_only_itself(scorer: Scorer, broken: bytes) -> None:
+    results = scorer.score(
+        [
+            ScoringRequest(
+                NewsItem(id="chart:c", published_at=AT), (Chart(chart_id="c", image=broken, published_at=AT),)
+            ),
+            news("Tesla falls", charts=(Chart(chart_id="c", image=broken, published_at=AT),)),
+            news("Tesla falls", charts=(Chart(chart_id="b", image=broken, published_at=AT), chart())),
+        ]
+    )
+    assert isinstance(results[0], Rejected)
+    assert results[0].code in {"empty", "unsupported_image", "undecodable_image"}
+    assert isinstance(results[1], ScoredItem)
+    assert results[1].flags == (Flag.CHART_UNREADABLE,)
+    assert results[1].sentiment == one(scorer, news("Tesla falls")).sentiment
+    assert isinstance(results[2], ScoredItem)
+    assert results[2].modality is Modality.BOTH
+
+
+def test_a_picture_that_is_no_chart_leaves_the_text_alone(tmp_path: Path, backbone: Path, settings: Settings) -> None:
+    tiny_model(tmp_path / "blind", backbone, p_chart=0.02)
+    scorer = open_scorer(settings, name=str(tmp_path / "blind"))
+    item = one(scorer, news("Tesla falls", charts=(chart(),)))
+    assert item.flags == (Flag.NOT_A_CHART,)
+    assert item.modality is Modality.TEXT
+    assert item.chart is not None
+    assert item.chart.label is Trend.NOT_A_CHART
+    assert item.sentiment == one(scorer, news("Tesla falls")).sentiment
+    alone = one(scorer, ScoringRequest(NewsItem(id="chart:c", published_at=AT), (chart(),)))
+    assert Flag.NOT_A_CHART in alone.flags
+    assert alone.sentiment.neutral == pytest.approx(0.7)
+
+
+def test_a_model_without_vision_says_so(tmp_path: Path, backbone: Path, settings: Settings) -> None:
+    tiny_model(tmp_path / "text", backbone, vision=False)
+    scorer = open_scorer(settings, name=str(tmp_path / "text"))
+    (alone,) = scorer.score([ScoringRequest(NewsItem(id="chart:c", published_at=AT), (chart(),))])
+    assert isinstance(alone, Rejected)
+    assert alone.code == "charts_not_supported"
+    assert one(scorer, news("Tesla falls", charts=(chart(),))).flags == (Flag.CHART_UNREADABLE,)
+
+
+def test_a_language_that_the_model_cannot_read_is_marked_not_guessed(scorer: Scorer) -> None:
+    item = one(scorer, news("特斯拉股价大跌，投资者恐慌"))
+    assert item.flags == (Flag.LANGUAGE,)
+    assert [item.sentiment.negative, item.sentiment.neutral] == pytest.approx([0.1, 0.7])
+    assert item.lang == "zh"
+    assert [e.ticker for e in item.entities] == ["TSLA"]
+    shown = one(scorer, news("特斯拉股价大跌，投资者恐慌", charts=(chart(),)))
+    assert shown.modality is Modality.CHART
+    assert shown.sentiment != item.sentiment
+
+
+def test_a_text_of_links_alone_says_nothing(scorer: Scorer) -> None:
+    item = one(scorer, news("https://t.co/abcdef"))
+    assert item.flags == (Flag.NO_TEXT,)
+    assert item.sentiment.neutral == pytest.approx(0.7)
+
+
+def test_a_rule_overrides_and_says_so(scorer: Scorer) -> None:
+    texts = [
+        f"Hertz files for bankruptcy {word}" for word in ("today", "again", "soon", "now", "late", "early", "first")
+    ]
+    for text in texts:
+        item = one(scorer, news(text))
+        assert item.sentiment.label != "positive"
+        assert item.sentiment.positive <= 0.2 + 1e-6
+        assert ("rule:bankruptcy" in item.flags) == (item.sentiment.positive == pytest.approx(0.2))
+
+
+def test_repeated_content_is_scored_once(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    forward = scorer.model.forward
+
+    def counted(rows: list[TokenizedRow]) -> object:
+        seen.append(len(rows))
+        return forward(rows)
+
+    monkeypatch.setattr(scorer.model, "forward", counted)
+    first = scorer.score(
+        [news("Markets close", item_id="a"), news("Markets close", item_id="b"), news("Other news", item_id="c")]
+    )
+    again = scorer.score([news("Markets close", item_id="d")])
+    assert sum(seen) == 2
+    assert [r.id for r in (*first, *again) if isinstance(r, ScoredItem)] == ["a", "b", "c", "d"]
+    assert isinstance(again[0], ScoredItem)
+    assert isinstance(first[0], ScoredItem)
+    assert again[0].sentiment == first[0].sentiment
+
+
+def test_a_row_that_breaks_the_network_is_isolated(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = scorer.model.forward
+    poison = tuple(scorer.model.tokenize([registry_row("poison pill")])[0].ids)
+
+    def fragile(rows: list[TokenizedRow]) -> object:
+        if any(tuple(row.ids) == poison for row in rows):
+            raise ValueError("bad row")
+        return forward(rows)
+
+    monkeypatch.setattr(scorer.model, "forward", fragile)
+    texts = ["first text", "second text", "poison pill", "fourth text", "fifth text"]
+    results = scorer.score([news(t, item_id=t) for t in texts])
+    assert [isinstance(r, Rejected) for r in results] == [False, False, True, False, False]
+    assert isinstance(results[2], Rejected)
+    assert results[2].code == "unscorable"
+    assert "bad row" in results[2].reason
+
+
+def test_when_memory_runs_out_batches_become_smaller(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = scorer.model.forward
+    sizes: list[int] = []
+
+    def small(rows: list[TokenizedRow]) -> object:
+        sizes.append(len(rows))
+        if len(rows) > 4:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(rows)
+
+    monkeypatch.setattr(scorer.model, "forward", small)
+    results = scorer.score([news(f"headline number {i}", item_id=str(i)) for i in range(16)])
+    assert all(isinstance(r, ScoredItem) for r in results)
+    assert max(sizes) == 16
+    assert scorer._serving.forward.shrink > 1
+
+
+def test_a_failed_card_is_not_taken_for_a_bad_row(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failed(rows: list[TokenizedRow]) -> object:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(scorer.model, "forward", failed)
+    with pytest.raises(ModelError, match="device failed"):
+        scorer.score([news("a text"), news("another text")])
+
+
+def test_a_promoted_model_is_taken_up_between_batches(tmp_path: Path, backbone: Path, settings: Settings) -> None:
+    pinned = settings.model_copy(update={"model": ""})
+    engine = open_engine(pinned.database)
+    upgrade(engine)
+    first = tiny_model(tmp_path / "one", backbone, name="one")
+    second = tiny_model(tmp_path / "two", backbone, name="two", seed=5)
+    registry.promote(pinned, engine, str(tmp_path / "one"), actor="t", reason="first")
+    scorer = open_scorer(pinned, engine)
+    assert scorer.model_version == first.version
+    before = one(scorer, news("Tesla falls"))
+    assert scorer.refresh() is False
+
+    registry.promote(pinned, engine, str(tmp_path / "two"), actor="t", reason="second")
+    results: list[ScoredItem | Rejected] = []
+    busy = threading.Thread(
+        target=lambda: results.extend(scorer.score([news(f"text {i}", item_id=str(i)) for i in range(64)]))
+    )
+    busy.start()
+    assert scorer.refresh() is True
+    busy.join()
+    assert [r.id for r in results if isinstance(r, ScoredItem)] == [str(i) for i in range(64)]
+    assert len({r.model_version for r in results if isinstance(r, ScoredItem)}) == 1
+    after = one(scorer, news("Tesla falls"))
+    assert (before.model_version, after.model_version) == (first.version, second.version)
+    assert before.sentiment != after.sentiment
+
+
+def test_a_damaged_promoted_model_leaves_the_old_one(tmp_path: Path, backbone: Path, settings: Settings) -> None:
+    pinned = settings.model_copy(update={"model": ""})
+    engine = open_engine(pinned.database)
+    upgrade(engine)
+    tiny_model(tmp_path / "one", backbone, name="one")
+    second = tiny_model(tmp_path / "two", backbone, name="two", seed=5)
+    registry.promote(pinned, engine, str(tmp_path / "one"), actor="t", reason="first")
+    scorer = open_scorer(pinned, engine)
+    version = scorer.model_version
+    registry.promote(pinned, engine, str(tmp_path / "two"), actor="t", reason="second")
+    (tmp_path / "models" / second.version / "heads.safetensors").write_bytes(b"torn")
+    assert scorer.refresh() is False
+    assert scorer.refresh() is False
+    assert scorer.model_version == version
+    assert one(scorer, news("Tesla falls")).model_version == version
+
+
+@given(st.lists(st.text(max_size=200), min_size=1, max_size=6))
+@hypothesis_settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_text_gives_probabilities_or_a_reason(scorer: Scorer, texts: list[str]) -> None:
+    results = scorer.score([news(t, item_id=str(i)) for i, t in enumerate(texts)])
+    assert len(results) == len(texts)
+    for text, result in zip(texts, results, strict=True):
+        if isinstance(result, Rejected):
+            assert not text.strip()
+        else:
+            found = [result.sentiment.negative, result.sentiment.neutral, result.sentiment.positive]
+            assert np.isfinite(found).all()
+            assert sum(found) == pytest.approx(1.0, abs=1e-4)
