@@ -118,10 +118,17 @@ class Group:
         member = self.members.get(member_id)
         if member is None:
             member = self.members[member_id] = Member(member_id, request, now)
+        elif member.request.protocols == request.protocols and (
+            self.state is GroupState.COMPLETING or (self.state is GroupState.STABLE and member_id != self.leader)
+        ):
+            # It has not seen the last answer: tell it again instead of starting all over for everybody.
+            member.seen = now
+            return self._joined(member)
         member.request, member.seen = request, now
         self.protocol_type = request.protocol_type
         _resolve(member.joining, Joined(ErrorCode.REBALANCE_IN_PROGRESS, member_id))
-        answer = member.joining = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Joined] = asyncio.get_running_loop().create_future()
+        member.joining = answer
         if self.state is not GroupState.PREPARING:
             self._begin_rebalance(INITIAL_DELAY_S if self.state is GroupState.EMPTY else 0.0)
         self._complete_join()
@@ -166,15 +173,15 @@ class Group:
             self.leader = next(iter(self.members))
         self.protocol = self._vote()
         self.state = GroupState.COMPLETING
-        everybody = {member.id: member.request.protocols[self.protocol] for member in self.members.values()}
         for member in self.members.values():
-            known = everybody if member.id == self.leader else {}
-            _resolve(
-                member.joining,
-                Joined(ErrorCode.NONE, member.id, self.generation, self.protocol, self.leader, known),
-            )
+            _resolve(member.joining, self._joined(member))
             member.joining = None
             member.seen = now
+
+    def _joined(self, member: Member) -> Joined:
+        leads = member.id == self.leader
+        others = {one.id: one.request.protocols[self.protocol] for one in self.members.values()} if leads else {}
+        return Joined(ErrorCode.NONE, member.id, self.generation, self.protocol, self.leader, others)
 
     def _vote(self) -> str:
         """The protocol that all members know and that the leader likes best."""

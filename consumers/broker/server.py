@@ -196,10 +196,12 @@ class EmbeddedBroker:
 
     # Connections
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
         self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         answers: asyncio.Queue[asyncio.Task[bytes | None]] = asyncio.Queue(MAX_PENDING)
         sender = asyncio.create_task(self._send_answers(answers, writer))
         try:
@@ -207,7 +209,6 @@ class EmbeddedBroker:
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the client has gone
         finally:
-            self._connections.discard(task)
             sender.cancel()
             while not answers.empty():
                 answers.get_nowait().cancel()
