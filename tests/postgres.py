@@ -23,8 +23,9 @@ import pytest
 
 from monitor.storage.engine import open_engine
 from monitor.storage.migrate import upgrade
+from monitor.storage.tables import metadata
 
-TEMPLATE = "template_store"
+STORE = "store"
 OWNER = "monitor"
 
 
@@ -111,12 +112,12 @@ def database_url(home: str, name: str) -> str:
 
 @pytest.fixture(scope="session")
 def postgres_cluster() -> Iterator[str]:
-    """Socket folder of the session's cluster, with a migrated template database. Skips where there is no server."""
+    """Socket folder of the session's cluster, with a migrated database in it. Skips where there is no server."""
     if find_programs() is None:
         pytest.skip("no PostgreSQL server is installed")
     with running_postgres() as home:
-        execute(home, f"create database {TEMPLATE}")
-        engine = open_engine(database_url(home, TEMPLATE))
+        execute(home, f"create database {STORE}")
+        engine = open_engine(database_url(home, STORE))
         upgrade(engine)
         engine.dispose()
         yield home
@@ -133,8 +134,11 @@ def empty_postgres_url(postgres_cluster: str) -> Iterator[str]:
 
 @pytest.fixture
 def postgres_url(postgres_cluster: str) -> Iterator[str]:
-    """URL of a migrated, empty database of this test's own."""
-    name = f"t{uuid.uuid4().hex}"
-    execute(postgres_cluster, f"create database {name} template {TEMPLATE}")
-    yield database_url(postgres_cluster, name)
-    execute(postgres_cluster, f"drop database {name} with (force)")
+    """URL of a migrated store that is empty when the test begins. One test at a time uses it."""
+    url = database_url(postgres_cluster, STORE)
+    yield url
+    engine = open_engine(url)
+    with engine.begin() as connection:
+        for table in metadata.sorted_tables:
+            connection.execute(table.delete())
+    engine.dispose()

@@ -75,7 +75,7 @@ def test_a_failed_transaction_leaves_nothing(store: Engine) -> None:
         assert connection.scalar(select(func.count()).select_from(ticks)) == 0
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3), st.integers(0, 9)), max_size=30))
 def test_adding_in_any_portions_gives_the_sum(store: Engine, changes: list[tuple[str, int, int]]) -> None:
     expected: dict[tuple[str, int], int] = {}
