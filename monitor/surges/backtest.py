@@ -1,0 +1,261 @@
+"""The same counting and judging over history, in memory.
+
+Items go through `Counter` and closed minutes through `Judge`, as in the live processes; what differs is only who
+remembers. The watermark moves when an item of a later minute comes, so that the outcome does not hang on how the
+input was cut into pieces.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from monitor.alerts.records import MAX_STORIES, AlertStory, AlertWindow
+from monitor.records import Contribution, ContributionBatch, ScoredItem, SourceWatermark
+from monitor.surges.budget import bar_from_history
+from monitor.surges.counting import Changes, Counted, Counter, CounterState, CountingConfig, Story
+from monitor.surges.decisions import Decision, MinuteCounts
+from monitor.surges.judge import Judge, JudgeConfig
+from monitor.surges.keys import MARKET, TOPIC, contributions, epoch_ms
+from monitor.surges.ticks import MINUTE_MS
+
+__all__ = ["Backtest", "BacktestAlert", "History", "measure_history"]
+
+INPUT: Final = "input"
+# The first days of a history are for learning what is normal: their peaks say little about later ones.
+WARM_DAYS: Final = 8
+_NO_COUNTS = np.zeros(0, dtype=np.int64)
+_EMPTY = MinuteCounts((), _NO_COUNTS, _NO_COUNTS)
+
+
+class BacktestAlert(msgspec.Struct, kw_only=True):
+    """One episode as `backtest` prints it. The figures are those of its worst minute that was reported;
+    `resolved_at` is null while it was still firing at the end of the input."""
+
+    id: str
+    key: str
+    rule: str
+    severity: str
+    started_at: datetime
+    fired_at: datetime
+    resolved_at: datetime | None
+    window: AlertWindow
+    observed: int
+    expected: float
+    total: int
+    share: float
+    expected_share: float
+    p_value: float
+    score: float
+    sources: int
+    stories: tuple[AlertStory, ...]
+
+
+class Backtest:
+    """Runs items through counting and judging; `alerts` grow as episodes fire, in that order.
+
+    Parameters
+    ----------
+    counting, judging : as in the live processes.
+    """
+
+    def __init__(self, counting: CountingConfig, judging: JudgeConfig) -> None:
+        self.alerts: list[BacktestAlert] = []
+        self.items = self.duplicates = self.late = self.stale = 0
+        # Peaks of ended excursions with the minute they ended in, and key-days judged up to each minute of a day's end.
+        self.peaks: list[tuple[int, float]] = []
+        self.key_days: list[tuple[int, float]] = []
+        self._counter = Counter(counting, CounterState(), ())
+        self._judge = Judge(judging, self._note_peak)
+        self._episodes: dict[str, BacktestAlert] = {}
+        self._pending: list[Contribution] = []
+        self._latest = 0
+        self._next_minute: int | None = None
+        self._ticks: dict[int, dict[str, list[int]]] = {}
+        self._known: dict[tuple[str, str], Counted] = {}
+        self._known_by_day: dict[int, list[tuple[str, str]]] = {}
+        self._max_late_ms = counting.max_late_ms
+        self._negative: dict[str, deque[Story]] = {}
+        self._memory_ms = max(judging.windows) * MINUTE_MS
+
+    @property
+    def judge(self) -> Judge:
+        """The judge, to ask it `explain`."""
+        return self._judge
+
+    def add(self, item: ScoredItem) -> None:
+        """Count one item. Items may come out of order within the lateness; later ones are counted as late."""
+        at = epoch_ms(item.published_at)
+        if self._next_minute is None:
+            self._next_minute = at // MINUTE_MS
+        elif at // MINUTE_MS > self._latest // MINUTE_MS:
+            self._apply(idle=False)
+        self._latest = max(self._latest, at)
+        self._pending += contributions(item)
+        self.items += 1
+
+    def finish(self) -> None:
+        """All has come: close and judge the last minutes. Call it once."""
+        self._apply(idle=True)
+        self.peaks += [(self._next_minute or 0, peak) for _, peak in self._judge.peaks_under_way()]
+        self.key_days.append((self._next_minute or 0, self._judge.key_days))
+
+    def _apply(self, idle: bool) -> None:
+        batch = ContributionBatch(
+            contributions=tuple(self._pending),
+            sources=(SourceWatermark(INPUT, self._latest, idle),),
+            source_count=1,
+        )
+        self._pending.clear()
+        changes = self._counter.apply(batch, self._known)
+        self._remember(changes)
+        self._judge_closed()
+
+    def _remember(self, changes: Changes) -> None:
+        self.duplicates += changes.duplicates
+        self.late += changes.late
+        self.stale += changes.stale
+        for (key, minute), delta in changes.ticks.items():
+            if delta.stories or delta.negative_stories:
+                tick = self._ticks.setdefault(minute, {}).setdefault(key, [0, 0])
+                tick[0] += delta.stories
+                tick[1] += delta.negative_stories
+        for story in changes.stories.values():
+            if story.negative and story.items == 1:
+                self._negative.setdefault(story.key, deque()).append(story)
+        day = self._latest // self._max_late_ms
+        pairs = self._known_by_day.setdefault(day, [])
+        for counted in changes.counted:
+            pair = (counted.key, counted.item_id)
+            self._known[pair] = counted
+            pairs.append(pair)
+        for old in [d for d in self._known_by_day if d < day - 1]:
+            # What is that old would be stale if it came again.
+            for pair in self._known_by_day.pop(old):
+                self._known.pop(pair, None)
+
+    def _judge_closed(self) -> None:
+        minute = self._next_minute
+        if minute is None:
+            return
+        first_open = self._counter.state.watermark // MINUTE_MS
+        while minute < first_open:
+            decisions = self._judge.step(minute, self._counts(minute))
+            for decision in decisions:
+                self._take(decision)
+            minute += 1
+            if minute % (24 * 60) == 0:
+                self.key_days.append((minute, self._judge.key_days))
+                self._forget_stories(minute * MINUTE_MS)
+        self._next_minute = minute
+
+    def _counts(self, minute: int) -> MinuteCounts:
+        ticks = self._ticks.pop(minute, None)
+        if not ticks:
+            return _EMPTY
+        rows = np.array(list(ticks.values()), dtype=np.int64)
+        return MinuteCounts(list(ticks), rows[:, 0], rows[:, 1])
+
+    def _note_peak(self, _key: str, peak: float) -> None:
+        self.peaks.append((self._judge.judged_to or 0, peak))
+
+    def _take(self, decision: Decision) -> None:
+        if decision.action == "resolve":
+            self._episodes.pop(decision.episode_id).resolved_at = decision.at
+            return
+        stories = self._evidence(decision)
+        alert = BacktestAlert(
+            id=decision.episode_id,
+            key=decision.key,
+            rule=decision.rule,
+            severity=decision.severity,
+            started_at=decision.started_at,
+            fired_at=decision.fired_at,
+            resolved_at=None,
+            window=AlertWindow(
+                minutes=decision.window_minutes,
+                start=decision.at - timedelta(minutes=decision.window_minutes),
+                end=decision.at,
+            ),
+            observed=decision.observed,
+            expected=round(decision.expected, 4),
+            total=decision.stories,
+            share=round(decision.share, 4),
+            expected_share=round(decision.expected_share, 4),
+            p_value=decision.p_value,
+            score=round(decision.score, 4),
+            sources=len({source for story in stories for source in story.sources}),
+            stories=tuple(_public(story) for story in stories[:MAX_STORIES]),
+        )
+        before = self._episodes.get(decision.episode_id)
+        self._episodes[decision.episode_id] = alert
+        if before is None:
+            self.alerts.append(alert)
+        else:
+            self.alerts[self.alerts.index(before)] = alert
+
+    def _evidence(self, decision: Decision) -> list[Story]:
+        """The negative stories that were counted in the decision's window, the latest first."""
+        end = epoch_ms(decision.at)
+        start = end - decision.window_minutes * MINUTE_MS
+        keys = [decision.key]
+        if decision.key == MARKET:
+            keys = [key for key in self._negative if key.startswith(TOPIC)]
+        within = [
+            story
+            for key in keys
+            for story in self._negative.get(key, ())
+            if start <= story.minute * MINUTE_MS < end and story.negative
+        ]
+        return sorted(within, key=lambda story: (-story.first_at, story.id))
+
+    def _forget_stories(self, now: int) -> None:
+        for key in list(self._negative):
+            stories = self._negative[key]
+            while stories and stories[0].minute * MINUTE_MS < now - self._memory_ms:
+                stories.popleft()
+            if not stories:
+                del self._negative[key]
+
+
+def _public(story: Story) -> AlertStory:
+    return AlertStory(
+        item_id=story.item_id,
+        title=story.title,
+        url=story.url,
+        source=story.source,
+        published_at=datetime.fromtimestamp(story.first_at / 1000, UTC),
+        copies=story.items,
+        p_negative=story.p_negative,
+    )
+
+
+class History(msgspec.Struct, frozen=True):
+    """What a replay without known surges tells of false alarms: peaks of excursions, and key-days judged."""
+
+    peaks: tuple[float, ...]
+    key_days: float
+
+    def bar(self, budget: float) -> float:
+        """The score to alert at for `budget` false alarms per key and day. Raises `ValueError` without key-days."""
+        return bar_from_history(self.peaks, self.key_days, budget)
+
+
+def measure_history(items: Iterable[ScoredItem], counting: CountingConfig, judging: JudgeConfig) -> History:
+    """Replay a history; its first `WARM_DAYS` days, or third if that is less, are not counted."""
+    replay = Backtest(counting, judging)
+    first: int | None = None
+    for item in items:
+        replay.add(item)
+        if first is None:
+            first = epoch_ms(item.published_at) // MINUTE_MS
+    replay.finish()
+    begin, end = first or 0, replay.key_days[-1][0]
+    warm = begin + min(WARM_DAYS * 24 * 60, (end - begin) // 3)
+    before = max((days for minute, days in replay.key_days if minute <= warm), default=0.0)
+    return History(tuple(peak for minute, peak in replay.peaks if minute > warm), replay.key_days[-1][1] - before)
