@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import zoneinfo
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import time, timedelta
 from pathlib import Path
 
 import msgspec
 
+from monitor.alerts.calendars import CalendarHours, known_calendars
 from monitor.alerts.durations import parse_duration
 from monitor.alerts.egress import EgressPolicy
 from monitor.alerts.receivers import Receiver, receivers_from_entries, receivers_from_settings
-from monitor.alerts.routing import EVENTS, GROUP_FIELDS, SEVERITIES, WEEKDAYS, Mute, Route
+from monitor.alerts.records import SEVERITIES
+from monitor.alerts.routing import EVENTS, GROUP_FIELDS, WEEKDAYS, Mute, Route
+from monitor.alerts.rules import Rules, load_rules
 from monitor.alerts.tomlfile import Entry, read_entries
 from monitor.errors import ConfigurationError
 from monitor.settings import Settings
+from monitor.surges.judge import JudgeConfig
 
 __all__ = ["NotificationConfig", "load_notifications"]
 
 
 @dataclass(frozen=True)
 class NotificationConfig:
-    """Receivers by name, the routes to them, and what may be called at all."""
+    """Receivers by name, the routes to them, what may be called at all, and which surges are announced."""
 
     receivers: Mapping[str, Receiver]
     routes: tuple[Route, ...]
     policy: EgressPolicy
+    rules: Rules = field(default_factory=lambda: Rules(JudgeConfig()))
 
 
 class MuteEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,12 +65,6 @@ class RouteEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inhibit: bool = True
 
 
-def _one_of(entry: Entry, field: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:
-    wrong = [value for value in given if value not in known]
-    if wrong:
-        entry.fail(f"{wrong[0]!r} is none of {', '.join(known) or 'those defined (there are none)'}", field)
-
-
 def _clock(entry: Entry, field: str, text: str) -> time:
     try:
         return time.fromisoformat(text)
@@ -84,12 +83,10 @@ def _length(entry: Entry, field: str, text: str) -> timedelta | None:
 
 def _mute(entry: Entry) -> Mute:
     fields = entry.convert(MuteEntry)
-    _one_of(entry, "days", fields.days, WEEKDAYS)
-    _one_of(entry, "when", (fields.when,), ("closed", "open"))
+    entry.check("days", fields.days, WEEKDAYS)
+    entry.check("when", (fields.when,), ("closed", "open"))
     if fields.calendar:
-        import exchange_calendars
-
-        _one_of(entry, "calendar", (fields.calendar,), tuple(exchange_calendars.get_calendar_names()))
+        entry.check("calendar", (fields.calendar,), known_calendars())
     try:
         zone = zoneinfo.ZoneInfo(fields.timezone)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError):
@@ -100,8 +97,7 @@ def _mute(entry: Entry) -> Mute:
         start=_clock(entry, "start", fields.start),
         end=_clock(entry, "end", fields.end),
         zone=zone,
-        calendar=fields.calendar,
-        when=fields.when,
+        hours=CalendarHours(fields.calendar, fields.when) if fields.calendar else None,
     )
 
 
@@ -109,12 +105,12 @@ def _route(entry: Entry, receivers: Mapping[str, Receiver], mutes: Mapping[str, 
     fields = entry.convert(RouteEntry)
     if not fields.receivers:
         entry.fail("a route needs at least one receiver", "receivers")
-    _one_of(entry, "receivers", fields.receivers, tuple(receivers))
-    _one_of(entry, "escalate_to", fields.escalate_to, tuple(receivers))
-    _one_of(entry, "severities", fields.severities, SEVERITIES)
-    _one_of(entry, "events", fields.events, EVENTS)
-    _one_of(entry, "group_by", fields.group_by, GROUP_FIELDS)
-    _one_of(entry, "mutes", fields.mutes, tuple(mutes))
+    entry.check("receivers", fields.receivers, tuple(receivers))
+    entry.check("escalate_to", fields.escalate_to, tuple(receivers))
+    entry.check("severities", fields.severities, SEVERITIES)
+    entry.check("events", fields.events, EVENTS)
+    entry.check("group_by", fields.group_by, GROUP_FIELDS)
+    entry.check("mutes", fields.mutes, tuple(mutes))
     if bool(fields.escalate_after) != bool(fields.escalate_to):
         entry.fail("escalate_after and escalate_to belong together", "escalate_after" if fields.escalate_after else "")
     if fields.group_wait and not fields.group_by:
@@ -159,4 +155,4 @@ def load_notifications(settings: Settings) -> NotificationConfig:
         named = tuple(name for name in receivers if name not in {receiver.name for receiver in plain})
         if named and not entries["routes"]:
             routes.append(Route(receivers=named))
-    return NotificationConfig(receivers, tuple(routes), policy)
+    return NotificationConfig(receivers, tuple(routes), policy, load_rules(settings))

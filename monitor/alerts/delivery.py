@@ -32,6 +32,7 @@ from monitor.storage.alerts import add_event
 from monitor.storage.deliveries import DIGEST, Delivery
 from monitor.storage.engine import writing
 from monitor.storage.receivers import disable, list_receivers, sync
+from monitor.storage.rules import sync_rules
 from monitor.telemetry import get_logger
 
 __all__ = ["Dispatcher", "holder_name"]
@@ -100,9 +101,15 @@ class Dispatcher:
         return await asyncio.get_running_loop().run_in_executor(self._store, run)
 
     async def start(self) -> None:
-        """Tell the store which receivers there are. Raises `StorageError`."""
-        definitions = {name: receiver.definition for name, receiver in self._config.receivers.items()}
-        await self._transaction(lambda conn: sync(conn, definitions, self._clock()))
+        """Tell the store which receivers and rules there are. Raises `StorageError`."""
+        receivers = {name: receiver.definition for name, receiver in self._config.receivers.items()}
+        rules = {rule.name: rule.definition for rule in self._config.rules.rules}
+
+        def take_up(conn: Connection) -> None:
+            sync(conn, receivers, self._clock())
+            sync_rules(conn, rules, self._clock())
+
+        await self._transaction(take_up)
 
     async def run(self, stop: asyncio.Event, *, grace_s: float = 20.0) -> None:
         """Deliver until `stop` is set; attempts under way then have `grace_s` seconds to end.

@@ -23,8 +23,9 @@ from monitor.storage import alerts as store
 from monitor.storage import deliveries
 from monitor.storage.deliveries import DELIVERED, DROPPED, FAILED, HELD, PENDING, Delivery, delivery_id
 from monitor.storage.receivers import list_receivers
+from monitor.storage.rules import muted_rules
 from monitor.storage.silences import list_silences
-from monitor.storage.tables import items, rules
+from monitor.storage.tables import items
 
 __all__ = ["NOTIFIER", "announce_again", "notice_body", "release_held", "route_outbox", "trial_notice"]
 
@@ -80,19 +81,20 @@ def trial_notice(receiver: str, now: datetime, dashboard_url: str) -> tuple[str,
 class _Circumstances:
     """What routing has to know of the store, read once per transaction."""
 
-    def __init__(self, conn: Connection, now: datetime) -> None:
+    def __init__(self, conn: Connection, config: NotificationConfig, now: datetime) -> None:
         self._conn = conn
+        self._rules = config.rules
         self._now = now
         self._silences = list_silences(conn, now)
-        muted = select(rules.c.name).where((rules.c.muted_until > now) | ~rules.c.enabled)
-        self._muted = frozenset(conn.scalars(muted))
+        self._muted = muted_rules(conn, now)
         self._active = store.list_alerts(conn, states=ACTIVE)
         self.switched_off = {r.name: r.disabled_reason or "" for r in list_receivers(conn) if not r.enabled}
 
     def of(self, alert: Alert) -> Situation:
         ids = [story.item_id for story in alert.stories]
         topics = Counter(self._conn.scalars(select(items.c.topic).where(items.c.id.in_(ids)))) if ids else Counter()
-        return Situation(self._now, self._silences, self._muted, self._active, topics)
+        objection = self._rules.objection(alert, self._now, self._muted)
+        return Situation(self._now, self._silences, objection, self._active, topics)
 
 
 def _notice(
@@ -172,7 +174,7 @@ def route_outbox(conn: Connection, config: NotificationConfig, now: datetime, li
     entries = store.unrouted(conn, limit)
     if not entries:
         return 0
-    circumstances = _Circumstances(conn, now)
+    circumstances = _Circumstances(conn, config, now)
     for entry in entries:
         if entry.event in (AlertState.ACKNOWLEDGED, AlertState.RESOLVED):
             _follow_up(conn, config, entry, now, circumstances)
@@ -187,7 +189,7 @@ def release_held(conn: Connection, config: NotificationConfig, now: datetime) ->
     rows = deliveries.held(conn)
     if not rows:
         return 0
-    circumstances = _Circumstances(conn, now)
+    circumstances = _Circumstances(conn, config, now)
     freed = 0
     for row in rows:
         alert = store.get_alert(conn, row.episode_id)
@@ -211,7 +213,7 @@ def announce_again(conn: Connection, config: NotificationConfig, now: datetime) 
     insistent = [route for route in config.routes if route.repeat or route.escalate_after]
     if not insistent:
         return 0
-    circumstances = _Circumstances(conn, now)
+    circumstances = _Circumstances(conn, config, now)
     added = 0
     for alert in store.list_alerts(conn, states=[AlertState.FIRING]):
         matching = [route for route in insistent if route.matches(alert)]

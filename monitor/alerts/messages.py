@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from monitor.alerts.records import Alert, AlertState, Digest, DigestEntry, Notice, clean_text
+from monitor.alerts.records import SEVERITIES, Alert, AlertState, Digest, DigestEntry, Notice, clean_text
 
 __all__ = ["Message", "message_of"]
 
@@ -74,9 +74,8 @@ def _of_notice(notice: Notice) -> Message:
 
 
 def _of_digest(entries: tuple[DigestEntry, ...]) -> Message:
-    order = ("warning", "high", "critical")
     firing = [entry for entry in entries if entry.state is AlertState.FIRING]
-    gravest = max(firing or entries, key=lambda e: order.index(e.severity) if e.severity in order else -1)
+    gravest = max(firing or entries, key=lambda e: SEVERITIES.index(e.severity) if e.severity in SEVERITIES else -1)
     lines = [
         f"- {_headline(e.state, e.severity, e.title, e.observed)} ({e.expected:.1f} expected) {e.link}" for e in entries
     ]

@@ -22,6 +22,7 @@ from monitor.taxonomy import bundled_taxonomy
 __all__ = [
     "MAX_PAYLOAD_BYTES",
     "MAX_STORIES",
+    "SEVERITIES",
     "Alert",
     "AlertState",
     "AlertStory",
@@ -38,6 +39,7 @@ __all__ = [
     "view_link",
 ]
 
+SEVERITIES: Final = ("warning", "high", "critical")
 MAX_STORIES: Final = 20
 # The Standard Webhooks specification asks for payloads under 20 kB; the envelope needs some of it.
 MAX_PAYLOAD_BYTES: Final = 19_500

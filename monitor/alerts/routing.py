@@ -1,40 +1,32 @@
 """Who is told of an alert, and what holds a notice back: pure decisions, the time comes in as an argument.
 
 Every matching route applies; a receiver that several of them name is told once. A notice is held back, never lost,
-by a silence, a muted rule, a route's mute time, or a wider alert that explains this one; it goes out when that ends
+by a silence, the rules, a route's mute time, or a wider alert that explains this one; it goes out when that ends
 while the alert still fires.
 """
 
 from __future__ import annotations
 
 import zoneinfo
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, time, timedelta
 from fnmatch import fnmatchcase
-from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from monitor.alerts.records import Alert, AlertState
+from monitor.alerts.calendars import CalendarHours
+from monitor.alerts.records import SEVERITIES, Alert, AlertState
 
 if TYPE_CHECKING:
     from monitor.storage.silences import Silence
 
-__all__ = ["EVENTS", "SEVERITIES", "Mute", "Route", "Situation", "Target", "inhibited_by", "targets"]
+__all__ = ["EVENTS", "Mute", "Route", "Situation", "Target", "inhibited_by", "targets"]
 
-SEVERITIES: Final = ("warning", "high", "critical")
 EVENTS: Final = ("firing", "acknowledged", "resolved")
 GROUP_FIELDS: Final = ("rule", "key", "kind", "severity")
 WEEKDAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 # A ticker's alert is explained by a topic's when at least this share of its stories is about that topic.
 COVERED_SHARE: Final = 0.5
-
-
-@cache
-def _calendar(name: str) -> Any:
-    import exchange_calendars
-
-    return exchange_calendars.get_calendar(name)
 
 
 @dataclass(frozen=True)
@@ -49,17 +41,12 @@ class Mute:
     start: time = time(0)
     end: time = time(0)
     zone: zoneinfo.ZoneInfo = field(default_factory=lambda: zoneinfo.ZoneInfo("UTC"))
-    calendar: str = ""
-    when: str = "closed"
+    hours: CalendarHours | None = None
 
     def active(self, at: datetime) -> bool:
         """True when the route is quiet at the time `at`."""
-        if self.calendar:
-            calendar = _calendar(self.calendar)
-            minute = at.replace(second=0, microsecond=0)
-            if not calendar.first_minute <= minute <= calendar.last_minute:
-                return False
-            return bool(calendar.is_open_on_minute(minute)) == (self.when == "open")
+        if self.hours is not None:
+            return self.hours.hold(at)
         local = at.astimezone(self.zone)
         today, yesterday = WEEKDAYS[local.weekday()], WEEKDAYS[local.weekday() - 1]
         now = local.time()
@@ -103,12 +90,12 @@ class Route:
 
 @dataclass(frozen=True)
 class Situation:
-    """What is known besides the alert itself when it is routed. `topics` counts the topics of the alert's stories,
-    `muted_rules` are names of rules that somebody has switched off for a while."""
+    """What is known besides the alert itself when it is routed. `topics` counts the topics of the alert's stories;
+    `objection` says why no rule takes the alert, empty when one does."""
 
     now: datetime
     silences: Sequence[Silence] = ()
-    muted_rules: Collection[str] = ()
+    objection: str = ""
     active: Sequence[Alert] = ()
     topics: Mapping[str, int] = field(default_factory=dict)
 
@@ -148,8 +135,8 @@ def _held(route: Route, alert: Alert, situation: Situation) -> str:
     for silence in situation.silences:
         if silence.covers(key=alert.key, rule=alert.rule, at=situation.now):
             return f"silence {silence.id} by {silence.author}"
-    if alert.rule in situation.muted_rules:
-        return f"rule {alert.rule} is muted"
+    if situation.objection:
+        return situation.objection
     for mute in route.mutes:
         if mute.active(situation.now):
             return f"mute time {mute.name}"

@@ -1,4 +1,4 @@
-"""TOML files of `[[table]]` entries whose mistakes are reported with file, line and entry."""
+"""TOML files of `[[table]]` and `[table]` entries whose mistakes are reported with file, line and entry."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Entry", "read_entries"]
 
 T = TypeVar("T")
 
-_HEADER = re.compile(r"^\s*\[\[\s*([A-Za-z0-9_-]+)\s*\]\]")
+_HEADER = re.compile(r"^\s*\[\[?\s*([A-Za-z0-9_-]+)\s*\]")
 _FIELD = re.compile(r"`\$\.([A-Za-z0-9_]+)|field `([A-Za-z0-9_]+)`")
 
 
@@ -44,7 +44,13 @@ class Entry:
         name = self.values.get("name")
         shown = f" {name!r}" if isinstance(name, str) else ""
         line = self._line_of(field) if field else self.line
-        raise ConfigurationError(f"{self.path}, line {line}, [[{self.table}]]{shown}: {message}.", hint)
+        raise ConfigurationError(f"{self.path}, line {line}, {self.table}{shown}: {message}.", hint)
+
+    def check(self, field: str, given: Collection[str], known: Collection[str]) -> None:
+        """Raises `ConfigurationError` when something `given` is not `known`."""
+        wrong = [value for value in given if value not in known]
+        if wrong:
+            self.fail(f"{wrong[0]!r} is none of {', '.join(known) or 'those defined (there are none)'}", field)
 
     def convert(self, kind: type[T]) -> T:
         """The entry as a struct. Raises `ConfigurationError` for a missing, unknown or wrongly typed field."""
@@ -55,8 +61,8 @@ class Entry:
             self.fail(str(error).replace("Object ", "it "), (found[1] or found[2]) if found else "")
 
 
-def read_entries(path: Path, tables: Collection[str]) -> dict[str, list[Entry]]:
-    """All entries of a file by table, in order.
+def read_entries(path: Path, tables: Collection[str], single: Collection[str] = ()) -> dict[str, list[Entry]]:
+    """All entries of a file by table, in order; the tables in `single` are written `[table]` and are there once or not.
 
     Raises `ConfigurationError` when the file cannot be read, is not TOML, or has something besides these tables.
     """
@@ -74,13 +80,15 @@ def read_entries(path: Path, tables: Collection[str]) -> dict[str, list[Entry]]:
         if header and header[1] in headers:
             headers[header[1]].append(number)
     entries: dict[str, list[Entry]] = {table: [] for table in tables}
+    shapes = {table: f"[{table}]" if table in single else f"[[{table}]]" for table in tables}
     for table, values in content.items():
-        known = ", ".join(f"[[{name}]]" for name in tables)
         if table not in entries:
+            known = ", ".join(shapes.values())
             raise ConfigurationError(f"The file {path} holds the unknown part {table!r}.", f"It may hold {known}.")
-        if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
-            raise ConfigurationError(f"The file {path} must write {table!r} as [[{table}]] entries.")
+        rows = [values] if table in single else values
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise ConfigurationError(f"The file {path} must write {table!r} as {shapes[table]}.")
         # Entries written inline (`rules = [{...}]`) have no header line of their own.
-        starts = headers[table] if len(headers[table]) == len(values) else [1] * len(values)
-        entries[table] = [Entry(path, table, start, lines, value) for start, value in zip(starts, values, strict=True)]
+        starts = headers[table] if len(headers[table]) == len(rows) else [1] * len(rows)
+        entries[table] = [Entry(path, table, start, lines, row) for start, row in zip(starts, rows, strict=True)]
     return entries

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import getpass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -159,6 +159,16 @@ def ack(
     out.print(f"{alert.key} is acknowledged by {alert.acknowledged_by}.", markup=False)
 
 
+def _length(text: str) -> timedelta:
+    from monitor.alerts.durations import parse_duration
+    from monitor.errors import ConfigurationError
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise ConfigurationError(f"--for: {error}.") from error
+
+
 @app.command()
 def silence(
     key: Annotated[str, typer.Argument(metavar="KEY", help="Window key or pattern: ticker:AAPL, 'topic:*', '*'.")],
@@ -168,16 +178,11 @@ def silence(
     by: Annotated[str, typer.Option(help="Who silences; else your user name.")] = "",
 ) -> None:
     """Hold back notices about a key. What still fires when the silence ends is announced then."""
-    from monitor.alerts.durations import parse_duration
-    from monitor.errors import ConfigurationError
     from monitor.storage.engine import writing
     from monitor.storage.silences import add_silence
 
     now = datetime.now(UTC)
-    try:
-        ends_at = now + parse_duration(length)
-    except ValueError as error:
-        raise ConfigurationError(f"--for: {error}.") from error
+    ends_at = now + _length(length)
     with writing(open_store(current_settings())) as connection:
         made = add_silence(
             connection, key=key, rule=rule, starts_at=now, ends_at=ends_at, comment=comment, author=_user(by)
@@ -218,6 +223,51 @@ def unsilence(silence_id: Annotated[str, typer.Argument(metavar="ID", help="The 
     with writing(open_store(current_settings())) as connection:
         end_silence(connection, silence_id, datetime.now(UTC))
     out.print(f"Silence {silence_id} has ended.", markup=False)
+
+
+@app.command()
+def rules(json: Annotated[bool, typer.Option("--json", help="JSON Lines instead of a table.")] = False) -> None:
+    """Check the rules file, and show the rules in force and which of them are muted."""
+    from rich.text import Text
+
+    from monitor.alerts.rules import load_rules
+    from monitor.records import encode
+    from monitor.storage.engine import writing
+    from monitor.storage.rules import list_rules, sync_rules
+
+    settings = current_settings()
+    now = datetime.now(UTC)
+    definitions = {rule.name: rule.definition for rule in load_rules(settings).rules}
+    with writing(open_store(settings)) as connection:
+        sync_rules(connection, definitions, now)
+        found = list_rules(connection)
+    if json:
+        for one in found:
+            typer.echo(encode(one).decode())
+        return
+    table = _table("name", "keys", "severities", "state")
+    for one in found:
+        muted = one.muted_until is not None and one.muted_until > now
+        state = f"muted until {_time(one.muted_until)} UTC" if muted else "on" if one.enabled else "off"
+        keys, severities = (Text(", ".join(one.definition[name])) for name in ("keys", "severities"))
+        table.add_row(Text(one.name), keys, severities, state)
+    out.print(table)
+
+
+@app.command()
+def mute(
+    rule: Annotated[str, typer.Argument(metavar="RULE", help="The rule's name.")],
+    length: Annotated[str, typer.Option("--for", help="How long: 30m, 2h, 1d.")],
+) -> None:
+    """Mute a rule for a while. What it would have announced and still fires then is announced then."""
+    from monitor.storage.engine import writing
+    from monitor.storage.rules import mute_rule
+
+    now = datetime.now(UTC)
+    until = now + _length(length)
+    with writing(open_store(current_settings())) as connection:
+        mute_rule(connection, rule, until, now)
+    out.print(f"The rule {rule} is muted until {_time(until)} UTC.", markup=False)
 
 
 @app.command()

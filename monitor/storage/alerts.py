@@ -16,6 +16,7 @@ import msgspec
 from sqlalchemy import Connection, and_, select, update
 
 from monitor.alerts.records import (
+    SEVERITIES,
     Alert,
     AlertState,
     AlertStory,
@@ -50,7 +51,6 @@ __all__ = [
 ]
 
 JUDGE: Final = "judge"
-SEVERITIES: Final = ("warning", "high", "critical")
 # Sources are counted over this many negative stories at the most: a bound on the work, far above any window seen.
 MAX_EVIDENCE_ROWS: Final = 5_000
 

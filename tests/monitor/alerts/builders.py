@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine
 
+from monitor.alerts.records import Alert, AlertState, AlertWindow
 from monitor.storage.engine import open_engine
 from monitor.storage.migrate import upgrade
 from monitor.storage.tables import items, stories
@@ -22,6 +23,30 @@ def new_store(folder: Path) -> Engine:
     engine = open_engine(f"sqlite:///{folder / 'monitor.db'}")
     upgrade(engine)
     return engine
+
+
+def an_alert() -> Alert:
+    return Alert(
+        id="a-1",
+        state=AlertState.FIRING,
+        rule="negative-surge",
+        key="ticker:AAPL",
+        title="AAPL",
+        severity="warning",
+        window=AlertWindow(minutes=15, start=AT - timedelta(minutes=15), end=AT),
+        observed=12,
+        expected=1.5,
+        total=20,
+        share=0.6,
+        expected_share=0.2,
+        p_value=1e-6,
+        sources=7,
+        stories=(),
+        model_version="v1",
+        started_at=AT - timedelta(minutes=5),
+        fired_at=AT,
+        link="http://127.0.0.1:8501/?alert=a-1",
+    )
 
 
 def decision(action: str = "fire", key: str = "ticker:AAPL", **changes: Any) -> Decision:

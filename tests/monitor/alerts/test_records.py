@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 import msgspec
 import pytest
 from hypothesis import given
@@ -13,9 +11,7 @@ from monitor.alerts.records import (
     MAX_PAYLOAD_BYTES,
     MAX_STORIES,
     Alert,
-    AlertState,
     AlertStory,
-    AlertWindow,
     alert_from_builtins,
     bounded,
     clean_text,
@@ -23,31 +19,7 @@ from monitor.alerts.records import (
     key_title,
     view_link,
 )
-from tests.monitor.alerts.builders import AT
-
-
-def an_alert() -> Alert:
-    return Alert(
-        id="a-1",
-        state=AlertState.FIRING,
-        rule="negative-surge",
-        key="ticker:AAPL",
-        title="AAPL",
-        severity="warning",
-        window=AlertWindow(minutes=15, start=AT - timedelta(minutes=15), end=AT),
-        observed=12,
-        expected=1.5,
-        total=20,
-        share=0.6,
-        expected_share=0.2,
-        p_value=1e-6,
-        sources=7,
-        stories=(),
-        model_version="v1",
-        started_at=AT - timedelta(minutes=5),
-        fired_at=AT,
-        link="http://127.0.0.1:8501/?alert=a-1",
-    )
+from tests.monitor.alerts.builders import AT, an_alert
 
 
 def story(number: int, title: str = "Headline", url: str = "https://news.example/1") -> AlertStory:
