@@ -30,6 +30,7 @@ CONTRIBUTION_BYTES: Final = 8 << 20
 MAX_TITLE_CHARS: Final = 300
 ORIGIN: Final = "origin-"
 ORIGIN_HEADER: Final = "origin-header-"
+CUT_FROM: Final = "cut-from"
 
 
 @dataclass(slots=True)
@@ -175,7 +176,7 @@ class Publisher:
 
 def _cut(record: Outgoing) -> Outgoing:
     """A dead letter that is too large with its headers is kept without most of its bytes; others raise."""
-    if record.topic != DEAD_LETTERS or record.value is None or any(name == "cut-from" for name, _ in record.headers):
+    if record.topic != DEAD_LETTERS or record.value is None or any(name == CUT_FROM for name, _ in record.headers):
         raise MessageSizeTooLargeError(f"a record of {record.topic} with {len(record.value or b'')} bytes")
-    headers = [*record.headers[:6], ("cut-from", str(len(record.value)).encode())]
+    headers = [*record.headers[:6], (CUT_FROM, str(len(record.value)).encode())]
     return Outgoing(record.topic, record.value[:65_536], (record.key or b"")[:1024] or None, None, headers)

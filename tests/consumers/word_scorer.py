@@ -28,6 +28,7 @@ class WordScorer:
         self.seen: list[str] = []
         self.model_version = version
         self.promoted: str | None = None
+        self.refused = REFUSED
         self._seconds = seconds
 
     def refresh(self) -> bool:
@@ -49,7 +50,7 @@ class WordScorer:
         item = request.item
         if POISON in item.title or any(POISON_IMAGE in chart.image for chart in request.charts):
             raise RuntimeError("index out of range in self")
-        if REFUSED in item.title:
+        if self.refused in item.title:
             return Rejected(code="unscorable", reason="It is refused.")
         self.seen.append(item.id)
         bad = bool(set(item.text.lower().split()) & BAD_WORDS)

@@ -1,0 +1,166 @@
+"""`feed`: produce news to Kafka from files, RSS and Atom feeds, or HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from monitor.cli.context import current_settings, err
+
+if TYPE_CHECKING:
+    from threading import Event
+
+    from monitor.feeds.jsonl import BadLine, Line
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+MAX_REPORTED = 100
+
+
+@app.callback()
+def root() -> None:
+    """Produce news to Kafka."""
+
+
+def _stop_event() -> Event:
+    """Set by SIGTERM and SIGINT, so that what was taken is still sent."""
+    import signal
+    from threading import Event
+
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+@app.command()
+def jsonl(
+    file: Annotated[str, typer.Argument(help="JSON Lines of news items; - reads standard input.")],
+    speed: Annotated[
+        float, typer.Option(min=0.0, help="Seconds of event time in a second; 0: as fast as it goes.")
+    ] = 0.0,
+) -> None:
+    """Replay a file with its own event times. `chart` in a line may name an image file beside the JSONL."""
+    import sys
+    from contextlib import closing
+    from datetime import UTC, datetime
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from consumers.ingest import Ingest, replay
+    from monitor.errors import InputError
+    from monitor.feeds.jsonl import BadLine, read_jsonl
+
+    settings = current_settings()
+    path = None if file == "-" else Path(file)
+    try:
+        stream = sys.stdin.buffer if path is None else path.open("rb")
+    except OSError as error:
+        raise InputError(f"The file {path} cannot be read: {error.strerror}.") from error
+    total = _lines(path) if path is not None and path.is_file() else None
+    reported = 0
+
+    def report(line: Line | BadLine) -> None:
+        nonlocal reported
+        problem = line.rejected.reason if isinstance(line, BadLine) else line.problem
+        if problem:
+            reported += 1
+            if reported <= MAX_REPORTED:
+                err.print(f"line {line.number}: {problem}", markup=False)
+            elif reported == MAX_REPORTED + 1:
+                err.print("... (more lines are not shown)")
+        bar.advance(task)
+
+    columns = (SpinnerColumn(), TextColumn("sent"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with (
+        stream,
+        closing(Ingest(settings)) as ingest,
+        Progress(*columns, console=err, disable=not err.is_terminal) as bar,
+    ):
+        task = bar.add_task("sent", total=total)
+        lines = read_jsonl(
+            stream,
+            datetime.now(UTC),
+            folder=path.parent if path is not None else Path(),
+            max_chart_bytes=settings.max_chart_bytes,
+        )
+        done = replay(lines, ingest, speed=speed, lateness_s=settings.lateness_s, on_line=report, stop=_stop_event())
+    err.print(f"Sent {done.items} items and {done.charts} charts.")
+    if done.disordered:
+        err.print(
+            f"{done.disordered} items lie over {settings.lateness_s:g} s before one that came first: they are late."
+        )
+    if reported:
+        raise InputError(f"{reported} lines of {file} could not be used as they are.")
+
+
+def _lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
+
+
+@app.command()
+def rss(
+    urls: Annotated[list[str], typer.Argument(help="Addresses of RSS or Atom feeds.")],
+    once: Annotated[bool, typer.Option("--once", help="Look once and leave.")] = False,
+    interval: Annotated[float | None, typer.Option(min=1.0, help="Seconds between two looks.")] = None,
+) -> None:
+    """Poll RSS and Atom feeds."""
+    from contextlib import closing
+
+    from consumers.ingest import Ingest, poll_feeds
+    from monitor.errors import InputError
+    from monitor.feeds.rss import check_url
+
+    settings = current_settings(rss_interval_s=interval)
+    for url in urls:
+        check_url(url)
+
+    def report(url: str, items: int, skipped: list[str], problem: str) -> None:
+        if problem:
+            err.print(f"{url}: {problem}", markup=False)
+        elif items or skipped:
+            err.print(f"{url}: {items} new, {len(skipped)} skipped", markup=False)
+        for reason in skipped[:10]:
+            err.print(f"  skipped {reason}", markup=False)
+
+    with closing(Ingest(settings)) as ingest:
+        failed = poll_feeds(
+            urls, ingest, interval_s=settings.rss_interval_s, once=once, stop=_stop_event(), on_poll=report
+        )
+    if once and failed:
+        raise InputError(f"{failed} of {len(urls)} feeds could not be read.")
+
+
+@app.command()
+def http(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free.")] = None,
+    no_token: Annotated[bool, typer.Option("--no-token", help="Let every program of this machine send.")] = False,
+) -> None:
+    """Take news items (POST /items) and chart images (POST /charts) over HTTP, protected by a bearer token."""
+    from contextlib import closing
+
+    import uvicorn
+
+    from consumers.ingest import Ingest
+    from monitor.feeds.http import Limits, check_exposure, create_app
+
+    settings = current_settings(http_feed_host=host, http_feed_port=port)
+    token = settings.http_feed_token.get_secret_value()
+    check_exposure(settings.http_feed_host, token, allow_open=no_token)
+    with closing(Ingest(settings)) as ingest:
+        application = create_app(ingest.send_all, token=token, limits=Limits(max_chart_bytes=settings.max_chart_bytes))
+        config = uvicorn.Config(
+            application,
+            host=settings.http_feed_host,
+            port=settings.http_feed_port,
+            log_config=None,
+            access_log=False,
+            limit_concurrency=200,
+            timeout_graceful_shutdown=int(settings.shutdown_s),
+            h11_max_incomplete_event_size=32 * 1024,
+        )
+        uvicorn.Server(config).run()

@@ -1,0 +1,133 @@
+"""From feeds to the broker: keys, partitions, markers, pace."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from threading import Event
+
+import httpx
+import pytest
+import respx
+
+from consumers.ingest import Ingest, poll_feeds, replay
+from monitor.errors import BrokerError
+from monitor.feeds.jsonl import BadLine, Line
+from monitor.records import Chart, Rejected, decode_chart, decode_news
+from monitor.settings import Settings
+from tests.consumers.running import T0, news, png, records
+
+pytestmark = pytest.mark.kafka
+
+
+def markers(found: list) -> dict[tuple[str, int], list[datetime]]:  # type: ignore[type-arg]
+    """Times of the markers by topic and partition, in order."""
+    out: dict[tuple[str, int], list[datetime]] = {}
+    for record in found:
+        for name, value in record.headers:
+            if name == "watermark":
+                assert record.value is None
+                out.setdefault((record.topic, record.partition), []).append(datetime.fromisoformat(value.decode()))
+    return out
+
+
+def test_a_replay_sends_what_is_good_and_marks_every_partition(kafka_settings: Settings) -> None:
+    chart = Chart(chart_id="c", image=png(), published_at=T0, item_id="i3", tickers=("AAPL",))
+    lines: list[Line | BadLine] = [Line(n, news(n), chart if n == 3 else None) for n in range(50)]
+    lines.insert(10, BadLine(99, Rejected(code="bad_json", reason="It is not.")))
+    lines.append(Line(100, news(-500)))
+    ingest = Ingest(kafka_settings)
+    seen: list[int] = []
+    done = replay(lines, ingest, speed=0, lateness_s=60, on_line=lambda line: seen.append(line.number))
+    ingest.close()
+    assert (done.items, done.charts, done.bad, done.disordered) == (51, 1, 1, 1)
+    assert len(seen) == 52
+    sent, pictures = records(kafka_settings, "news"), records(kafka_settings, "charts")
+    items = {r.key.decode(): (r.partition, decode_news(r.value, T0)) for r in sent if r.value}
+    assert {key: item for key, (_, item) in items.items()} == {x.item.id: x.item for x in lines if isinstance(x, Line)}
+    (picture,) = (r for r in pictures if r.value)
+    assert decode_chart(picture.value, picture.headers, T0, 10_000) == chart
+    assert picture.partition == items["i3"][0]
+    found = markers(sent) | markers(pictures)
+    assert len(found) == 2 * kafka_settings.kafka_partitions
+    assert all(times[-1] == T0 + timedelta(seconds=49 + 60 + 60) for times in found.values())
+
+
+def test_a_replay_keeps_its_pace_and_never_marks_past_what_it_has_sent(kafka_settings: Settings) -> None:
+    lines = [Line(n, news(n, published_at=T0 + timedelta(minutes=n))) for n in range(4)]
+    ingest = Ingest(kafka_settings)
+    began = time.monotonic()
+    replay(lines, ingest, speed=75, lateness_s=60)
+    ingest.close()
+    assert 2.3 <= time.monotonic() - began < 10
+    sent = records(kafka_settings, "news")
+    found = markers(sent)
+    assert all(len(times) >= 2 and times == sorted(times) for times in found.values())
+    for partition in range(kafka_settings.kafka_partitions):
+        reached = T0
+        for record in (r for r in sent if r.partition == partition):
+            if record.value is None:
+                reached = max(reached, *markers([record])[record.topic, partition])
+            else:
+                assert json.loads(record.value)["published_at"] >= reached.isoformat().replace("+00:00", "Z")
+
+
+def test_a_stopped_replay_does_not_claim_to_be_complete(kafka_settings: Settings) -> None:
+    stop = Event()
+    lines = [Line(n, news(n)) for n in range(10)]
+    ingest = Ingest(kafka_settings)
+    done = replay(
+        lines, ingest, speed=0, lateness_s=60, stop=stop, on_line=lambda line: stop.set() if line.number == 5 else None
+    )
+    ingest.close()
+    assert done.items == 5
+    sent = records(kafka_settings, "news")
+    assert len([r for r in sent if r.value]) == 5
+    assert markers(sent) == {}
+
+
+@respx.mock
+def test_feeds_are_polled_once_and_marked(kafka_settings: Settings) -> None:
+    now = datetime.now(UTC)
+    entry = f"<item><guid>g</guid><title>T</title><pubDate>{now:%a, %d %b %Y %H:%M:%S} GMT</pubDate></item>"
+    respx.get("https://a.example/rss").mock(
+        return_value=httpx.Response(200, text=f'<rss version="2.0"><channel><title>A</title>{entry}</channel></rss>')
+    )
+    respx.get("https://b.example/rss").mock(return_value=httpx.Response(500))
+    told: list[tuple[str, int, str]] = []
+    ingest = Ingest(kafka_settings)
+    failed = poll_feeds(
+        ["https://a.example/rss", "https://b.example/rss"],
+        ingest,
+        interval_s=30,
+        once=True,
+        stop=Event(),
+        on_poll=lambda url, items, _skipped, problem: told.append((url, items, problem)),
+    )
+    ingest.close()
+    assert failed == 1
+    assert told[0] == ("https://a.example/rss", 1, "")
+    assert "500" in told[1][2]
+    sent = records(kafka_settings, "news")
+    assert [json.loads(r.value)["title"] for r in sent if r.value] == ["T"]
+    times = [time for at in markers(sent).values() for time in at]
+    assert len(times) == kafka_settings.kafka_partitions
+    assert all(abs((now - timedelta(seconds=60) - at).total_seconds()) < 10 for at in times)
+
+
+def test_a_record_that_the_cluster_refuses_is_an_error(kafka_settings: Settings) -> None:
+    ingest = Ingest(kafka_settings)
+    with pytest.raises(BrokerError, match="larger"):
+        ingest.send_all([news(1, body=secrets.token_hex(3 << 20))])
+    ingest.send_all([news(2)])
+    ingest.close()
+    assert [r.key for r in records(kafka_settings, "news")] == [b"i2"]
+
+
+def test_no_broker_is_said_in_one_sentence(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, kafka_bootstrap_servers="127.0.0.1:1")
+    with pytest.raises(BrokerError, match=r"No Kafka broker answers at 127\.0\.0\.1:1"):
+        Ingest(settings)
