@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast, runtime_checkable
 
+import numpy as np
 import torch
+from PIL.Image import Resampling
 from torch import Tensor, nn
 
 from monitor.errors import ModelError
@@ -262,17 +264,44 @@ class ChartVision(VisionBackbone):
         return self.encoder.calibrated(pooled)
 
 
+class _Scaling(NamedTuple):
+    """What an image encoder wants: size in pixels, and mean and deviation of each colour (of values from 0 to 1)."""
+
+    height: int
+    width: int
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+
+def _scaling(location: str) -> _Scaling:
+    """From the encoder's `preprocessor_config.json`."""
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    reader: Any = ImageProcessingMixin
+    described, _ = reader.get_image_processor_dict(location)
+    size = described.get("crop_size") or described.get("size") or 224
+    if isinstance(size, int):
+        size = {"height": size, "width": size}
+    edge = size.get("shortest_edge", 224)
+    return _Scaling(
+        int(size.get("height", edge)),
+        int(size.get("width", edge)),
+        tuple(described.get("image_mean") or (0.5, 0.5, 0.5)),
+        tuple(described.get("image_std") or (0.5, 0.5, 0.5)),
+    )
+
+
 class HuggingFaceVision(VisionBackbone):
     """Any Hugging Face image encoder (ViT, SigLIP, CLIP, DINO, ResNet, ConvNeXt), with heads trained here.
 
     Transformers give their patch tokens, convolutional networks their last feature map, flattened.
     """
 
-    def __init__(self, name: str, encoder: nn.Module, processor: Any) -> None:
+    def __init__(self, name: str, encoder: nn.Module, scaling: _Scaling) -> None:
         super().__init__()
         self.name = name
         self.encoder = encoder
-        self.processor = processor
+        self.scaling = scaling
         config = cast(Any, encoder).config
         sizes = getattr(config, "hidden_sizes", None)
         self._size = int(sizes[-1]) if sizes else int(config.hidden_size)
@@ -290,8 +319,15 @@ class HuggingFaceVision(VisionBackbone):
         return nn.ModuleDict({"trend": self.trend_head, "chart": self.chart_head})
 
     def preprocess(self, image: Image) -> Tensor:
-        """Pixels (3, height, width) as the encoder's own processor makes them."""
-        return cast(Tensor, self.processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0])
+        """Pixels (3, height, width) with the encoder's own size, mean and deviation.
+
+        The whole picture is stretched to that size. Cropping the middle out, as the encoders' own processors do, would
+        cut off where a chart begins and ends.
+        """
+        resized = image.convert("RGB").resize((self.scaling.width, self.scaling.height), Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.asarray(resized, dtype=np.float32).transpose(2, 0, 1) / 255.0)
+        mean, deviation = torch.tensor(self.scaling.mean), torch.tensor(self.scaling.deviation)
+        return (pixels - mean[:, None, None]) / deviation[:, None, None]
 
     def forward(self, pixels: Tensor) -> VisionTokens:
         """Tokens (B, T, D) and their mean (B, D) for `pixels` (B, 3, height, width)."""
@@ -319,15 +355,14 @@ def load_vision_backbone(name: str, folder: Path | None = None) -> VisionBackbon
         from models.charts.encoder import load_chart_encoder
 
         return ChartVision(load_chart_encoder(folder))
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel
+    from transformers import AutoConfig, AutoModel
 
     _quieten()
-    processors: Any = AutoImageProcessor
     location = _location(name)
     try:
         config = AutoConfig.from_pretrained(location)
         encoder = AutoModel.from_pretrained(location, dtype=torch.float32, use_safetensors=True)
-        processor = processors.from_pretrained(location)
+        scaling = _scaling(location)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise ModelError(
             f"The vision backbone {name} cannot be loaded: {_first_line(error)}",
@@ -336,7 +371,7 @@ def load_vision_backbone(name: str, folder: Path | None = None) -> VisionBackbon
     if getattr(config, "vision_config", None) is not None:
         # CLIP and SigLIP hold a text tower too; only the image tower is wanted.
         encoder = encoder.vision_model
-    return HuggingFaceVision(name, encoder, processor)
+    return HuggingFaceVision(name, encoder, scaling)
 
 
 def _quieten() -> None:

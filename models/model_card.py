@@ -81,8 +81,8 @@ Deciding about people or trades without a person.
 """
 
 _BUNDLED_USE = """Labels come from English headlines and tweets of 2015 to 2022, many about Indian and American
-companies: other markets, languages and kinds of text are read less well. Its makers' licences allow commercial use; no text under
-a non-commercial licence was trained on."""
+companies: other markets, languages and kinds of text are read less well. Its
+makers' licences allow commercial use; no text under a non-commercial licence was trained on."""
 _OWN_USE = "What the user's own sets allow decides what this model may be used for."
 
 

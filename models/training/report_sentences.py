@@ -217,7 +217,8 @@ def _turn(g: _Grammar, name: str) -> tuple[str, int]:
             ),
             f"{name} 's {kind} {now} was {new} against a {kind} {then} of {old}{g.before()} .",
             (
-                f"{name} {g.one(('swings to', 'slips into', 'turns to') if not up else ('swings to', 'returns to', 'turns to'))} "
+                f"{name} "
+                f"{g.one(('swings to', 'returns to' if up else 'slips into', 'turns to'))} "
                 f"{kind} {now}{g.period()}"
             ),
             f"{kind.capitalize()} {now} totalled {new} , compared to a {then} of {old}{g.before()} .",
