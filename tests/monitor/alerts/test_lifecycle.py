@@ -1,0 +1,257 @@
+"""From events in the outbox to notices: what is held back, let go, dropped, repeated and escalated."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from sqlalchemy import Connection, Engine, select
+
+from monitor.alerts.config import NotificationConfig
+from monitor.alerts.egress import EgressPolicy
+from monitor.alerts.lifecycle import announce_again, release_held, route_outbox
+from monitor.alerts.receivers import Receiver, ReceiverKind
+from monitor.alerts.routing import Route
+from monitor.alerts.rules import Rule, Rules
+from monitor.storage import deliveries
+from monitor.storage.alerts import acknowledge, audit_trail, record_decisions
+from monitor.storage.engine import writing
+from monitor.storage.receivers import disable, sync
+from monitor.storage.rules import mute_rule, sync_rules
+from monitor.storage.silences import add_silence
+from monitor.storage.tables import deliveries as delivery_table
+from monitor.storage.tables import items
+from monitor.surges.judge import JudgeConfig
+from tests.monitor.alerts.builders import AT, DASHBOARD, decision, new_store, put_item, put_story
+
+ID = decision().episode_id
+NOW = AT + timedelta(minutes=1)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Engine:
+    return new_store(tmp_path)
+
+
+def config_of(
+    *routes: Route, rules: tuple[Rule, ...] = (Rule("negative-surge"),), pager: str = ""
+) -> NotificationConfig:
+    names = {name for route in routes for name in (*route.receivers, *route.escalate_to)}
+    receivers = {
+        name: Receiver(name, ReceiverKind.PAGERDUTY if name == pager else ReceiverKind.WEBHOOK, "https://x.example/")
+        for name in names
+    }
+    return NotificationConfig(receivers, routes, EgressPolicy(), Rules(JudgeConfig(), rules))
+
+
+def record(conn: Connection, *decisions: Any) -> None:
+    record_decisions(conn, decisions, dashboard_url=DASHBOARD)
+
+
+def notices(conn: Connection) -> dict[tuple[str, str, str], str]:
+    """(receiver, episode, event) -> state of every notice."""
+    rows = conn.execute(select(delivery_table)).all()
+    return {(row.receiver, row.episode_id, row.event): row.state for row in rows}
+
+
+def arrived(conn: Connection, at: datetime) -> None:
+    """Every pending notice has been delivered."""
+    for row in conn.execute(select(delivery_table).where(delivery_table.c.state == "pending")).all():
+        deliveries.finish(conn, row.id, 200, at)
+
+
+def trail(conn: Connection) -> list[str]:
+    return [entry["event"] for entry in audit_trail(conn, ID)]
+
+
+DESK = config_of(Route(("desk",)))
+
+
+def test_routing_again_adds_nothing(store: Engine) -> None:
+    with writing(store) as conn:
+        record(conn, decision(), decision("resolve"))
+        assert route_outbox(conn, DESK, NOW) == 2
+        before = conn.execute(select(delivery_table)).all()
+        conn.exec_driver_sql("update outbox set routed_at = null")
+        assert route_outbox(conn, DESK, NOW + timedelta(hours=1)) == 2
+        assert conn.execute(select(delivery_table)).all() == before
+        assert route_outbox(conn, DESK, NOW) == 0
+
+
+def test_a_silence_holds_back_and_its_end_lets_go_with_what_is_known_then(store: Engine) -> None:
+    with writing(store) as conn:
+        end = NOW + timedelta(hours=1)
+        add_silence(conn, key="ticker:*", starts_at=AT, ends_at=end, comment="", author="ada")
+        record(conn, decision())
+        route_outbox(conn, DESK, NOW)
+        assert notices(conn) == {("desk", ID, "firing"): "held"}
+        record(conn, decision("update", observed=40, p_value=1e-12))
+        assert release_held(conn, DESK, end - timedelta(seconds=1)) == 0
+        assert release_held(conn, DESK, end) == 1
+        (row,) = deliveries.due(conn, "desk", end, 10)
+        assert msgspec.json.decode(row.payload)["data"]["observed"] == 40
+        assert trail(conn) == ["pending", "firing", "held", "released"]
+
+
+@pytest.mark.parametrize("end", ["resolve", "acknowledge"])
+def test_what_ends_while_it_is_held_back_is_never_announced(store: Engine, end: str) -> None:
+    with writing(store) as conn:
+        add_silence(conn, key="*", starts_at=AT, ends_at=NOW + timedelta(hours=1), comment="", author="ada")
+        record(conn, decision())
+        route_outbox(conn, DESK, NOW)
+        if end == "resolve":
+            record(conn, decision("resolve"))
+        else:
+            acknowledge(conn, ID, by="bob", at=NOW)
+        route_outbox(conn, DESK, NOW)
+        assert release_held(conn, DESK, NOW + timedelta(hours=2)) == 0
+        assert notices(conn) == {("desk", ID, "firing"): "dropped"}
+        assert trail(conn)[-1] == "dropped"
+
+
+def test_a_tickers_alert_waits_while_its_topics_alert_explains_it(store: Engine) -> None:
+    with writing(store) as conn:
+        put_story(conn, "ticker:AAPL", 1)
+        put_item(conn, "item-1", model_version="v1")
+        record(conn, decision(key="topic:earnings", episode_id="wide"))
+        route_outbox(conn, DESK, NOW)
+        record(conn, decision())
+        route_outbox(conn, DESK, NOW)
+        assert notices(conn) == {("desk", "wide", "firing"): "pending", ("desk", ID, "firing"): "held"}
+        record(conn, decision("resolve", key="topic:earnings", episode_id="wide"))
+        route_outbox(conn, DESK, NOW)
+        assert release_held(conn, DESK, NOW) == 1
+        assert notices(conn)[("desk", ID, "firing")] == "pending"
+
+
+def test_a_ticker_with_a_story_of_its_own_is_not_explained_by_a_topic(store: Engine) -> None:
+    with writing(store) as conn:
+        put_story(conn, "ticker:AAPL", 1)
+        put_item(conn, "item-1", model_version="v1")
+        conn.execute(items.update().values(topic="legal_regulation"))
+        record(conn, decision(key="topic:earnings", episode_id="wide"), decision())
+        route_outbox(conn, DESK, NOW)
+        assert set(notices(conn).values()) == {"pending"}
+
+
+def test_rules_hold_back_until_the_evidence_suffices(store: Engine) -> None:
+    config = config_of(
+        Route(("desk",)), rules=(Rule("many", min_negative_stories=20), Rule("market", keys=("market",)))
+    )
+    with writing(store) as conn:
+        record(conn, decision())
+        route_outbox(conn, config, NOW)
+        (row,) = deliveries.held(conn)
+        assert row.last_error == "rule many wants 20 negative stories; market is not about ticker:AAPL"
+        record(conn, decision("update", observed=25, p_value=1e-9))
+        assert release_held(conn, config, NOW) == 1
+
+
+def test_a_muted_rule_holds_back(store: Engine) -> None:
+    with writing(store) as conn:
+        sync_rules(conn, {"negative-surge": Rule("negative-surge").definition}, AT)
+        mute_rule(conn, "negative-surge", NOW + timedelta(hours=1), AT)
+        record(conn, decision())
+        route_outbox(conn, DESK, NOW)
+        assert notices(conn) == {("desk", ID, "firing"): "held"}
+        sync_rules(conn, {"negative-surge": Rule("negative-surge").definition}, NOW)
+        assert release_held(conn, DESK, NOW) == 0
+        assert release_held(conn, DESK, NOW + timedelta(hours=1)) == 1
+
+
+def test_a_route_for_grave_alerts_is_told_when_it_gets_grave_and_the_others_not_again(store: Engine) -> None:
+    config = config_of(Route(("desk",)), Route(("pager",), severities=("critical",)))
+    with writing(store) as conn:
+        record(conn, decision())
+        route_outbox(conn, config, NOW)
+        record(conn, decision("update", severity="critical", p_value=1e-9))
+        route_outbox(conn, config, NOW)
+        assert notices(conn) == {("desk", ID, "firing"): "pending", ("pager", ID, "firing"): "pending"}
+        (row,) = deliveries.due(conn, "pager", NOW, 10)
+        assert msgspec.json.decode(row.payload)["data"]["severity"] == "critical"
+
+
+def test_who_was_told_is_told_the_rest_as_the_route_says(store: Engine) -> None:
+    config = config_of(
+        Route(("all",)), Route(("short",), events=("firing", "resolved")), Route(("pager",)), pager="pager"
+    )
+    with writing(store) as conn:
+        record(conn, decision())
+        route_outbox(conn, config, NOW)
+        acknowledge(conn, ID, by="ada", at=NOW)
+        record(conn, decision("resolve"))
+        route_outbox(conn, config, NOW)
+        told: dict[str, list[str]] = {}
+        for receiver, _, event in notices(conn):
+            told.setdefault(receiver, []).append(event)
+        assert {name: set(events) for name, events in told.items()} == {
+            "all": {"firing", "acknowledged", "resolved"},
+            "short": {"firing", "resolved"},
+            "pager": {"firing", "resolved"},
+        }
+        assert [row.event for row in deliveries.due(conn, "all", NOW, 10)] == ["firing"]
+
+
+def test_repeats_until_acknowledged(store: Engine) -> None:
+    config = config_of(Route(("desk",), repeat=timedelta(hours=4)))
+    with writing(store) as conn:
+        record(conn, decision())
+        route_outbox(conn, config, NOW)
+        assert announce_again(conn, config, NOW + timedelta(hours=5)) == 0
+        arrived(conn, NOW)
+        assert announce_again(conn, config, NOW + timedelta(hours=3)) == 0
+        for number in (1, 2):
+            later = NOW + timedelta(hours=4 * number)
+            assert announce_again(conn, config, later) == 1
+            assert announce_again(conn, config, later) == 0
+            arrived(conn, later)
+        acknowledge(conn, ID, by="ada", at=NOW)
+        assert announce_again(conn, config, NOW + timedelta(days=1)) == 0
+        assert [row.event for row in deliveries.of_episode(conn, ID)] == ["firing", "repeat:1", "repeat:2"]
+        assert len({row.id for row in deliveries.of_episode(conn, ID)}) == 3
+
+
+def test_escalates_once_what_nobody_takes_on(store: Engine) -> None:
+    config = config_of(Route(("desk",), escalate_after=timedelta(minutes=15), escalate_to=("boss",)))
+    with writing(store) as conn:
+        record(conn, decision(), decision(key="ticker:MSFT", episode_id="taken"))
+        route_outbox(conn, config, NOW)
+        acknowledge(conn, "taken", by="ada", at=NOW)
+        assert announce_again(conn, config, NOW + timedelta(minutes=14)) == 0
+        assert announce_again(conn, config, NOW + timedelta(minutes=15)) == 1
+        assert announce_again(conn, config, NOW + timedelta(hours=2)) == 0
+        record(conn, decision("resolve"))
+        route_outbox(conn, config, NOW + timedelta(hours=2))
+        mine = {event for receiver, episode, event in notices(conn) if receiver == "boss" and episode == ID}
+        assert mine == {"firing", "resolved"}
+        assert ("boss", "taken", "firing") not in notices(conn)
+
+
+def test_nothing_held_back_is_escalated(store: Engine) -> None:
+    config = config_of(Route(("desk",), escalate_after=timedelta(minutes=15), escalate_to=("boss",)))
+    with writing(store) as conn:
+        add_silence(conn, key="*", starts_at=AT, ends_at=NOW + timedelta(days=1), comment="", author="ada")
+        record(conn, decision())
+        route_outbox(conn, config, NOW)
+        assert announce_again(conn, config, NOW + timedelta(hours=1)) == 0
+
+
+def test_what_a_switched_off_receiver_misses_is_listed(store: Engine) -> None:
+    with writing(store) as conn:
+        sync(conn, {"desk": DESK.receivers["desk"].definition}, AT)
+        disable(conn, "desk", "It answered 410 (gone).", AT)
+        record(conn, decision())
+        route_outbox(conn, DESK, NOW)
+        (row,) = deliveries.undelivered(conn)
+        assert (row.state, row.last_error) == ("failed", "The receiver is switched off: It answered 410 (gone).")
+        assert deliveries.replay(conn, NOW) == 1
+
+
+def test_without_receivers_events_are_routed_to_nobody(store: Engine) -> None:
+    with writing(store) as conn:
+        record(conn, decision())
+        assert route_outbox(conn, config_of(), NOW) == 1
+        assert notices(conn) == {}
