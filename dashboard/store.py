@@ -60,5 +60,7 @@ def guarded(view: Callable[P, None]) -> Callable[P, None]:
             view(*args, **kwargs)
         except MonitorError as error:
             st.error(plain(str(error)), icon=":material/error:")
+            # The rest of the page would only say the same again.
+            st.stop()
 
     return shown

@@ -1,0 +1,258 @@
+"""The pages without a browser: what they show, what their forms do, what they say when something is wrong."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+from streamlit.testing.v1 import AppTest
+
+import dashboard
+from monitor.records import Sentiment
+from monitor.storage.alerts import get_alert
+from monitor.storage.engine import reading
+from monitor.storage.labels import label_history
+from monitor.storage.silences import list_silences
+from tests.dashboard import sample
+
+PAGES = ("overview", "alerts", "articles", "labels", "system")
+
+
+def view(name: str, **query: str) -> AppTest:
+    """A page by itself, as its address with this query opens it."""
+
+    def script(name: str) -> None:
+        from importlib import import_module
+
+        import streamlit as st
+
+        from dashboard.navigation import pages
+        from dashboard.store import guarded
+
+        st.navigation(pages())
+        guarded(import_module(f"dashboard.views.{name}").show)()
+
+    test = AppTest.from_function(script, kwargs={"name": name}, default_timeout=30)
+    for key, value in query.items():
+        test.query_params[key] = value
+    return test.run()
+
+
+def shown(test: AppTest) -> str:
+    """All text of a page."""
+    assert not test.exception
+    parts = [element.value for element in (*test.markdown, *test.caption, *test.info, *test.warning, *test.error)]
+    return "\n".join(map(str, (*parts, *(element.proto.body for element in test.get("html")))))
+
+
+def test_the_frame_opens_on_the_overview(filled: Engine) -> None:
+    test = AppTest.from_file(str(Path(dashboard.__file__).with_name("app.py")), default_timeout=30).run()
+    assert not test.exception
+    assert [title.value for title in test.title] == ["Overview"]
+
+
+def test_overview_counts_what_is_stored(filled: Engine) -> None:
+    test = view("overview")
+    assert not test.exception
+    metrics = {metric.label: metric.value for metric in test.metric}
+    assert metrics["Open alerts"] == "1"
+    assert int(metrics["Stories"].replace(",", "")) > 300
+    assert len(test.get("vega_lite_chart") or test.get("arrow_vega_lite_chart")) == 2
+
+
+def test_overview_of_one_ticker(filled: Engine) -> None:
+    everything = view("overview", range="all")
+    one = view("overview", key="ticker:BA", range="all")
+    number = [int(each.metric[0].value.replace(",", "")) for each in (everything, one)]
+    assert 0 < number[1] < number[0]
+
+
+def test_overview_of_a_key_without_news(filled: Engine) -> None:
+    assert "No news about this" in shown(view("overview", key="ticker:NONE"))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_an_empty_store_gets_a_helpful_sentence(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENTIMENT_MONITOR_DATABASE_URL", f"sqlite:///{tmp_path / 'empty.db'}")
+    assert "sentiment-monitor" in shown(view(name)) or "No alert has fired yet" in shown(view(name))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_database_that_is_away_is_one_sentence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENTIMENT_MONITOR_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none?connect_timeout=2")
+    test = view(name)
+    assert not test.exception
+    assert len(test.error) == 1
+    assert "database cannot be used" in test.error[0].value.replace("\\", "")
+
+
+def test_alerts_are_listed_and_filtered(filled: Engine) -> None:
+    assert len(view("alerts").dataframe[0].value) == 2
+    assert list(view("alerts", state="firing").dataframe[0].value["about"]) == ["BA"]
+    assert list(view("alerts", about="legal").dataframe[0].value["state"]) == ["○ resolved"]
+    assert "No alert matches" in shown(view("alerts", about="zebra"))
+
+
+def test_an_alert_shows_its_evidence(filled: Engine) -> None:
+    test = view("alerts", alert=sample.ALERT_ID)
+    text = shown(test)
+    assert "BA: surge of negative stories" in text
+    metrics = {metric.label: (metric.value, metric.delta) for metric in test.metric}
+    assert metrics["Negative stories in 60 min"] == ("31", "0.9 expected")
+    assert metrics["Negative share"] == ("94%", "21% expected")
+    assert "Boeing" in text
+    assert "<summary>" in text, "copies of a story are listed"
+    assert "articles?item=s" in text
+
+
+def test_an_unknown_alert_or_article(filled: Engine) -> None:
+    assert "There is no alert" in shown(view("alerts", alert="<b>nothing</b>"))
+    text = shown(view("articles", item="<b>nothing</b>"))
+    assert "There is no article" in text
+    assert "<b>nothing" not in text
+
+
+def test_acknowledging_needs_a_name_and_is_stored(filled: Engine) -> None:
+    test = view("alerts", alert=sample.ALERT_ID)
+    acknowledge = next(button for button in test.button if button.label == "Acknowledge")
+    assert acknowledge.disabled
+    test.text_input(key="person").set_value("Anna").run()
+    next(button for button in test.button if button.label == "Acknowledge").click().run()
+    assert not test.exception
+    with reading(filled) as connection:
+        alert = get_alert(connection, sample.ALERT_ID)
+    assert alert is not None
+    assert (alert.state, alert.acknowledged_by) == ("acknowledged", "Anna")
+    assert all(button.label != "Acknowledge" for button in test.button)
+
+
+def test_a_silence_is_made_and_ended(filled: Engine) -> None:
+    test = view("alerts", alert=sample.ALERT_ID)
+    test.text_input(key="person").set_value("Anna").run()
+    next(button for button in test.button if button.label.startswith("Silence")).click().run()
+    with reading(filled) as connection:
+        (silence,) = list_silences(connection, datetime.now(UTC))
+    assert (silence.key, silence.author) == (sample.SURGE_KEY, "Anna")
+    listed = view("alerts")
+    assert sample.SURGE_KEY in shown(listed)
+    listed.button(key=f"end-{silence.id}").click().run()
+    with reading(filled) as connection:
+        assert list_silences(connection, datetime.now(UTC)) == []
+
+
+def test_articles_are_found_paged_and_opened(filled: Engine) -> None:
+    test = view("articles", range="all")
+    first = list(test.dataframe[0].value["title"])
+    assert len(first) == 50
+    next(button for button in test.button if button.label == "Older").click().run()
+    second = list(test.dataframe[0].value["title"])
+    assert first != second
+    next(button for button in test.button if button.label == "Newer").click().run()
+    assert list(test.dataframe[0].value["title"]) == first
+    found = view("articles", q="third session", range="all").dataframe[0].value
+    assert list(found["title"]) == ["Intel slides for a third session, chart shows"]
+    assert "Nothing was found" in shown(view("articles", q="zebra", range="all"))
+
+
+def test_a_stretch_of_time_in_the_address(filled: Engine) -> None:
+    begin = int(sample.SURGE_AT.timestamp()) // 60
+    table = view("articles", key=sample.SURGE_KEY, **{"from": str(begin), "to": str(begin + 30)}).dataframe[0].value
+    assert len(table)
+    assert all("2026-03-12 17:00" <= at <= "2026-03-12 17:30" for at in table["published"])
+    assert not view("articles", **{"from": "x", "to": "9" * 30}).exception
+
+
+def test_links_of_the_list_are_web_addresses(filled: Engine) -> None:
+    found = view("articles", q="onerror", range="all").dataframe[0].value
+    assert len(found) == 1
+    assert list(found["link"]) == [None]
+
+
+def test_an_item_shows_everything(filled: Engine) -> None:
+    test = view("articles", item=sample.CHART_ITEM)
+    text = shown(test)
+    for part in (
+        "Intel slides",
+        "Volume was above",
+        "truncated",
+        "INTC",
+        "default-2026.03",
+        "it falls",
+        "not the future",
+    ):
+        assert part in text, part
+    assert test.get("image")
+
+
+def test_hostile_text_is_shown_as_text(filled: Engine) -> None:
+    test = view("articles", item=sample.HOSTILE_ID)
+    text = shown(test)
+    assert "<script" not in text
+    assert "<img src" not in text
+    assert "&lt;img src=x onerror=" in text
+    assert 'href="javascript' not in text
+    assert "no web address" in text
+    labels = [box.label for box in test.selectbox]
+    assert all("](javascript" not in label for label in labels)
+
+
+def test_a_correction_is_stored_with_its_history(filled: Engine) -> None:
+    test = view("articles", item=sample.CHART_ITEM)
+    save = "Save the correction"
+    next(button for button in test.button if button.label == save).click().run()
+    assert "give your name" in shown(test)
+    test.radio[0].set_value("positive")
+    next(box for box in test.selectbox if box.label == "Topic").set_value("markets")
+    next(box for box in test.selectbox if box.label.startswith("Towards")).set_value("neutral")
+    next(box for box in test.text_input if box.label == "Comment").set_value("ironic")
+    test.text_input(key="person").set_value("Anna")
+    next(button for button in test.button if button.label == save).click().run()
+    assert not test.exception
+    assert "stored" in test.success[0].value
+    with reading(filled) as connection:
+        (label,) = label_history(connection, sample.CHART_ITEM)
+    assert (label.sentiment, label.topic, label.author, label.comment) == (
+        Sentiment.POSITIVE,
+        "markets",
+        "Anna",
+        "ironic",
+    )
+    assert label.entities == {"Intel": Sentiment.NEUTRAL}
+    assert label.text.startswith("Intel slides for a third session, chart shows\nThe shares")
+    assert "ironic" in shown(test)
+    assert test.radio[0].value == "positive", "the form shows the newest correction"
+    assert list(view("labels").dataframe[0].value["author"]) == ["Anna"]
+
+
+def test_saving_the_same_again_stores_nothing(filled: Engine) -> None:
+    test = view("articles", item=sample.CHART_ITEM)
+    for _ in range(2):
+        test.text_input(key="person").set_value("Anna")
+        next(button for button in test.button if button.label == "Save the correction").click().run()
+    assert "already" in test.success[0].value
+    with reading(filled) as connection:
+        assert len(label_history(connection, sample.CHART_ITEM)) == 1
+
+
+def test_nothing_judged_is_nothing_saved(filled: Engine) -> None:
+    test = view("articles", item=sample.CHART_ITEM)
+    test.radio[0].set_value("not judged")
+    for box in test.selectbox:
+        box.set_value("not judged")
+    test.text_input(key="person").set_value("Anna")
+    next(button for button in test.button if button.label == "Save the correction").click().run()
+    assert "at least one" in shown(test)
+    with reading(filled) as connection:
+        assert label_history(connection, sample.CHART_ITEM) == []
+
+
+def test_system_shows_counts_and_dead_letters(filled: Engine) -> None:
+    test = view("system")
+    text = shown(test)
+    assert "news:2:1041" in text
+    assert "&lt;b&gt;unexpected" in text
+    metrics = {metric.label: metric.value for metric in test.metric}
+    assert metrics["Items stored"] == "672"
+    assert metrics["Dead letters"] == "1"
