@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import sqlite3
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -18,6 +21,7 @@ from monitor.alerts.config import NotificationConfig
 from monitor.alerts.delivery import Dispatcher
 from monitor.alerts.demo_receiver import DemoReceiver, new_secret
 from monitor.alerts.egress import EgressPolicy
+from monitor.alerts.lifecycle import route_outbox
 from monitor.alerts.receivers import Receiver, ReceiverKind
 from monitor.alerts.routing import Route
 from monitor.alerts.schedule import DELAYS_S
@@ -372,8 +376,6 @@ def test_an_expired_lease_is_taken_over_with_the_same_id(store: Engine, scripted
         record(store, decision())
         killed = dispatcher(store, config, clock)
         with writing(store) as conn:
-            from monitor.alerts.lifecycle import route_outbox
-
             route_outbox(conn, config, clock.now)
             (claimed,) = killed._claim(conn, clock.now)
         other = dispatcher(store, config, clock)
@@ -388,3 +390,161 @@ def test_an_expired_lease_is_taken_over_with_the_same_id(store: Engine, scripted
 
     asyncio.run(scenario())
     assert len(receiver.requests) == 1
+
+
+class DyingServer:
+    """Says 200, promises a body, and is gone."""
+
+    def __init__(self) -> None:
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.requests = 0
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self.socket.accept()
+            except OSError:
+                return
+            connection.recv(65536)
+            self.requests += 1
+            connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nhal")
+            # A reset instead of an orderly end.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()
+
+
+def test_a_receiver_that_says_yes_and_dies_has_said_yes(store: Engine) -> None:
+    server = DyingServer()
+
+    async def scenario() -> None:
+        runner = dispatcher(store, config_of(webhook(f"http://127.0.0.1:{server.socket.getsockname()[1]}/")), Clock())
+        record(store, decision())
+        await settle(runner)
+        await settle(runner)
+        await runner.close()
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        server.socket.close()
+    assert server.requests == 1
+    assert states(store) == {("desk", "firing"): "delivered"}
+
+
+def test_a_locked_store_is_waited_for_and_the_outcome_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripted: Any
+) -> None:
+    monkeypatch.setattr("monitor.storage.engine.BUSY_TIMEOUT_S", 0)
+    monkeypatch.setattr("monitor.alerts.delivery.STORE_PAUSE_S", 0.02)
+    store = new_store(tmp_path)
+    other = sqlite3.connect(tmp_path / "monitor.db", isolation_level=None, check_same_thread=False)
+
+    def answer(_: int) -> tuple[int, dict[str, str]]:
+        other.execute("begin immediate")
+        return 200, {}
+
+    receiver = scripted(answer)
+
+    async def scenario() -> None:
+        runner = dispatcher(store, config_of(webhook(receiver.url)), Clock(), interval_s=0.02)
+        record(store, decision())
+        other.execute("begin immediate")
+        stop = asyncio.Event()
+        running = asyncio.create_task(runner.run(stop))
+        await asyncio.sleep(0.2)
+        assert receiver.requests == []
+        other.execute("rollback")
+        while not receiver.requests:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        assert not running.done()
+        assert states(store) == {("desk", "firing"): "pending"}
+        other.execute("rollback")
+        while states(store) != {("desk", "firing"): "delivered"}:
+            await asyncio.sleep(0.01)
+        stop.set()
+        await running
+
+    asyncio.run(scenario())
+    other.close()
+    assert len(receiver.requests) == 1
+
+
+def test_stopping_lets_attempts_end_and_gives_leases_back(store: Engine, scripted: Any) -> None:
+    quick, slow = scripted(lambda n: (200, {})), scripted(lambda n: None)
+    clock = Clock()
+
+    async def scenario() -> None:
+        config = config_of(webhook(quick.url, "quick"), webhook(slow.url, "slow"))
+        runner = dispatcher(store, config, clock, interval_s=0.02)
+        record(store, decision())
+        stop = asyncio.Event()
+        running = asyncio.create_task(runner.run(stop, grace_s=0.1))
+        while not (quick.requests and slow.requests):
+            await asyncio.sleep(0.01)
+        stop.set()
+        await running
+
+    asyncio.run(scenario())
+    assert states(store) == {("quick", "firing"): "delivered", ("slow", "firing"): "pending"}
+    with writing(store) as conn:
+        assert [row.receiver for row in deliveries.due(conn, "slow", clock.now, 10)] == ["slow"]
+
+
+def test_leases_are_kept_while_an_attempt_takes_long(store: Engine, scripted: Any) -> None:
+    slow = scripted(lambda n: None)
+    clock = Clock()
+
+    async def scenario() -> None:
+        config = config_of(webhook(slow.url))
+        runner, other = dispatcher(store, config, clock), dispatcher(store, config, clock)
+        record(store, decision())
+        assert await runner.step() == 1
+        for _ in range(10):
+            clock.move(6)
+            assert await runner.step() == 0
+            assert await other.step() == 0
+        slow.released.set()
+        await runner.drain()
+        await runner.close()
+        await other.close()
+
+    asyncio.run(scenario())
+    assert len(slow.requests) == 1
+
+
+def test_two_dispatchers_side_by_side_send_everything_once(store: Engine) -> None:
+    async def scenario(receiver: DemoReceiver) -> None:
+        config = config_of(webhook(receiver.url, rate=100_000))
+        pair = [dispatcher(store, config, Clock()) for _ in range(2)]
+        for number in range(30):
+            record(store, decision(episode_id=f"e{number}"), decision("resolve", episode_id=f"e{number}"))
+        while len(receiver.received) < 60:
+            await asyncio.gather(*(runner.step() for runner in pair))
+            await asyncio.gather(*(runner.drain() for runner in pair))
+        for runner in pair:
+            await runner.close()
+
+    with DemoReceiver(secret=SECRET) as receiver:
+        asyncio.run(scenario(receiver))
+        got = receiver.received
+    assert not any(one.repeated for one in got)
+    for number in range(30):
+        mine = [one.type for one in got if one.payload["data"]["id"] == f"e{number}"]
+        assert mine == ["alert.firing", "alert.resolved"]
+
+
+def test_old_secret_and_new_one_both_verify_while_rotating(store: Engine) -> None:
+    old, new = new_secret(), new_secret()
+
+    async def scenario(receiver: DemoReceiver) -> None:
+        both = Receiver("desk", ReceiverKind.WEBHOOK, receiver.url, (new, old))
+        runner = dispatcher(store, config_of(both), Clock())
+        record(store, decision())
+        await settle(runner)
+        await runner.close()
+
+    with DemoReceiver(secret=old) as receiver:
+        asyncio.run(scenario(receiver))
+        assert (len(receiver.received), receiver.refused) == (1, 0)
