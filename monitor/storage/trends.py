@@ -119,9 +119,13 @@ def newest_minute(connection: Connection, *, not_after: int | None = None) -> in
 
 
 def oldest_minute(connection: Connection) -> int | None:
-    """First minute of the oldest day that is still known; None for an empty store."""
-    found: int | None = connection.scalar(select(func.min(rollups.c.minute)).where(rollups.c.width == DAY))
-    return found
+    """Oldest epoch minute that is still known, or the first of its day where only the day is; None when empty."""
+    day: int | None = connection.scalar(select(func.min(rollups.c.minute)).where(rollups.c.width == DAY))
+    if day is None:
+        return None
+    within = select(func.min(ticks.c.minute)).where(ticks.c.minute >= day, ticks.c.minute < day + DAY)
+    found: int | None = connection.scalar(within)
+    return day if found is None else found
 
 
 def topic_keys(connection: Connection) -> list[str]:
