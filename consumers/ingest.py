@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from threading import Event, Lock
@@ -43,7 +43,7 @@ class Ingest:
         self._settings = settings
         counts = ensure_topics(settings)
         self._partitions = {name: counts[name] for name in (NEWS, CHARTS)}
-        self._producer: KafkaProducer = producer(settings)
+        self._producer: KafkaProducer | None = producer(settings)
         self._failure: BaseException | None = None
         self._lock = Lock()
 
@@ -72,15 +72,15 @@ class Ingest:
     def send_all(self, records: Sequence[NewsItem | Chart]) -> None:
         """Send records and wait until the cluster has them. Raises `BrokerError`."""
         futures = [self.item(record) if isinstance(record, NewsItem) else self.chart(record) for record in records]
-        with broker_errors(self._settings):
-            self._producer.flush(timeout=SEND_TIMEOUT_S)
+        with self._careful():
+            self._current().flush(timeout=SEND_TIMEOUT_S)
             for future in futures:
                 future.get(timeout=SEND_TIMEOUT_S)
 
     def flush(self) -> None:
         """Wait until the cluster has everything. Raises `BrokerError` if anything sent since the last time is lost."""
-        with broker_errors(self._settings):
-            self._producer.flush(timeout=SEND_TIMEOUT_S)
+        with self._careful():
+            self._current().flush(timeout=SEND_TIMEOUT_S)
             with self._lock:
                 failure, self._failure = self._failure, None
             if failure is not None:
@@ -88,8 +88,27 @@ class Ingest:
 
     def close(self) -> None:
         """Leave without waiting; `flush` before."""
-        with suppress(KafkaError):
-            self._producer.close(timeout=5)
+        with self._lock:
+            old, self._producer = self._producer, None
+        if old is not None:
+            with suppress(KafkaError):
+                old.close(timeout=5)
+
+    @contextmanager
+    def _careful(self) -> Iterator[None]:
+        try:
+            with broker_errors(self._settings):
+                yield
+        except BrokerError:
+            # An idempotent producer may not go on after a record was given up: the next call starts a fresh one.
+            self.close()
+            raise
+
+    def _current(self) -> KafkaProducer:
+        with self._lock:
+            if self._producer is None:
+                self._producer = producer(self._settings)
+            return self._producer
 
     def _send(
         self,
@@ -99,8 +118,8 @@ class Ingest:
         headers: list[tuple[str, bytes]],
         partition: int | None = None,
     ) -> Any:
-        with broker_errors(self._settings):
-            future = self._producer.send(self._settings.topic(topic), value, key, headers, partition)
+        with self._careful():
+            future = self._current().send(self._settings.topic(topic), value, key, headers, partition)
         return future.add_errback(self._failed)
 
     def _failed(self, error: BaseException) -> None:

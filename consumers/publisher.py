@@ -31,6 +31,7 @@ MAX_TITLE_CHARS: Final = 300
 ORIGIN: Final = "origin-"
 ORIGIN_HEADER: Final = "origin-header-"
 CUT_FROM: Final = "cut-from"
+CUT_BYTES: Final = 65_536
 
 
 @dataclass(slots=True)
@@ -124,7 +125,11 @@ class Publisher:
         with broker_errors(self._settings):
             for attempt in waiting:
                 with attempt:
-                    self._attempt(records)
+                    try:
+                        self._attempt(records)
+                    except MessageSizeTooLargeError:
+                        # Which record it was is not told. Only a dead letter may be kept in part.
+                        self._attempt([_cut(record) for record in records])
 
     def close(self) -> None:
         """Leave; nothing is on its way any more after `send`."""
@@ -151,32 +156,25 @@ class Publisher:
                 max_block_ms=int(SEND_TIMEOUT_S * 1000),
             )
         try:
-            futures = [(record, self._send(record)) for record in records]
+            futures = [
+                self._producer.send(
+                    self._settings.topic(record.topic), record.value, record.key, record.headers, record.partition
+                )
+                for record in records
+            ]
             self._producer.flush(timeout=2 * SEND_TIMEOUT_S)
-            for record, future in futures:
-                try:
-                    future.get(timeout=SEND_TIMEOUT_S)
-                except MessageSizeTooLargeError:
-                    self._send(_cut(record)).get(timeout=SEND_TIMEOUT_S)
+            for future in futures:
+                future.get(timeout=SEND_TIMEOUT_S)
         except KafkaError:
             # An idempotent producer may not go on after a record was given up: start with a fresh one.
             self.close()
             raise
 
-    def _send(self, record: Outgoing) -> Any:
-        assert self._producer is not None
-        try:
-            return self._producer.send(
-                self._settings.topic(record.topic), record.value, record.key, record.headers, record.partition
-            )
-        except MessageSizeTooLargeError:
-            cut = _cut(record)
-            return self._producer.send(self._settings.topic(cut.topic), cut.value, cut.key, cut.headers, cut.partition)
-
 
 def _cut(record: Outgoing) -> Outgoing:
-    """A dead letter that is too large with its headers is kept without most of its bytes; others raise."""
-    if record.topic != DEAD_LETTERS or record.value is None or any(name == CUT_FROM for name, _ in record.headers):
-        raise MessageSizeTooLargeError(f"a record of {record.topic} with {len(record.value or b'')} bytes")
-    headers = [*record.headers[:6], (CUT_FROM, str(len(record.value)).encode())]
-    return Outgoing(record.topic, record.value[:65_536], (record.key or b"")[:1024] or None, None, headers)
+    """A large dead letter without most of its bytes and without its original headers; others as they are."""
+    if record.topic != DEAD_LETTERS or record.value is None or len(record.value) <= CUT_BYTES:
+        return record
+    headers = [header for header in record.headers if not header[0].startswith(ORIGIN_HEADER)]
+    headers.append((CUT_FROM, str(len(record.value)).encode()))
+    return Outgoing(record.topic, record.value[:CUT_BYTES], record.key, headers=headers)
