@@ -69,7 +69,7 @@ def dashboard() -> None:
 
 def broker() -> None:
     """Run the embedded development broker until stopped: one node, loopback only, not for production."""
-    from consumers.broker.server import run_broker
+    from consumers.broker.process import run_broker
 
     settings = current_settings("broker")
     if not settings.embedded:

@@ -1,0 +1,122 @@
+"""The judge's row: how far it has judged, who may judge, and a snapshot of its state; and the ticks it judges by.
+
+One process at a time holds the lease. It is not what keeps judging exact, only what keeps processes from doing the
+same work: every step compares and sets `version`, so that a holder that was overtaken in its sleep changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from sqlalchemy import Connection, func, select, update
+
+from monitor.storage import tables as t
+from monitor.storage.upsert import insert_missing
+from monitor.surges.decisions import MinuteCounts
+
+__all__ = [
+    "JudgeRow",
+    "LostLeaseError",
+    "first_minute",
+    "minute_counts",
+    "release_lease",
+    "save_judged",
+    "take_lease",
+]
+
+NAME: Final = "surges"
+
+
+class LostLeaseError(Exception):
+    """Another process has taken the judging over."""
+
+
+class JudgeRow(msgspec.Struct, frozen=True):
+    """How far judging has come: `judged_to` is the last epoch minute judged, `snapshot` the judge's state at the end
+    of `snapshot_minute` (None: none yet). `version` grows with every step."""
+
+    judged_to: int
+    version: int
+    snapshot: bytes | None
+    snapshot_minute: int | None
+
+
+def first_minute(connection: Connection) -> int | None:
+    """The earliest epoch minute in which anything is counted."""
+    first: int | None = connection.scalar(select(func.min(t.ticks.c.minute)))
+    return first
+
+
+def take_lease(connection: Connection, holder: str, now: datetime, lease: timedelta, begin_at: int) -> JudgeRow | None:
+    """Take or renew the lease; None when another process holds it. `begin_at` is the first minute ever to judge."""
+    c = t.judge.c
+    row = {
+        "name": NAME,
+        "judged_to": begin_at - 1,
+        "version": 0,
+        "lease_holder": holder,
+        "lease_until": now + lease,
+        "snapshot": None,
+        "snapshot_minute": None,
+    }
+    if not insert_missing(connection, t.judge, [row]):
+        free = (c.name == NAME) & ((c.lease_holder == holder) | (c.lease_until < now))
+        taken = update(t.judge).where(free).values(lease_holder=holder, lease_until=now + lease)
+        if connection.execute(taken).rowcount != 1:
+            return None
+    stored = connection.execute(
+        select(c.judged_to, c.version, c.snapshot, c.snapshot_minute).where(c.name == NAME)
+    ).one()
+    return JudgeRow(*stored)
+
+
+def save_judged(
+    connection: Connection,
+    holder: str,
+    version: int,
+    judged_to: int,
+    lease_until: datetime,
+    snapshot: bytes | None = None,
+) -> None:
+    """Move "judged up to", and with it `version` by one. A snapshot, if given, is that of `judged_to`.
+
+    Raises `LostLeaseError` when another process has taken over since `version`: let the transaction fail then.
+    """
+    c = t.judge.c
+    values: dict[str, Any] = {"judged_to": judged_to, "version": version + 1, "lease_until": lease_until}
+    if snapshot is not None:
+        values |= {"snapshot": snapshot, "snapshot_minute": judged_to}
+    mine = (c.name == NAME) & (c.lease_holder == holder) & (c.version == version)
+    if connection.execute(update(t.judge).where(mine).values(**values)).rowcount != 1:
+        raise LostLeaseError
+
+
+def release_lease(connection: Connection, holder: str, now: datetime) -> None:
+    """Let another process judge at once."""
+    c = t.judge.c
+    connection.execute(update(t.judge).where((c.name == NAME) & (c.lease_holder == holder)).values(lease_until=now))
+
+
+def minute_counts(connection: Connection, first: int, last: int) -> Mapping[int, MinuteCounts]:
+    """Story counts of the minutes `first` to `last` (inclusive) that have any."""
+    c = t.ticks.c
+    query = (
+        select(c.minute, c.key, c.stories, c.negative_stories)
+        .where(c.minute.between(first, last), c.stories > 0)
+        .order_by(c.minute, c.key)
+    )
+    return dict(_by_minute(connection.execute(query).tuples().all()))
+
+
+def _by_minute(rows: Any) -> Iterator[tuple[int, MinuteCounts]]:
+    start = 0
+    for end in range(1, len(rows) + 1):
+        if end == len(rows) or rows[end][0] != rows[start][0]:
+            block = rows[start:end]
+            counts = np.array([row[2:] for row in block], dtype=np.int64)
+            yield block[0][0], MinuteCounts([row[1] for row in block], counts[:, 0], counts[:, 1])
+            start = end
