@@ -324,10 +324,11 @@ def _time_in(metadata: str) -> int:
     return int(text) if metadata.startswith(AT) and text.isdecimal() else 0
 
 
-def run_worker(settings: Settings) -> None:
-    """Score until SIGTERM or SIGINT. Raises `MonitorError` when it cannot start or go on; nothing is lost then."""
-    from models.engine import open_scorer
+def run_worker(settings: Settings, scorer: Scoring | None = None) -> None:
+    """Score until SIGTERM or SIGINT. `scorer` None: the model in force.
 
+    Raises `MonitorError` when it cannot start or go on; nothing is lost then.
+    """
     stop = threading.Event()
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
@@ -339,5 +340,9 @@ def run_worker(settings: Settings) -> None:
     store = open_engine(settings.database)
     upgrade(store)
     with Health(settings.metrics_port) as health:
-        Worker(settings, open_scorer(settings, store), store, stop.is_set, health).run()
+        if scorer is None:
+            from models.engine import open_scorer
+
+            scorer = open_scorer(settings, store)
+        Worker(settings, scorer, store, stop.is_set, health).run()
     store.dispose()
