@@ -113,8 +113,8 @@ class WebhookSender:
             return Outcome(delivered=False, error=f"No answer within {self._timeout_s:g} s.")
         except httpx.HTTPError as error:
             # Of httpx's own words only the kind: a message may quote the address, which may hold a token.
-            reason = str(error.__cause__ or "").replace(self._url, "…")[:200]
-            return Outcome(delivered=False, error=f"The receiver cannot be reached ({reason or type(error).__name__}).")
+            reason = type(error.__cause__ or error).__name__
+            return Outcome(delivered=False, error=f"The receiver cannot be reached ({reason}).")
         if 200 <= status < 300:
             return Outcome(delivered=True, status=status)
         redirected = " (redirects are not followed)" if 300 <= status < 400 else ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,23 @@ DASHBOARD = "http://127.0.0.1:8501"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+@cache
+def _migrated() -> bytes:
+    """A migrated SQLite file: migrating takes longer than most tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "monitor.db"
+        engine = open_engine(f"sqlite:///{file}")
+        upgrade(engine)
+        # The last connection to close writes the log back into the file.
+        engine.dispose()
+        return file.read_bytes()
+
+
 def new_store(folder: Path) -> Engine:
-    engine = open_engine(f"sqlite:///{folder / 'monitor.db'}")
-    upgrade(engine)
-    return engine
+    """A migrated, empty SQLite store in a folder."""
+    file = folder / "monitor.db"
+    file.write_bytes(_migrated())
+    return open_engine(f"sqlite:///{file}")
 
 
 def an_alert() -> Alert:

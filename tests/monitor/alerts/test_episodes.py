@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, func, select
@@ -24,14 +23,14 @@ from monitor.storage.alerts import (
 from monitor.storage.engine import reading, writing
 from monitor.storage.tables import alert_events, outbox
 from monitor.surges.decisions import Decision
-from tests.monitor.alerts.builders import AT, DASHBOARD, decision, new_store, put_item, put_story
+from tests.monitor.alerts.builders import AT, DASHBOARD, decision, put_item, put_story
 
 ID = "negative-surge-ticker:AAPL-1"
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Engine:
-    return new_store(tmp_path)
+def store(any_store: Engine) -> Engine:
+    return any_store
 
 
 def record(store: Engine, *decisions: Decision) -> None:

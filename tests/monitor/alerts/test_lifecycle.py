@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -25,15 +24,15 @@ from monitor.storage.silences import add_silence
 from monitor.storage.tables import deliveries as delivery_table
 from monitor.storage.tables import items
 from monitor.surges.judge import JudgeConfig
-from tests.monitor.alerts.builders import AT, DASHBOARD, decision, new_store, put_item, put_story
+from tests.monitor.alerts.builders import AT, DASHBOARD, decision, put_item, put_story
 
 ID = decision().episode_id
 NOW = AT + timedelta(minutes=1)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Engine:
-    return new_store(tmp_path)
+def store(any_store: Engine) -> Engine:
+    return any_store
 
 
 def config_of(
