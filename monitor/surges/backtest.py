@@ -102,7 +102,7 @@ class Backtest:
     def finish(self) -> None:
         """All has come: close and judge the last minutes. Call it once."""
         self._apply(idle=True)
-        self.peaks += [(self._next_minute or 0, peak) for _, peak in self._judge.peaks_under_way()]
+        self.peaks += [(self._next_minute or 0, peak) for peak in self._judge.peaks_under_way()]
         self.key_days.append((self._next_minute or 0, self._judge.key_days))
 
     def _apply(self, idle: bool) -> None:

@@ -31,6 +31,8 @@ __all__ = ["STALE", "Changes", "Counted", "Counter", "CounterState", "CountingCo
 
 STALE: Final = -1
 HOUR_MS: Final = 60 * MINUTE_MS
+# Expired stories are passed over at once and dropped this often.
+SWEEP_MS: Final = 4 * HOUR_MS
 
 
 class CountingConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,7 +122,7 @@ class Counter:
                 fresh[pair] = counted
         changes.counted = list(fresh.values())
         merge_sources(self.state, batch.sources, batch.source_count)
-        if advance(self.state, self.config.lateness_ms) and self.state.watermark - self._swept >= HOUR_MS:
+        if advance(self.state, self.config.lateness_ms) and self.state.watermark - self._swept >= SWEEP_MS:
             self._sweep()
         return changes
 

@@ -55,14 +55,14 @@ class JudgeConfig(msgspec.Struct, frozen=True, kw_only=True):
     rule: str = "negative-surge"
     budget: float = 0.01
     bar: float | None = None
-    windows: tuple[int, ...] = (15, 60, 240)
+    windows: tuple[int, ...] = (15, 60, 240, 480)
     min_stories: int = 3
     min_age_minutes: int = 24 * 60
     calm_score: float = 1.5
     calm_minutes: int = 60
     hold_off_minutes: int = 0
     rate_half_life_days: float = 10.0
-    share_half_life_days: float = 5.0
+    share_half_life_days: float = 4.0
     share_stories: float = 15.0
     season_half_life_days: float = 40.0
     season_day_stories: float = 50.0
@@ -70,6 +70,7 @@ class JudgeConfig(msgspec.Struct, frozen=True, kw_only=True):
     level_minutes: float = 480.0
     level_shape: float = 8.0
     dispersion: float = 0.01
+    pooled_dispersion: float = 0.03
     burst_probability: float = 0.02
     burst_mean: float = 5.0
     burst_shape: float = 1.0
@@ -124,7 +125,8 @@ class _Measured(NamedTuple):
 
 
 class Judge:
-    """See the module. `on_peak(key, score)` is told the peak of every excursion that ends, for setting a bar."""
+    """See the module. `on_peak(key, score)` is told the peak of every ended excursion of a key that is no sum of others
+    (topics and the market are), for setting a bar; `key_days` counts the days that such keys were judged."""
 
     def __init__(self, config: JudgeConfig, on_peak: Callable[[str, float], None] | None = None) -> None:
         self.config = config
@@ -139,6 +141,8 @@ class Judge:
         self._excursions = Excursions(config.calm_minutes, config.hold_off_minutes)
         self._alarms = AlarmRate(config.alarm_half_life_days)
         self._longest = int(np.argmax(config.windows))
+        # A topic or the market is a changing mix of keys, so that its share wanders more than any one's.
+        self._dispersion = np.where(_SUMS, config.pooled_dispersion, config.dispersion)
         self._burst = Burst(config.burst_probability, config.burst_mean, config.burst_shape)
         self._exposure = 0.0
         self._block_stories = 0.0
@@ -214,7 +218,8 @@ class Judge:
             lag = max(self.config.windows) // BLOCK_MINUTES
             seen, negatives, left = self._windows.block(block - lag - 1)
             self._baseline.learn(seen, negatives, left, days)
-            judged = float(np.count_nonzero(minute - self._since >= self.config.min_age_minutes)) * days
+            old = minute - self._since >= self.config.min_age_minutes
+            judged = float(np.count_nonzero(old & ~_SUMS[self._baseline.kinds])) * days
             self.key_days += judged
             self._alarms.pass_days(judged, days)
             if block % BLOCKS_A_DAY == 0:
@@ -272,7 +277,7 @@ class Judge:
                 mu_y[enough],
                 mu_z[enough],
                 Calm(calm.shape[enough], calm.rate[enough]),
-                1.0 / baseline.share_weight[index][np.nonzero(enough)[1]] + config.dispersion,
+                (1.0 / baseline.share_weight[index] + self._dispersion[kinds])[np.nonzero(enough)[1]],
                 self._burst,
             )
             p[enough], expected[enough], burst[enough] = result.p, result.expected, result.burst
@@ -300,9 +305,7 @@ class Judge:
                     action, excursion = made
                     yield self._decision(action, minute, key, excursion, measured, int(position))
         for key, excursion in sorted(excursions.ended(minute), key=lambda pair: self._names[pair[0]]):
-            self._alarms.peak(excursion.peak)
-            if self._on_peak is not None:
-                self._on_peak(self._names[key], excursion.peak)
+            self._note_peak(key, excursion.peak)
             if excursion.fired >= 0:
                 measured = self._measure(np.array([key], dtype=np.int64))
                 yield self._decision("resolve", minute, key, excursion, measured, 0)
@@ -332,9 +335,18 @@ class Judge:
             severity=excursion.severity,
         )
 
-    def peaks_under_way(self) -> list[tuple[str, float]]:
-        """Keys and peaks of the excursions that have not ended, for setting a bar at the end of a replay."""
-        return sorted((self._names[index], e.peak) for index, e in self._excursions.under_way.items())
+    def _note_peak(self, key: int, peak: float) -> None:
+        """Sums of keys are few, and hold their keys' surges: the bar is set by the keys themselves."""
+        if _SUMS[self._baseline.kinds[key]]:
+            return
+        self._alarms.peak(peak)
+        if self._on_peak is not None:
+            self._on_peak(self._names[key], peak)
+
+    def peaks_under_way(self) -> list[float]:
+        """Peaks of the excursions that have not ended, for setting a bar at the end of a replay."""
+        kinds = self._baseline.kinds
+        return sorted(e.peak for index, e in self._excursions.under_way.items() if not _SUMS[kinds[index]])
 
     def explain(self, key: str) -> Standing:
         """Why `key` fires or does not, as of the last minute judged."""
@@ -425,6 +437,7 @@ class Judge:
         return judge
 
 
+_SUMS = np.array([kind in ("topic", "market") for kind in KINDS])
 _NONE = np.zeros(0, dtype=np.int64)
 _NOTHING = Arrived(_NONE, _NONE, _NONE, np.zeros((len(KINDS), 2), dtype=np.int64))
 

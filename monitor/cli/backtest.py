@@ -1,0 +1,210 @@
+"""`backtest`: the windows and the surge code over history."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated
+
+import typer
+
+from monitor.cli.context import current_settings, err
+
+if TYPE_CHECKING:
+    from monitor.settings import Settings
+    from monitor.surges.backtest import BacktestAlert
+
+__all__ = ["backtest"]
+
+_REPORT_LINES = 500
+
+
+def backtest(
+    file: Annotated[
+        Path, typer.Argument(help="JSONL of scored items, or a CSV timestamp,value; - reads standard input.")
+    ] = Path("-"),
+    budget: Annotated[
+        float | None, typer.Option(min=0.0, help="False alarms allowed per key and day; default: surge_budget.")
+    ] = None,
+    history: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="A replay without known surges, which sets the bar.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(dir_okay=False, help="Write alerts here, not to standard output.")] = None,
+    scores: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="For a CSV: write timestamp,value,anomaly_score here.")
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave wrong lines out instead of stopping.")] = False,
+) -> None:
+    """Run surge detection over history in event time, with the very code that runs live; alerts come out as JSONL.
+
+    A line of scored items is what `score` prints, or has at least `id, published_at, source, title, tickers, topic,
+    sentiment, p_negative`. Without --history the bar is set online from the input itself, never looking ahead.
+    A CSV is one key's series of counts; its rows must be in order of time.
+    """
+    from monitor.errors import ConfigurationError, InputError
+    from monitor.records import encode
+
+    settings = current_settings("backtest", surge_budget=budget)
+    for path in (out, scores):
+        for given in (file, history):
+            if path is not None and given is not None and path.exists() and given.exists() and path.samefile(given):
+                raise InputError("The output would overwrite the input.", "Give another name.")
+    skipped: list[str] | None = [] if skip_bad else None
+    with ExitStack() as stack:
+        head, lines = _opened(stack, file)
+        series = _is_series(file, head)
+        if scores is not None and not series:
+            raise ConfigurationError(
+                "--scores is for a CSV of one series; scored items have no single value to give a score to.",
+                "The alerts carry the scores of their keys.",
+            )
+        sink: IO[bytes] = stack.enter_context(out.open("wb")) if out is not None else sys.stdout.buffer
+        if series:
+            alerts = _series(settings, file, lines, history, scores, skipped)
+        else:
+            alerts = _items(settings, file, lines, history, skipped)
+        for alert in alerts:
+            sink.write(encode(alert) + b"\n")
+        sink.flush()
+    for message in (skipped or [])[:20]:
+        err.print(message, markup=False)
+    if skipped:
+        err.print(f"{len(skipped)} wrong lines were left out.")
+
+
+def _items(
+    settings: Settings, file: Path, lines: Iterable[bytes], history: Path | None, skipped: list[str] | None
+) -> list[BacktestAlert]:
+    import msgspec
+
+    from monitor.errors import InputError
+    from monitor.surges.backtest import Backtest, measure_history
+    from monitor.surges.counting import CountingConfig
+    from monitor.surges.judge import JudgeConfig
+    from monitor.surges.lines import read_scored
+
+    counting, judging = CountingConfig.of(settings), JudgeConfig.of(settings)
+    if history is not None:
+        with ExitStack() as stack, _progress(history, "history") as watch:
+            _, past = _opened(stack, history)
+            try:
+                bar = measure_history(read_scored(watch(past), str(history), skipped), counting, judging).bar(
+                    settings.surge_budget
+                )
+            except ValueError as error:
+                raise InputError(
+                    f"The history {history} is too short to set a bar.",
+                    f"It must cover more than {judging.min_age_minutes / 60:.0f} hours of a key.",
+                ) from error
+        judging = msgspec.structs.replace(judging, bar=bar)
+    run = Backtest(counting, judging)
+    with _progress(file, "backtest") as watch:
+        for item in read_scored(watch(lines), _name(file), skipped):
+            run.add(item)
+    run.finish()
+    err.print(
+        f"{run.items} items, {run.duplicates} duplicates, {run.late} late, {run.stale} stale; "
+        f"{len(run.alerts)} alerts at a bar of {run.judge.bar:.2f}."
+    )
+    return run.alerts
+
+
+def _series(
+    settings: Settings,
+    file: Path,
+    lines: Iterable[bytes],
+    history: Path | None,
+    scores: Path | None,
+    skipped: list[str] | None,
+) -> list[BacktestAlert]:
+    from monitor.surges.budget import bar_from_history
+    from monitor.surges.series import SeriesJudge, read_rows
+
+    bar: float | None = None
+    if history is not None:
+        with ExitStack() as stack:
+            _, past = _opened(stack, history)
+            judge = SeriesJudge(settings.surge_budget)
+            for row in read_rows(_text(past, _name(history)), str(history), skipped):
+                judge.step(row)
+            bar = bar_from_history(judge.peaks, max(judge.days, 1.0), settings.surge_budget)
+    judge = SeriesJudge(settings.surge_budget, bar)
+    with ExitStack() as stack, _progress(file, "backtest") as watch:
+        rows = read_rows(_text(watch(lines), _name(file)), _name(file), skipped)
+        table = None
+        if scores is not None:
+            table = csv.writer(stack.enter_context(scores.open("w", newline="", encoding="utf-8")), lineterminator="\n")
+            table.writerow(["timestamp", "value", "anomaly_score"])
+        for row in rows:
+            scored = judge.step(row)
+            if table is not None:
+                table.writerow([row.timestamp, f"{row.value:.10g}", f"{scored.anomaly_score:.6f}"])
+    return judge.alerts
+
+
+def _name(file: Path) -> str:
+    return "standard input" if str(file) == "-" else str(file)
+
+
+def _opened(stack: ExitStack, file: Path) -> tuple[bytes, Iterable[bytes]]:
+    """The first line that is not blank, and all lines."""
+    from monitor.errors import InputError
+
+    if str(file) == "-":
+        source: IO[bytes] = sys.stdin.buffer
+    else:
+        try:
+            source = stack.enter_context(file.open("rb"))
+        except OSError as error:
+            raise InputError(f"The file {file} cannot be read: {error.strerror}.") from error
+    first: list[bytes] = []
+    for line in source:
+        first.append(line)
+        if line.strip():
+            break
+
+    def lines() -> Iterator[bytes]:
+        yield from first
+        yield from source
+
+    return (first[-1] if first else b""), lines()
+
+
+def _is_series(file: Path, head: bytes) -> bool:
+    return file.suffix.lower() == ".csv" or (b"timestamp" in head.lower() and not head.lstrip().startswith(b"{"))
+
+
+def _text(lines: Iterable[bytes], name: str) -> Iterator[str]:
+    from monitor.errors import InputError
+
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"Line {number} of {name} is not UTF-8.") from error
+
+
+@contextmanager
+def _progress(file: Path, what: str) -> Iterator[Callable[[Iterable[bytes]], Iterator[bytes]]]:
+    """A progress bar over the lines of a file, on a terminal only; yields a function that watches them go by."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    known = str(file) != "-" and file.is_file()
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+    with Progress(
+        *columns, TimeRemainingColumn(), console=err, disable=not err.is_terminal, transient=True
+    ) as progress:
+        task = progress.add_task(what, total=file.stat().st_size if known else None)
+
+        def watched(lines: Iterable[bytes]) -> Iterator[bytes]:
+            read = 0
+            for number, line in enumerate(lines, start=1):
+                yield line
+                read += len(line)
+                if number % _REPORT_LINES == 0:
+                    progress.update(task, completed=read)
+
+        yield watched
