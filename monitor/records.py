@@ -20,6 +20,8 @@ SCHEMA_VERSION: Final = 1
 EARLIEST: Final = datetime(1990, 1, 1, tzinfo=UTC)
 MAX_FUTURE: Final = timedelta(days=1)
 MAX_ID_CHARS: Final = 256
+# A chart that is scored by itself is stored as an item with the id `chart:<chart_id>`.
+MAX_CHART_ID_CHARS: Final = MAX_ID_CHARS - len("chart:")
 MAX_TICKERS: Final = 64
 
 _TICKER = re.compile(r"[^\s:,]{1,32}")
@@ -282,7 +284,8 @@ def _names(fields: Mapping[str, Any], name: str) -> tuple[str, ...] | Rejected:
         return ()
     if not isinstance(value, list) or not all(isinstance(x, str) for x in value):
         return Rejected(code="bad_field", reason=f"The field {name} must be a list of strings.")
-    return tuple(dict.fromkeys(x.strip() for x in value if x.strip()))
+    names = (x.replace("\x00", "").strip() for x in value)
+    return tuple(dict.fromkeys(name for name in names if name))
 
 
 def normalise_tickers(values: Iterable[str]) -> tuple[str, ...]:
@@ -314,6 +317,8 @@ def news_item(fields: object, now: datetime) -> NewsItem | Rejected:
     item_id = texts["id"] or derive_id(texts["source"], texts["url"], texts["title"], texts["body"], at)
     if len(item_id) > MAX_ID_CHARS:
         return Rejected(code="bad_id", reason=f"The id is longer than {MAX_ID_CHARS} characters.")
+    if any(len(chart_id) > MAX_CHART_ID_CHARS for chart_id in chart_ids):
+        return Rejected(code="bad_id", reason=f"A chart's id is longer than {MAX_CHART_ID_CHARS} characters.")
     return NewsItem(
         id=item_id,
         published_at=at,
@@ -364,8 +369,11 @@ def decode_chart(
     if isinstance(at, Rejected):
         return at
     chart_id = fields.get("chart_id") or hashlib.sha256(value).hexdigest()[:32]
-    if len(chart_id) > MAX_ID_CHARS or len(fields.get("item_id", "")) > MAX_ID_CHARS:
-        return Rejected(code="bad_id", reason=f"An id is longer than {MAX_ID_CHARS} characters.")
+    if len(chart_id) > MAX_CHART_ID_CHARS or len(fields.get("item_id", "")) > MAX_ID_CHARS:
+        return Rejected(
+            code="bad_id",
+            reason=f"An id is too long: chart_id has {MAX_CHART_ID_CHARS}, item_id {MAX_ID_CHARS} characters at most.",
+        )
     return Chart(
         chart_id=chart_id,
         image=value,
