@@ -27,13 +27,11 @@ from monitor.records import (
     Trend,
 )
 from monitor.storage.alerts import record_decisions
+from monitor.storage.checkpoint import ContributionRecord, PartitionCheckpoint
 from monitor.storage.dead_letters import DeadLetter, LetterId, store_dead_letters
 from monitor.storage.engine import writing
 from monitor.storage.items import Picture, store_scored
-from monitor.storage.tables import counted, stories, ticks
-from monitor.storage.trends import add_to_rollups
-from monitor.storage.upsert import upsert
-from monitor.surges.counting import Changes, Counter, CounterState, CountingConfig
+from monitor.surges.counting import CountingConfig
 from monitor.surges.decisions import Decision, episode_id
 from monitor.surges.keys import contributions, epoch_ms
 from monitor.taxonomy import bundled_taxonomy
@@ -270,35 +268,10 @@ def make_items(count: int = 900, hours: float = 36, seed: int = 7) -> list[Score
     return sorted(items, key=lambda item: item.published_at)
 
 
-def store_changes(connection: Any, changes: Changes) -> None:
-    """Ticks, rollups, stories and counted pairs of one batch."""
-    rows = [
-        {"key": key, "minute": minute, **{name: getattr(delta, name) for name in delta.__struct_fields__}}
-        for (key, minute), delta in changes.ticks.items()
-    ]
-    upsert(connection, ticks, rows, add=rows[0].keys() - {"key", "minute"} if rows else ())
-    add_to_rollups(connection, changes.ticks)
-    fields = ("id", "key", "first_at", "last_at", "minute", "negative", "items", "sources", "title", "url", "source")
-    more = ("item_id", "p_negative", "signature")
-    upsert(
-        connection,
-        stories,
-        [
-            {name: getattr(story, name) for name in (*fields, *more)} | {"partition": 0}
-            for story in changes.stories.values()
-        ],
-    )
-    upsert(
-        connection,
-        counted,
-        [{name: getattr(row, name) for name in row.__struct_fields__} for row in changes.counted],
-    )
-
-
 def store_items(engine: Any, items: list[ScoredItem], images: dict[str, bytes] | None = None) -> None:
     """What the worker and the aggregator leave in the store once they have seen these items."""
     images = images or {}
-    counter = Counter(CountingConfig(), CounterState(source_count=1), ())
+    checkpoint = PartitionCheckpoint(engine, 0, CountingConfig())
     for start in range(0, len(items), 256):
         batch = items[start : start + 256]
         groups = []
@@ -313,17 +286,14 @@ def store_items(engine: Any, items: list[ScoredItem], images: dict[str, bytes] |
             }
             groups.append((Group(news, charts), item, contributions(item)))
         pictures = {name: Picture("image/png", 640, 360) for name in images}
-        changes = counter.apply(
-            ContributionBatch(
-                contributions=tuple(c for _, _, found in groups for c in found),
-                sources=(SourceWatermark("news:0", epoch_ms(batch[-1].published_at), False),),
-                source_count=1,
-            ),
-            {},
+        contributed = ContributionBatch(
+            contributions=tuple(c for _, _, found in groups for c in found),
+            sources=(SourceWatermark("news:0", epoch_ms(batch[-1].published_at), False),),
+            source_count=1,
         )
         with writing(engine) as connection:
             store_scored(connection, groups, pictures)
-            store_changes(connection, changes)
+        checkpoint.apply([ContributionRecord(start, contributed)])
 
 
 def surge_decision(action: str = "fire", **more: Any) -> Decision:
