@@ -31,25 +31,7 @@ from monitor.surges.keys import partition_of
 from monitor.surges.ticks import MINUTE_MS
 
 BEGIN_MS = 28_400_000 * MINUTE_MS
-_WORDS = ("profit", "warning", "bank", "fraud", "probe", "shares", "fall", "outlook", "merger", "strike", "debt", "chip")
-    "profit",
-    "warning",
-    "bank",
-    "fraud",
-    "probe",
-    "shares",
-    "fall",
-    "rise",
-    "outlook",
-    "cut",
-    "merger",
-    "strike",
-    "recall",
-    "debt",
-    "default",
-    "chip",
-    "ban",
-]
+_WORDS = ("profit", "warning", "bank", "fraud", "probe", "shares", "fall", "outlook", "merger", "strike", "debt")
 
 
 class Record(NamedTuple):
