@@ -24,8 +24,8 @@ from monitor.alerts.senders import open_senders
 from monitor.errors import BrokerError, StorageError
 from monitor.records import encode
 from monitor.settings import Settings
-from monitor.storage.alerts import OutboxEntry, claim_unpublished, mark_published
-from monitor.storage.engine import open_engine, writing
+from monitor.storage.alerts import OutboxEntry, claim_unpublished, mark_published, waits_for_publication
+from monitor.storage.engine import open_engine, reading, writing
 from monitor.storage.migrate import upgrade
 from monitor.telemetry import get_logger
 
@@ -71,6 +71,9 @@ class AlertPublisher(threading.Thread):
 
     def publish(self) -> int:
         """Send what waits, at most `BATCH` events; returns how many. Raises `BrokerError` or `StorageError`."""
+        with reading(self._engine) as conn:
+            if not waits_for_publication(conn):
+                return 0
         now = datetime.now(UTC)
         until = now + timedelta(seconds=self._settings.notifier_lease_s)
         with writing(self._engine) as conn:

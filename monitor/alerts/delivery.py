@@ -28,9 +28,9 @@ from monitor.alerts.schedule import ATTEMPTS, TokenBucket, next_attempt
 from monitor.alerts.senders import Outcome, Sender
 from monitor.errors import StorageError
 from monitor.storage import deliveries
-from monitor.storage.alerts import add_event
+from monitor.storage.alerts import add_event, waits_for_routing
 from monitor.storage.deliveries import DIGEST, Delivery
-from monitor.storage.engine import writing
+from monitor.storage.engine import reading, writing
 from monitor.storage.receivers import disable, list_receivers, sync
 from monitor.storage.rules import sync_rules
 from monitor.telemetry import get_logger
@@ -100,6 +100,15 @@ class Dispatcher:
 
         return await asyncio.get_running_loop().run_in_executor(self._store, run)
 
+    async def _look(self, now: datetime) -> tuple[bool, bool, bool]:
+        """Whether there is an event to route, a notice held back, a notice due."""
+
+        def run() -> tuple[bool, bool, bool]:
+            with reading(self._engine) as conn:
+                return waits_for_routing(conn), deliveries.any_held(conn), deliveries.any_due(conn, now)
+
+        return await asyncio.get_running_loop().run_in_executor(self._store, run)
+
     async def start(self) -> None:
         """Tell the store which receivers and rules there are. Raises `StorageError`."""
         receivers = {name: receiver.definition for name, receiver in self._config.receivers.items()}
@@ -143,15 +152,23 @@ class Dispatcher:
         Raises `StorageError` when the store cannot be used; nothing is lost then.
         """
         now = self._clock()
-        await self._transaction(lambda conn: route_outbox(conn, self._config, now))
+        # Most looks find nothing: reading first leaves the store's write lock to those who have something to write.
+        unrouted, held, due = await self._look(now)
+        if unrouted:
+            await self._transaction(lambda conn: route_outbox(conn, self._config, now))
         if now - self._reviewed >= timedelta(seconds=REVIEW_S):
-            await self._transaction(lambda conn: release_held(conn, self._config, now))
-            await self._transaction(lambda conn: announce_again(conn, self._config, now))
+            if held:
+                await self._transaction(lambda conn: release_held(conn, self._config, now))
+            if any(route.repeat or route.escalate_after for route in self._config.routes):
+                await self._transaction(lambda conn: announce_again(conn, self._config, now))
+            due = True
             self._reviewed = now
         if self._attempts and now - self._renewed >= self._lease / 3:
             ids = list(self._attempts)
             await self._transaction(lambda conn: deliveries.renew(conn, ids, self._holder, now + self._lease))
             self._renewed = now
+        if not unrouted and not due:
+            return 0
         claimed = await self._transaction(lambda conn: self._claim(conn, now))
         for delivery in claimed:
             self._in_flight[delivery.receiver] += 1

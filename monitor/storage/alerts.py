@@ -48,6 +48,8 @@ __all__ = [
     "mark_routed",
     "record_decisions",
     "unrouted",
+    "waits_for_publication",
+    "waits_for_routing",
 ]
 
 JUDGE: Final = "judge"
@@ -310,6 +312,19 @@ def _entry(row: Any) -> OutboxEntry:
     return OutboxEntry(row.id, row.episode_id, row.event, alert_from_builtins(row.payload), row.created_at)
 
 
+_PUBLIC: Final = and_(outbox.c.published_at.is_(None), ~outbox.c.event.startswith("raised:"))
+
+
+def waits_for_routing(conn: Connection) -> bool:
+    """True when the outbox holds an event that has not been made into deliveries."""
+    return bool(conn.scalar(select(outbox.c.routed_at.is_(None)).where(outbox.c.routed_at.is_(None)).limit(1)))
+
+
+def waits_for_publication(conn: Connection) -> bool:
+    """True when the outbox holds a public event that Kafka has not acknowledged."""
+    return bool(conn.scalar(select(outbox.c.published_at.is_(None)).where(_PUBLIC).limit(1)))
+
+
 def unrouted(conn: Connection, limit: int = 500) -> list[OutboxEntry]:
     """Events that have not been made into deliveries yet, in order; locked until the transaction ends."""
     query = select(outbox).where(outbox.c.routed_at.is_(None)).order_by(outbox.c.id).limit(limit).with_for_update()
@@ -323,11 +338,8 @@ def claim_unpublished(
 
     Nothing behind an event that another publisher has claimed is given out, so that order is kept.
     """
-    public = and_(outbox.c.published_at.is_(None), ~outbox.c.event.startswith("raised:"))
-    rows = conn.execute(select(outbox).where(public).order_by(outbox.c.id).limit(limit).with_for_update()).all()
-    mine = list(
-        takewhile(lambda r: r.publisher in (None, publisher) or r.publisher_until <= now, rows),
-    )
+    rows = conn.execute(select(outbox).where(_PUBLIC).order_by(outbox.c.id).limit(limit).with_for_update()).all()
+    mine = list(takewhile(lambda row: row.publisher in (None, publisher) or row.publisher_until <= now, rows))
     claimed = update(outbox).where(outbox.c.id.in_([row.id for row in mine]))
     conn.execute(claimed.values(publisher=publisher, publisher_until=until))
     return [_entry(row) for row in mine]

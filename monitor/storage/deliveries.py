@@ -27,6 +27,8 @@ __all__ = [
     "PENDING",
     "Delivery",
     "add",
+    "any_due",
+    "any_held",
     "bundle",
     "delivery_id",
     "drop",
@@ -100,6 +102,17 @@ def add(conn: Connection, rows: Iterable[Delivery]) -> set[str]:
 
 def _free(now: datetime) -> Any:
     return or_(deliveries.c.lease_until.is_(None), deliveries.c.lease_until <= now)
+
+
+def any_held(conn: Connection) -> bool:
+    """True when a notice is held back."""
+    return conn.scalar(select(deliveries.c.id).where(deliveries.c.state == HELD).limit(1)) is not None
+
+
+def any_due(conn: Connection, now: datetime) -> bool:
+    """True when a notice for anybody may be attempted now, or waits for an earlier one only."""
+    waiting = and_(deliveries.c.state == PENDING, deliveries.c.next_attempt_at <= now, deliveries.c.digest_id.is_(None))
+    return conn.scalar(select(deliveries.c.id).where(waiting, _free(now)).limit(1)) is not None
 
 
 def due(conn: Connection, receiver: str, now: datetime, limit: int) -> list[Delivery]:

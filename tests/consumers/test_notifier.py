@@ -32,7 +32,7 @@ from monitor.storage.tables import outbox
 from tests.monitor.alerts.builders import AT, DASHBOARD, decision
 
 ID = decision().episode_id
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 # What the killed process runs: the notifier, with one function that kills the process before or after its work.
 CRASHING = """
@@ -76,11 +76,9 @@ run_notifier(load_settings())
 STEPS = [
     ("monitor.alerts.delivery", "route_outbox", "after", "1"),
     ("monitor.alerts.delivery", "Dispatcher._claim", "after", "1"),
-    ("monitor.alerts.senders", "WebhookSender.send", "before", "1"),
     ("monitor.alerts.senders", "WebhookSender.send", "after_await", "1"),
     ("monitor.alerts.delivery", "Dispatcher._write", "after", "1"),
     ("monitor.alerts.senders", "WebhookSender.send", "after_await", "2"),
-    ("consumers.notifier", "AlertPublisher._send", "before", "1"),
     ("consumers.notifier", "AlertPublisher._send", "after", "1"),
 ]
 
@@ -182,12 +180,13 @@ def all_published(engine: Engine) -> bool:
 
 
 @pytest.mark.kafka
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "name", "when", "call"), STEPS, ids=lambda value: str(value).rpartition(".")[2])
 def test_killed_at_any_step_nothing_is_lost_and_ids_stay(
     settings: Settings, filled: Engine, receiver: DemoReceiver, module: str, name: str, when: str, call: str
 ) -> None:
     process = start(settings, module, name, when, call)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=150)
     assert process.returncode == -signal.SIGKILL, errors
 
     finish(
