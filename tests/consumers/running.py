@@ -16,6 +16,7 @@ from PIL import Image
 from sqlalchemy import Engine, select
 
 from consumers.clients import consumer, producer
+from consumers.scoring import Scoring
 from consumers.topics import ensure_topics
 from consumers.worker import Worker
 from monitor.records import NewsItem, encode
@@ -102,7 +103,7 @@ def sending(settings: Settings) -> Iterator[Sender]:
 class Running:
     """A worker in a thread; `error` is what it ended with."""
 
-    def __init__(self, settings: Settings, scorer: WordScorer, store: Engine) -> None:
+    def __init__(self, settings: Settings, scorer: Scoring, store: Engine) -> None:
         self.stop = threading.Event()
         self.error: Exception | None = None
         self.worker = Worker(settings, scorer, store, self.stop.is_set)

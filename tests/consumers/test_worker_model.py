@@ -1,0 +1,41 @@
+"""The scoring worker with the model that ships."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import Engine
+
+from consumers.worker import Worker
+from models.engine import open_scorer
+from monitor.settings import Settings
+from monitor.taxonomy import bundled_taxonomy
+from tests.consumers.running import T0, Running, committed, letters, news, png, sending, stored, until
+
+pytestmark = [pytest.mark.kafka, pytest.mark.slow]
+
+
+def test_real_scores_end_in_the_store(kafka_settings: Settings, store: Engine) -> None:
+    settings = kafka_settings.model_copy(update={"device": "cpu"})
+    with sending(settings) as sender:
+        sender.item(news(1, title="Apple shares plunge after profit warning and fraud probe", tickers=("AAPL",)))
+        sender.item(news(2, title="Microsoft profit rises sharply and beats expectations", tickers=("MSFT",)))
+        sender.item(news(3, title="The company will hold its annual meeting on Tuesday", chart_ids=("c3",), tickers=()))
+        sender.chart("c3", png(200, (224, 160)), "i3")
+        sender.chart("alone", png(90, (224, 160)), at=T0)
+        sender.raw("news", b"{", b"k")
+        sender.flush()
+        running = Running(settings, open_scorer(settings, store), store)
+        try:
+            until(lambda: len(stored(store)) == 4 and len(letters(store)) == 1, 90)
+            until(lambda: sum(committed(settings).values()) == 6)
+        finally:
+            running.end()
+    assert running.error is None
+    assert isinstance(running.worker, Worker)
+    rows = stored(store)
+    assert (rows["i1"].sentiment, rows["i2"].sentiment) == ("negative", "positive")
+    assert (rows["i3"].modality, rows["chart:alone"].modality) == ("both", "chart")
+    assert {row.topic for row in rows.values()} <= {topic.name for topic in bundled_taxonomy().topics}
+    for row in rows.values():
+        assert row.p_negative + row.p_neutral + row.p_positive == pytest.approx(1, abs=1e-3)
+        assert row.model_version
