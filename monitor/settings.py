@@ -148,6 +148,7 @@ class Settings(BaseSettings):
     retrain_min_labels: int = Field(20, ge=1, description="New corrections needed before retraining starts.")
     retrain_base_rows: int = Field(2000, ge=0, description="Rows of base data mixed into a retraining.")
     retrain_epochs: int = Field(1, ge=1, description="Passes over corrections and base rows.")
+    retrain_learning_rate: float = Field(2e-4, gt=0, le=0.1, description="Peak learning rate of a retraining.")
     drift_cron: str = Field("15 * * * *", description="When drift is checked (crontab, UTC); empty: never.")
     retention_cron: str = Field("30 2 * * *", description="When old data is dropped (crontab, UTC); empty: never.")
     retention_items_days: float = Field(90.0, gt=0, description="Days that scored items are kept.")

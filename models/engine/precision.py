@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import msgspec
 import numpy as np
@@ -66,6 +66,27 @@ class _Kept(msgspec.Struct, frozen=True):
     precision: Precision
 
 
+class _Product(torch.autograd.Function):
+    """(M, K) float times (K, N) int8, each row of the left side rounded to int8 by its own scale.
+
+    Backwards, the rounding counts as the identity (straight-through, Bengio et al. 2013): explanations need gradients.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+        """(M, N)."""
+        ctx.save_for_backward(weight, scale)
+        step = (x.abs().amax(dim=1, keepdim=True) / 127.0).clamp_(min=1e-12)
+        product = torch._int_mm((x / step).round_().to(torch.int8), weight)
+        return product.to(torch.float32).mul_(scale).mul_(step)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """Of x alone; the weights are fixed."""
+        weight, scale = ctx.saved_tensors
+        return (gradients[0] * scale) @ weight.to(torch.float32).t(), None, None
+
+
 class Int8Linear(nn.Module):
     """A linear layer in int8: symmetric, one scale for each output channel and one for each token."""
 
@@ -84,11 +105,9 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) to (..., N)."""
         flat = x.reshape(-1, x.shape[-1])
-        step = (flat.abs().amax(dim=1, keepdim=True) / 127.0).clamp_(min=1e-12)
-        product = torch._int_mm((flat / step).round_().to(torch.int8), self.weight)
-        y = product.to(torch.float32).mul_(self.scale).mul_(step)
+        y = cast(Tensor, _Product.apply(flat, self.weight, self.scale))  # type: ignore[no-untyped-call]
         if self.bias is not None:
-            y += self.bias
+            y = y + self.bias
         return y.view(*x.shape[:-1], -1)
 
 
@@ -99,8 +118,14 @@ class _Half(nn.Module):
         super().__init__()
         self.encoder = encoder.to(torch.bfloat16)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> object:
-        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
+    def get_input_embeddings(self) -> nn.Module:
+        return cast(nn.Module, cast(Any, self.encoder).get_input_embeddings())
+
+    def forward(self, attention_mask: Tensor, **inputs: Tensor) -> object:
+        given = {
+            name: value.to(torch.bfloat16) if value.is_floating_point() else value for name, value in inputs.items()
+        }
+        output = self.encoder(attention_mask=attention_mask, **given)
         output.last_hidden_state = output.last_hidden_state.float()
         return output
 

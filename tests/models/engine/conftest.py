@@ -1,4 +1,4 @@
-"""One small model for all tests of the engine."""
+"""A scorer with the small model."""
 
 from __future__ import annotations
 
@@ -8,19 +8,16 @@ import pytest
 
 from models.engine import Scorer, open_scorer
 from monitor.settings import Settings
-from tests.models.tiny import tiny_backbone, tiny_model
 
 
 @pytest.fixture(scope="session")
-def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_backbone(tmp_path_factory.mktemp("backbone"))
+def backbone(small_backbone: Path) -> Path:
+    return small_backbone
 
 
 @pytest.fixture(scope="session")
-def model_dir(tmp_path_factory: pytest.TempPathFactory, backbone: Path) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_model(folder, backbone)
-    return folder
+def model_dir(small_model: Path) -> Path:
+    return small_model
 
 
 @pytest.fixture

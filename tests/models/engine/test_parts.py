@@ -113,6 +113,15 @@ def test_int8_is_near_and_does_not_depend_on_the_batch() -> None:
     assert quantised(x.view(4, 5, 64)).shape == (4, 5, 48)
 
 
+def test_gradients_pass_int8_as_if_it_were_not_rounded() -> None:
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(64, 48)
+    x = torch.randn(5, 64, requires_grad=True)
+    (exact,) = torch.autograd.grad(linear(x).square().sum(), x)
+    (found,) = torch.autograd.grad(Int8Linear(linear)(x).square().sum(), x)
+    assert torch.nn.functional.cosine_similarity(found.flatten(), exact.flatten(), dim=0) > 0.995
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "auto"])
 def test_every_precision_answers_alike(model_dir: Path, settings: Settings, precision: str) -> None:
     texts = [Row("Shares of the bank fall sharply"), Row("Profit rises"), Row("A long text " * 40)]

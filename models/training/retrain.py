@@ -1,0 +1,254 @@
+"""The retraining job: analysts' corrections and a sample of base data in, a gated candidate in the registry out."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import tempfile
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import numpy as np
+import torch
+
+from models.bundle import LoadedModel, Predictions, load_model
+from models.registry import models_folder, promote, register, resolve
+from models.training.datasets import (
+    BUNDLED,
+    Example,
+    LabelledText,
+    assign_parts,
+    bundled_path,
+    examples_of,
+    near_duplicate_groups,
+    read_labelled,
+    select,
+)
+from models.training.gate import Verdict, judge
+from models.training.train import Cancelled, fine_tune
+from monitor.jobs.catalogue import Progress
+from monitor.storage.engine import open_engine, reading
+from monitor.storage.labels import TrainingRow, count_labels, training_rows
+from monitor.storage.models import list_models
+from monitor.taxonomy import Taxonomy
+from monitor.telemetry import get_logger
+
+if TYPE_CHECKING:
+    from monitor.settings import Settings
+
+__all__ = ["Corrections", "base_rows", "mixture", "retrain", "run", "split_corrections"]
+
+log = get_logger(__name__)
+
+REASON: Final = "retraining"
+_HELD_OUT: Final = 0.25
+_VALIDATION_ROWS: Final = 400
+_TEST_ROWS: Final = 2_000
+# Corrections are few: they are repeated up to this often, or until they make up a quarter of what is learned from.
+_MOST_COPIES: Final = 8
+_SHARE: Final = 0.25
+_SEED: Final = 0
+
+
+class Corrections(msgspec.Struct, frozen=True):
+    """Analysts' corrections: to learn from, and held out for the gate."""
+
+    learned: tuple[LabelledText, ...]
+    held_out: tuple[LabelledText, ...]
+
+
+def split_corrections(rows: Sequence[TrainingRow], test: Sequence[LabelledText]) -> Corrections:
+    """A quarter of the corrections held out, near-duplicates together.
+
+    Those that say nearly what a row of the frozen test part says are neither learned nor held out: the test part
+    stays unseen.
+    """
+    texts = [row.text for row in rows]
+    groups = near_duplicate_groups([row.text for row in test] + texts)
+    seen = set(groups[: len(test)])
+    parts = assign_parts(texts, seed=_SEED, test_share=_HELD_OUT, validation_share=0.0)
+    kept: dict[str, list[LabelledText]] = {"train": [], "test": []}
+    for row, group, part in zip(rows, groups[len(test) :], parts, strict=True):
+        if group in seen:
+            continue
+        kept[part].append(
+            LabelledText(
+                text=row.text,
+                sentiment=str(row.sentiment) if row.sentiment else None,
+                topic=row.topic,
+                entities={name: str(value) for name, value in row.entities.items()},
+                part="train",
+                origin="corrections",
+            )
+        )
+    return Corrections(tuple(kept["train"]), tuple(kept["test"]))
+
+
+def _fitting(rows: list[LabelledText], taxonomy: Taxonomy) -> list[LabelledText]:
+    """Rows whose topics the model knows; of others the topic is left out, and the row where nothing is left."""
+    known = set(taxonomy.labels)
+    fitted = [row if row.topic in known else msgspec.structs.replace(row, topic=None) for row in rows]
+    return [row for row in fitted if row.sentiment or row.topic or row.entities]
+
+
+def base_rows(taxonomy: Taxonomy) -> dict[str, list[LabelledText]]:
+    """The bundled sets by part: `train`, `validation` and the frozen `test`, each a mixed order that never changes."""
+    parts: dict[str, list[LabelledText]] = {"train": [], "validation": [], "test": []}
+    for name in BUNDLED:
+        rows = read_labelled(bundled_path(name))
+        for part, kept in parts.items():
+            kept += _fitting(select(rows, part), taxonomy)  # type: ignore[arg-type]
+    for kept in parts.values():
+        random.Random(_SEED).shuffle(kept)  # noqa: S311 - no secret
+    return parts
+
+
+def mixture(
+    corrections: Sequence[LabelledText], base: dict[str, list[LabelledText]], base_count: int, seed: int
+) -> list[LabelledText]:
+    """What is learned from: corrections (repeated), a sample of the base training part, and validation rows."""
+    rng = random.Random(seed)  # noqa: S311 - no secret
+    sample = rng.sample(base["train"], min(base_count, len(base["train"])))
+    wanted = _SHARE / (1 - _SHARE) * len(sample)
+    copies = max(1, min(_MOST_COPIES, round(wanted / max(1, len(corrections)))))
+    validation = base["validation"][:_VALIDATION_ROWS]
+    return [
+        *(row for row in corrections for _ in range(copies)),
+        *(msgspec.structs.replace(row, part="train") for row in sample),
+        *(msgspec.structs.replace(row, part="validation") for row in validation),
+    ]
+
+
+def _ask(model: LoadedModel, examples: Sequence[Example], stopped: Callable[[], bool]) -> Predictions:
+    """Answers to all examples; asks between chunks whether to stop."""
+    parts = []
+    for start in range(0, max(1, len(examples)), 256):
+        if stopped():
+            raise Cancelled
+        parts.append(model.predict([example.row for example in examples[start : start + 256]]))
+    return Predictions(
+        **{
+            field.name: np.concatenate([getattr(part, field.name) for part in parts])
+            for field in dataclasses.fields(Predictions)
+        }
+    )
+
+
+def retrain(
+    settings: Settings,
+    active: Path,
+    corrections: Corrections,
+    base: dict[str, list[LabelledText]],
+    out: Path,
+    progress: Progress,
+    cancelled: Callable[[], bool],
+    *,
+    seed: int = 0,
+) -> tuple[Verdict, LoadedModel]:
+    """Fine-tune the model in the folder `active`, write the candidate to `out`, and judge the two.
+
+    `settings` bound the work: `retrain_base_rows` and `retrain_epochs`. Raises `Cancelled`, `ModelError`, `InputError`.
+    """
+
+    def told(stage: str, done: int, total: int, note: str) -> None:
+        progress(done, total, f"{stage} {note}".strip())
+
+    rows = mixture(corrections.learned, base, settings.retrain_base_rows, seed)
+    device = settings.device or None
+    fine_tune(
+        active,
+        rows,
+        out,
+        epochs=settings.retrain_epochs,
+        learning_rate=settings.retrain_learning_rate,
+        seed=seed,
+        folder=active,
+        progress=told,
+        cancelled=cancelled,
+    )
+    old, new = load_model(active, device=device), load_model(out, device=device)
+    test = examples_of(base["test"], old.taxonomy)[:_TEST_ROWS]
+    held = examples_of(corrections.held_out, old.taxonomy)
+    progress(0, 2, "measuring the model in force")
+    before, held_before = _ask(old, test, cancelled), _ask(old, held, cancelled)
+    progress(1, 2, "measuring the candidate")
+    after, held_after = _ask(new, test, cancelled), _ask(new, held, cancelled)
+    return judge(before, after, test, held_before, held_after, held), new
+
+
+def _last_run(engine: Any) -> datetime | None:
+    with reading(engine) as connection:
+        times = [model.created_at for model in list_models(connection) if model.metrics.get("job") == REASON]
+    return max(times, default=None)
+
+
+def run(settings: Settings, progress: Progress, cancelled: Callable[[], bool]) -> dict[str, Any]:
+    """The job: train on the corrections, gate, register; promote what passes. Workers take it up by themselves.
+
+    Nothing happens while there are fewer than `retrain_min_labels` corrections newer than the last candidate. A model
+    that is pinned by the setting `model` is not replaced. Returns what was done, for the job's history.
+    """
+    engine = open_engine(settings.database)
+    with reading(engine) as connection:
+        new = count_labels(connection, since=_last_run(engine))
+        rows = list(training_rows(connection))
+    if new < settings.retrain_min_labels:
+        return {"promoted": False, "reason": f"{new} new corrections; {settings.retrain_min_labels} are needed."}
+    active = resolve(settings.model_copy(update={"model": ""}), engine)
+    torch.manual_seed(_SEED)
+    try:
+        progress(0, 0, "reading the base data")
+        parent = load_model(active.path, device="cpu")
+        base = base_rows(parent.taxonomy)
+        corrections = split_corrections(rows, base["test"])
+        if not corrections.learned or not corrections.held_out:
+            return {"promoted": False, "reason": "Too few corrections are left besides those like the test rows."}
+        models_folder(settings).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".training-", dir=models_folder(settings)) as work:
+            out = Path(work) / "candidate"
+            verdict, candidate = retrain(settings, active.path, corrections, base, out, progress, cancelled, seed=new)
+            if cancelled():
+                return {"promoted": False, "reason": "cancelled"}
+            _clear_run(out)
+            metrics = verdict.metrics() | {
+                "job": REASON,
+                "corrections_learned": len(corrections.learned),
+                "base_rows": settings.retrain_base_rows,
+            }
+            version = register(
+                settings,
+                engine,
+                out,
+                parent=parent.version,
+                metrics=metrics,
+                reason=verdict.reason,
+                state="candidate" if verdict.passed else "rejected",
+            )
+    except Cancelled:
+        return {"promoted": False, "reason": "cancelled"}
+    if verdict.passed:
+        promote(settings, engine, version, actor=REASON, reason=verdict.reason)
+    log.info("retraining judged", version=candidate.version, promoted=verdict.passed, reason=verdict.reason)
+    return {
+        "version": version,
+        "parent": parent.version,
+        "promoted": verdict.passed,
+        "reason": verdict.reason,
+    } | metrics
+
+
+def _clear_run(folder: Path) -> None:
+    """Leave only the model: checkpoints and event files of the run are pickles and logs."""
+    from models.bundle import read_model_file
+
+    kept = {*read_model_file(folder).files, "model.json", "README.md", "adapter_config.json"}
+    for path in sorted(folder.rglob("*"), reverse=True):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir():
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif name not in kept and path.suffix != ".json":
+            path.unlink()

@@ -1,0 +1,111 @@
+"""The gate: what passes, what does not, and why."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from models.bundle import Predictions
+from models.training.datasets import Example
+from models.training.gate import MARGIN, Verdict, judge, lower_bound
+
+TOPICS = 20
+
+
+def questions(n: int, seed: int = 0) -> list[Example]:
+    rng = np.random.default_rng(seed)
+    return [
+        Example(
+            text=f"text {i}",
+            entity=(0, 4) if i % 3 == 0 else None,
+            sentiment=int(rng.integers(3)),
+            topic=-1 if i % 3 == 0 else int(rng.integers(TOPICS)),
+        )
+        for i in range(n)
+    ]
+
+
+def _sure(labels: list[int], wrong: set[int], classes: int, confidence: float) -> NDArray[np.float32]:
+    p = np.full((len(labels), classes), (1 - confidence) / (classes - 1), dtype=np.float32)
+    for i, label in enumerate(labels):
+        p[i, (max(label, 0) + (i in wrong)) % classes] = confidence
+    return p
+
+
+def said(examples: list[Example], wrong: set[int], confidence: float = 0.9) -> Predictions:
+    """Answers that are right but for the rows in `wrong`."""
+    n = len(examples)
+    return Predictions(
+        sentiment=_sure([e.sentiment for e in examples], wrong, 3, confidence),
+        topic=_sure([e.topic for e in examples], wrong, TOPICS, confidence),
+        chart=np.full((n, 3), 1 / 3, dtype=np.float32),
+        p_chart=np.zeros(n, dtype=np.float32),
+        used_chart=np.zeros(n, dtype=np.bool_),
+    )
+
+
+def verdict(before: set[int], after: set[int], held_before: set[int], held_after: set[int], **more: float) -> Verdict:
+    test, held = questions(900), questions(20, seed=1)
+    return judge(
+        said(test, before), said(test, after, **more), test, said(held, held_before), said(held, held_after), held
+    )
+
+
+ONE_IN_TEN = set(range(0, 900, 10))
+
+
+def test_better_on_corrections_and_nowhere_worse_passes() -> None:
+    found = verdict(ONE_IN_TEN, ONE_IN_TEN, {1, 2, 3, 4}, {1})
+    assert found.passed
+    assert [one.head for one in found.heads] == ["sentiment", "entities", "topic"]
+    assert all(one.before == one.after == pytest.approx(0.9, abs=0.02) for one in found.heads)
+    assert found.corrections[1] < found.corrections[2]
+    assert "Nowhere worse" in found.reason
+    assert found.metrics()["heads"]["topic"]["n"] == 600
+
+
+def test_worse_on_corrections_does_not_pass() -> None:
+    found = verdict(ONE_IN_TEN, ONE_IN_TEN, {1}, {1, 2})
+    assert not found.passed
+    assert "corrections" in found.reason
+
+
+def test_one_worse_head_is_enough() -> None:
+    # Only entity rows (every third) go wrong.
+    found = verdict(ONE_IN_TEN, ONE_IN_TEN | set(range(0, 900, 15)), {1, 2}, set())
+    assert not found.passed
+    assert "entities" in found.reason
+    assert {one.head: one.passed for one in found.heads} == {"sentiment": True, "entities": False, "topic": True}
+
+
+def test_lost_calibration_does_not_pass() -> None:
+    found = verdict(ONE_IN_TEN, ONE_IN_TEN, {1, 2}, set(), confidence=0.45)
+    assert not found.passed
+    assert "calibration" in found.reason
+
+
+def test_without_test_rows_or_corrections_nothing_passes() -> None:
+    few, held = questions(20), questions(10, seed=1)
+    nothing = said([], set())
+    assert (
+        "nothing can be compared"
+        in judge(said(few, set()), said(few, set()), few, said(held, set()), said(held, set()), held).reason
+    )
+    many = questions(300)
+    found = judge(said(many, set()), said(many, set()), many, nothing, nothing, [])
+    assert not found.passed
+    assert "held out" in found.reason
+
+
+def test_the_interval_is_that_of_paired_differences() -> None:
+    n = 1000
+    before = np.zeros(n, dtype=np.bool_)
+    before[:800] = True
+    after = before.copy()
+    assert lower_bound(before, after) == 0.0
+    after[:10], after[990:] = False, True
+    # 10 rows lost, 10 gained: the standard error is sqrt(20)/1000.
+    assert lower_bound(before, after) == pytest.approx(-1.645 * np.sqrt(20) / n, abs=1e-3)
+    after[:60] = False
+    assert lower_bound(before, after) < -MARGIN
