@@ -38,8 +38,8 @@ __all__ = [
     "to_pixels",
 ]
 
-HEIGHT: Final = 96
-WIDTH: Final = 160
+HEIGHT: Final = 64
+WIDTH: Final = 112
 WEIGHTS_FILE: Final = "model.safetensors"
 CONFIG_FILE: Final = "config.json"
 

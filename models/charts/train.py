@@ -34,7 +34,7 @@ from models.charts.dataset import NOT_A_CHART, Shard, prepare, shards
 from models.charts.encoder import ChartEncoder, ChartReader, normalise, save_chart_encoder
 from models.charts.prices import Part
 
-__all__ = ["ChartTraining", "calibrate", "measure", "train_chart_encoder"]
+__all__ = ["ChartTraining", "calibrate", "chart_bar", "measure", "train_chart_encoder"]
 
 _SWAPPED: Final = torch.tensor([2, 1, 0, NOT_A_CHART])
 
@@ -57,7 +57,7 @@ class ChartTraining:
     learning_rate: float = 2e-3
     weight_decay: float = 0.03
     chart_weight: float = 0.5
-    average_decay: float = 0.997
+    average_decay: float = 0.99
     seed: int = 7
     processes: int = 2
     threads: int = 0
@@ -131,6 +131,15 @@ def calibrate(trend: Floats, chart: Floats, labels: Labels) -> tuple[float, floa
 
     best = [float(minimize_scalar(f, bounds=(-2.0, 2.5), method="bounded").x) for f in (trend_loss, chart_loss)]
     return math.exp(best[0]), math.exp(best[1])
+
+
+def chart_bar(chart: Floats, labels: Labels, turned_away: float = 0.02) -> float:
+    """The probability from which a picture is called a chart: as high as turns away that share of held-out charts.
+
+    `chart` are calibrated logits. Never below one half.
+    """
+    p = 1 / (1 + np.exp(-chart[labels != NOT_A_CHART]))
+    return float(np.clip(np.quantile(p, turned_away), 0.5, 0.99))
 
 
 def _expected_calibration_error(p: Floats, hit: NDArray[np.bool_], bins: int = 15) -> float:
@@ -272,8 +281,14 @@ def train_chart_encoder(out: Path, cache: Path, config: ChartTraining, report: R
 def _finish(run: _Run, out: Path, folder: Path, config: ChartTraining) -> dict[str, Any]:
     final = cast(ChartEncoder, run.average.module)
     final.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    trend_t, chart_t = calibrate(*_raw(final, shards(folder, "validation", config.held_out)))
-    final.config = msgspec.structs.replace(final.config, trend_temperature=trend_t, chart_temperature=chart_t)
+    trend, chart, labels = _raw(final, shards(folder, "validation", config.held_out))
+    trend_t, chart_t = calibrate(trend, chart, labels)
+    final.config = msgspec.structs.replace(
+        final.config,
+        trend_temperature=trend_t,
+        chart_temperature=chart_t,
+        chart_threshold=chart_bar(chart / chart_t, labels),
+    )
     metrics = {
         "training": asdict(config),
         "steps": run.step,

@@ -62,7 +62,6 @@ def _conditions(
     kept_since = clock - timedelta(days=settings.retention_items_days)
     return [
         (charts, charts.c.published_at < now - timedelta(days=settings.retention_charts_days)),
-        (item_keys, item_keys.c.published_at < items_before),
         (items, items.c.published_at < items_before),
         (ticks, ticks.c.minute < minute),
         (counted, and_(counted.c.minute < minute, counted.c.minute > _STALE_MINUTE)),
@@ -74,13 +73,20 @@ def _conditions(
     ]
 
 
-def _drop_batch(engine: Engine, table: Table, condition: ColumnElement[bool], rows: int) -> int:
+def _drop_batch(engine: Engine, table: Table, condition: ColumnElement[bool], rows: int) -> dict[str, int]:
+    """Drop up to `rows` rows; how many by table. Items take their keys with them (these have no index on the time)."""
     key: Sequence[Any] = list(table.primary_key)
+    dropped = {table.name: 0}
     with writing(engine) as connection:
         found = [tuple(row) for row in connection.execute(select(*key).where(condition).limit(rows))]
-        if found:
-            connection.execute(delete(table).where(tuple_(*key).in_(found)))
-    return len(found)
+        if not found:
+            return dropped
+        if table is items:
+            ids = [row[0] for row in found]
+            dropped[item_keys.name] = connection.execute(delete(item_keys).where(item_keys.c.item_id.in_(ids))).rowcount
+        connection.execute(delete(table).where(tuple_(*key).in_(found)))
+    dropped[table.name] = len(found)
+    return dropped
 
 
 def drop_old(
@@ -99,9 +105,10 @@ def drop_old(
     for number, (table, condition) in enumerate(conditions):
         while not cancelled():
             progress(number, len(conditions), table.name)
-            count = _drop_batch(engine, table, condition, batch_rows)
-            dropped[table.name] = dropped.get(table.name, 0) + count
-            if count < batch_rows:
+            batch = _drop_batch(engine, table, condition, batch_rows)
+            for name, count in batch.items():
+                dropped[name] = dropped.get(name, 0) + count
+            if batch[table.name] < batch_rows:
                 break
     progress(len(conditions), len(conditions), "done")
     return dropped
