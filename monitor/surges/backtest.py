@@ -7,7 +7,6 @@ input was cut into pieces.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -80,7 +79,7 @@ class Backtest:
         self._known: dict[tuple[str, str], Counted] = {}
         self._known_by_day: dict[int, list[tuple[str, str]]] = {}
         self._max_late_ms = counting.max_late_ms
-        self._negative: dict[str, deque[Story]] = {}
+        self._negative: dict[str, dict[str, Story]] = {}
         self._memory_ms = max(judging.windows) * MINUTE_MS
 
     @property
@@ -126,8 +125,8 @@ class Backtest:
                 tick[0] += delta.stories
                 tick[1] += delta.negative_stories
         for story in changes.stories.values():
-            if story.negative and story.items == 1:
-                self._negative.setdefault(story.key, deque()).append(story)
+            if story.negative:
+                self._negative.setdefault(story.key, {})[story.id] = story
         day = self._latest // self._max_late_ms
         pairs = self._known_by_day.setdefault(day, [])
         for counted in changes.counted:
@@ -209,17 +208,17 @@ class Backtest:
         within = [
             story
             for key in keys
-            for story in self._negative.get(key, ())
+            for story in self._negative.get(key, {}).values()
             if start <= story.minute * MINUTE_MS < end and story.negative
         ]
         return sorted(within, key=lambda story: (-story.first_at, story.id))
 
     def _forget_stories(self, now: int) -> None:
         for key in list(self._negative):
-            stories = self._negative[key]
-            while stories and stories[0].minute * MINUTE_MS < now - self._memory_ms:
-                stories.popleft()
-            if not stories:
+            recent = {s.id: s for s in self._negative[key].values() if s.minute * MINUTE_MS >= now - self._memory_ms}
+            if recent:
+                self._negative[key] = recent
+            else:
                 del self._negative[key]
 
 

@@ -18,7 +18,16 @@ __all__ = ["AlarmRate", "bar_from_history"]
 # The budget is a limit: aim at this part of it, so that chance seldom carries the alarms beyond.
 AIM: Final = 0.75
 # The shipped tail: log10 of the peaks above score x per key and day, measured on streams without surges.
-TAIL: Final = ((1.5, -0.45), (2.0, -0.80), (2.5, -1.21), (3.0, -1.66), (3.5, -2.15), (4.0, -2.55), (5.0, -3.3))
+TAIL: Final = (
+    (1.5, -0.74),
+    (2.0, -1.03),
+    (2.5, -1.38),
+    (3.0, -1.77),
+    (3.5, -2.15),
+    (4.0, -2.66),
+    (4.5, -3.20),
+    (5.0, -3.80),
+)
 LOWEST, HIGHEST = 1.0, 30.0
 # The low peaks by which the tail's height is learned.
 BAND: Final = (1.5, 2.5)

@@ -38,8 +38,8 @@ Array = NDArray[np.float64]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SNAPSHOT_VERSION: Final = 1
-# Common mode: how much the whole kind may be up, and the expected stories below which it is not estimated.
-MAX_COMMON, MIN_POOLED = 20.0, 20.0
+# Common mode: how much a whole kind of keys may be up, and the imagined stories that hold it to 1.
+MAX_COMMON, COMMON_STORIES = 20.0, 5.0
 # A key whose discounted stories fell below this, with nothing in its windows, is forgotten.
 FORGET_BELOW: Final = 0.01
 MAX_SCORE: Final = 300.0
@@ -65,8 +65,8 @@ class JudgeConfig(msgspec.Struct, frozen=True, kw_only=True):
     share_half_life_days: float = 4.0
     share_stories: float = 15.0
     season_half_life_days: float = 40.0
-    season_day_stories: float = 50.0
-    season_week_stories: float = 200.0
+    season_day_stories: float = 20.0
+    season_week_stories: float = 40.0
     level_minutes: float = 480.0
     level_shape: float = 8.0
     dispersion: float = 0.01
@@ -443,9 +443,8 @@ _NOTHING = Arrived(_NONE, _NONE, _NONE, np.zeros((len(KINDS), 2), dtype=np.int64
 
 
 def _common(observed: Array, expected: Array) -> Array:
-    """Observed over expected, between 1 and `MAX_COMMON`; 1 where too little is expected to tell."""
-    ratio = np.divide(observed, expected, out=np.ones_like(observed), where=expected >= MIN_POOLED)
-    return np.clip(ratio, 1.0, MAX_COMMON)
+    """Observed over expected of all other keys, held to 1 by a few imagined stories, between 1 and `MAX_COMMON`."""
+    return np.clip((observed + COMMON_STORIES) / (expected + COMMON_STORIES), 1.0, MAX_COMMON)
 
 
 def _time(minute: int) -> datetime:

@@ -1,0 +1,56 @@
+"""The bar: from a history's peaks, and online."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from monitor.surges.budget import AIM, AlarmRate, bar_from_history, tail_rate
+
+
+@pytest.mark.parametrize("budget", [0.01, 0.001])
+def test_the_bar_of_an_exponential_tail_is_found(budget: float) -> None:
+    """Peaks above x number 0.2 * 10^-(x - 1.5) a key-day: the bar follows, also beyond the data."""
+    key_days = 3000.0
+    bars = []
+    for seed in range(20):
+        peaks = 1.5 + np.random.default_rng(seed).exponential(1.0 / math.log(10.0), round(0.2 * key_days))
+        bars.append(bar_from_history(peaks.tolist(), key_days, budget))
+    expected = 1.5 + math.log10(0.2 / (AIM * budget))
+    assert np.mean(bars) == pytest.approx(expected, abs=0.08)
+    assert np.std(bars) < 0.25
+
+
+def test_a_smaller_budget_has_a_higher_bar() -> None:
+    peaks = [1.5 + 0.01 * i for i in range(200)]
+    bars = [bar_from_history(peaks, 1000.0, budget) for budget in (0.1, 0.03, 0.01, 0.003, 0.001)]
+    assert bars == sorted(bars)
+
+
+def test_a_history_without_key_days_is_refused() -> None:
+    with pytest.raises(ValueError, match="key-days"):
+        bar_from_history([], 0.0, 0.01)
+
+
+def test_the_shipped_tail_falls_all_the_way() -> None:
+    rates = [tail_rate(x) for x in np.arange(1.0, 20.0, 0.25)]
+    assert all(a > b > 0.0 for a, b in pairwise(rates))
+
+
+def test_online_the_bar_follows_the_low_peaks_and_hardly_the_high_ones() -> None:
+    quiet, usual, busy, surges = (AlarmRate(half_life_days=1e9) for _ in range(4))
+    shipped = tail_rate(1.5) - tail_rate(2.5)
+    for rate, times in ((quiet, 0.3), (usual, 1.0), (busy, 3.0), (surges, 1.0)):
+        rate.pass_days(10_000.0)
+        for _ in range(round(10_000 * shipped * times)):
+            rate.peak(2.0)
+    for _ in range(1000):
+        surges.peak(9.0)
+    bars = [rate.bar(0.01) for rate in (quiet, usual, busy)]
+    assert bars == sorted(bars)
+    assert bars[2] > bars[0] + 0.5
+    assert tail_rate(bars[1]) == pytest.approx(AIM * 0.01, rel=0.02)
+    assert surges.bar(0.01) == bars[1]

@@ -1,0 +1,200 @@
+"""Counting: what an item, a copy, a late one and a repeated one do to the ticks."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from monitor.records import Contribution, SourceWatermark
+from monitor.stories import Story
+from monitor.surges.counting import STALE, Changes, Counted, Counter, CounterState, CountingConfig
+from monitor.surges.ticks import TickDelta, advance, merge_sources
+from tests.monitor.surges.builders import MINUTE, batch, contribution
+
+HOUR = 60 * MINUTE
+
+
+class Store:
+    """What the aggregator keeps: adds the changes up, and hands out what was counted before."""
+
+    def __init__(self, config: CountingConfig | None = None) -> None:
+        self.config = config or CountingConfig()
+        self.counter = Counter(self.config, CounterState(), ())
+        self.ticks: dict[tuple[str, int], TickDelta] = {}
+        self.counted: dict[tuple[str, str], Counted] = {}
+        self.stories: dict[str, Story] = {}
+
+    def apply(self, *items: Contribution, at: int | None = None, idle: bool = False) -> Changes:
+        changes = self.counter.apply(batch(*items, at=at, idle=idle), self.counted)
+        for pair, delta in changes.ticks.items():
+            tick = self.ticks.setdefault(pair, TickDelta())
+            for name in TickDelta.__struct_fields__:
+                setattr(tick, name, getattr(tick, name) + getattr(delta, name))
+        self.counted |= {(c.key, c.item_id): c for c in changes.counted}
+        self.stories |= changes.stories
+        return changes
+
+    def restart(self) -> None:
+        """A new counter from what is stored."""
+        state = self.counter.state
+        open_from = self.counter.open_from(state.watermark)
+        self.counter = Counter(self.config, state, [s for s in self.stories.values() if s.last_at >= open_from])
+
+    def shown(self) -> dict[tuple[str, int], tuple[int, int, int, int, float, int]]:
+        rows = {
+            pair: (t.stories, t.negative_stories, t.items, t.negative_items, round(t.score_sum, 6), t.late)
+            for pair, t in self.ticks.items()
+        }
+        return {pair: row for pair, row in rows.items() if any(row)}
+
+
+def test_copies_count_as_items_and_once_as_a_story() -> None:
+    store = Store()
+    store.apply(
+        contribution("1", 10 * MINUTE, title="Profit warning sinks the shares of Acme", negative=True),
+        contribution("2", 12 * MINUTE, title="UPDATE 1-Profit warning sinks the shares of Acme", source="t"),
+    )
+    assert store.shown() == {("ticker:A", 10): (1, 1, 1, 1, -0.9, 0), ("ticker:A", 12): (0, 0, 1, 0, -0.1, 0)}
+    (story,) = store.stories.values()
+    assert (story.items, story.sources, story.item_id) == (2, ("s", "t"), "1")
+
+
+def test_a_copy_in_another_key_is_a_story_there() -> None:
+    store = Store()
+    text = "Profit warning sinks the shares of Acme"
+    store.apply(contribution("1", 0, title=text), contribution("1", 0, title=text, key="topic:earnings"))
+    assert {pair: row[0] for pair, row in store.shown().items()} == {("ticker:A", 0): 1, ("topic:earnings", 0): 1}
+
+
+def test_an_earlier_copy_that_comes_later_takes_the_story_over() -> None:
+    store = Store()
+    text = "Profit warning sinks the shares of Acme"
+    store.apply(contribution("late copy", 12 * MINUTE, title=text), at=12 * MINUTE)
+    store.apply(contribution("first", 11 * MINUTE, title=text, negative=True))
+    assert store.shown()["ticker:A", 11][:2] == (1, 1)
+    assert store.shown()["ticker:A", 12][:2] == (0, 0)
+    assert [s.item_id for s in store.stories.values()] == ["first"]
+
+
+def test_a_closed_minute_keeps_its_stories_and_late_items_count_in_the_first_open_one() -> None:
+    store = Store()
+    text = "Profit warning sinks the shares of Acme"
+    store.apply(contribution("1", 10 * MINUTE, title=text), at=20 * MINUTE)
+    before = store.shown()
+    assert store.counter.state.watermark == 19 * MINUTE
+    changes = store.apply(contribution("0", 9 * MINUTE, title=text, negative=True), contribution("x", 5 * MINUTE))
+    assert changes.late == 2
+    assert store.shown() == before | {("ticker:A", 19): (1, 0, 2, 1, -1.0, 2)}
+
+
+def test_a_stale_item_is_remembered_but_in_no_tick() -> None:
+    store = Store()
+    store.apply(at=48 * HOUR)
+    changes = store.apply(contribution("old", 20 * HOUR))
+    assert (changes.stale, changes.late, changes.ticks, changes.stories) == (1, 0, {}, {})
+    assert store.counted["ticker:A", "old"].minute == STALE
+    again = store.apply(contribution("old", 20 * HOUR, negative=True))
+    assert (again.stale, again.duplicates, again.ticks) == (0, 1, {})
+
+
+def test_another_score_for_a_counted_item_corrects_items_but_not_stories() -> None:
+    store = Store()
+    store.apply(contribution("1", 0, negative=False))
+    changes = store.apply(contribution("1", 0, negative=True))
+    assert changes.duplicates == 1
+    assert store.shown() == {("ticker:A", 0): (1, 0, 1, 1, -0.9, 0)}
+    assert store.counted["ticker:A", "1"].negative
+
+
+def test_a_story_expires_after_its_window() -> None:
+    text = "Profit warning sinks the shares of Acme"
+    for gap, stories in ((24 * HOUR, 1), (24 * HOUR + 1, 2)):
+        store = Store()
+        store.apply(contribution("1", 0, title=text), contribution("2", gap, title=text))
+        assert sum(row[0] for row in store.shown().values()) == stories
+
+
+def test_memory_holds_open_stories_only() -> None:
+    store = Store()
+    for hour in range(100):
+        store.apply(contribution(f"n{hour}", hour * HOUR), at=hour * HOUR)
+    assert store.counter.open_stories <= 24 + 4 + 2
+
+
+def test_the_watermark_waits_for_all_sources_and_never_goes_back() -> None:
+    state = CounterState()
+    merge_sources(state, [SourceWatermark("news:0", 10 * HOUR, False)], 2)
+    assert not advance(state, MINUTE)
+    merge_sources(state, [SourceWatermark("charts:0", 5 * HOUR, False)], 2)
+    assert advance(state, MINUTE)
+    assert state.watermark == 5 * HOUR - MINUTE
+    merge_sources(state, [SourceWatermark("charts:0", 4 * HOUR, True)], 2)
+    assert advance(state, MINUTE)
+    assert state.watermark == 10 * HOUR - MINUTE
+    merge_sources(state, [SourceWatermark("charts:0", 5 * HOUR, False)], 2)
+    assert not advance(state, MINUTE)
+    assert state.watermark == 10 * HOUR - MINUTE
+
+
+def test_when_all_sources_are_idle_the_last_minute_closes() -> None:
+    state = CounterState()
+    merge_sources(state, [SourceWatermark("a", 10 * MINUTE + 5, True), SourceWatermark("b", 0, True)], 2)
+    assert advance(state, MINUTE)
+    assert state.watermark == 11 * MINUTE + 5
+
+
+entries = st.lists(
+    st.tuples(
+        st.integers(0, 11),  # item
+        st.sampled_from(["ticker:A", "ticker:B"]),
+        st.integers(0, 5 * 60),  # seconds within the lateness
+        st.booleans(),
+    ),
+    max_size=30,
+)
+
+
+def _items(rows: list[tuple[int, str, int, bool]]) -> list[Contribution]:
+    """Each pair of key and item once; three texts, so that copies abound."""
+    first = {(key, item): (seconds, negative) for item, key, seconds, negative in rows}
+    return [
+        contribution(
+            str(item), seconds * 1000, key=key, title=f"one of three stories told here {item % 3}", negative=bad
+        )
+        for (key, item), (seconds, bad) in sorted(first.items())
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(entries, st.randoms(use_true_random=False))
+def test_order_and_chunks_within_the_lateness_change_nothing(
+    rows: list[tuple[int, str, int, bool]], r: random.Random
+) -> None:
+    config = CountingConfig(lateness_ms=10 * MINUTE)
+    items = _items(rows)
+    one = Store(config)
+    one.apply(*items, at=5 * MINUTE)
+    other = Store(config)
+    r.shuffle(items)
+    while items:
+        size = r.randint(1, len(items))
+        other.apply(*items[:size], at=max(c.at for c in items[:size]))
+        items = items[size:]
+    assert other.shown() == one.shown()
+
+
+@settings(max_examples=60, deadline=None)
+@given(entries, st.randoms(use_true_random=False))
+def test_duplicates_and_restarts_change_nothing(rows: list[tuple[int, str, int, bool]], r: random.Random) -> None:
+    items = _items(rows)
+    one, other = Store(), Store()
+    for position, item in enumerate(items):
+        at = position * MINUTE
+        one.apply(item, at=at)
+        other.apply(item, *r.sample(items[: position + 1], r.randint(0, min(3, position + 1))), at=at)
+        if r.random() < 0.3:
+            other.restart()
+    assert other.shown() == one.shown()
+    assert other.counter.state == one.counter.state

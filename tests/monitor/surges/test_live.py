@@ -1,0 +1,200 @@
+"""The live judge: the same decisions as the judge over the ticks in memory, whatever happens to its process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+from sqlalchemy import Engine, insert, select, update
+
+from monitor.settings import Settings
+from monitor.storage import tables as t
+from monitor.storage.engine import reading, writing
+from monitor.surges.decisions import Decision, MinuteCounts
+from monitor.surges.judge import Judge, JudgeConfig
+from monitor.surges.live import LiveJudge
+from monitor.surges.ticks import MINUTE_MS
+
+BEGIN = 28_400_010
+DAYS = 9
+SURGE = BEGIN + 8 * 1440 + 600
+END = BEGIN + DAYS * 1440
+
+
+@pytest.fixture(scope="module")
+def counts() -> dict[int, MinuteCounts]:
+    """Two tickers and a topic with news every few minutes, and forty negative stories on the ninth day."""
+    rnd = np.random.default_rng(5)
+    made: dict[int, MinuteCounts] = {}
+    for minute in range(BEGIN, END):
+        rows = {}
+        for key, rate in (("ticker:AAA", 0.05), ("ticker:BBB", 0.05), ("topic:earnings", 0.2)):
+            stories = int(rnd.poisson(rate))
+            if stories:
+                rows[key] = (stories, int(rnd.binomial(stories, 0.2)))
+        if SURGE <= minute < SURGE + 20:
+            rows["ticker:AAA"] = (2, 2)
+        if rows:
+            values = np.array(list(rows.values()))
+            made[minute] = MinuteCounts(list(rows), values[:, 0], values[:, 1])
+    assert min(made) >= BEGIN
+    return made
+
+
+def write_ticks(store: Engine, counts: dict[int, MinuteCounts]) -> None:
+    rows = [
+        {
+            "key": key,
+            "minute": minute,
+            "stories": int(found.stories[i]),
+            "negative_stories": int(found.negative_stories[i]),
+            "items": int(found.stories[i]),
+            "negative_items": int(found.negative_stories[i]),
+            "score_sum": 0.0,
+            "late": 0,
+        }
+        for minute, found in counts.items()
+        for i, key in enumerate(found.keys)
+    ]
+    with writing(store) as connection:
+        connection.execute(insert(t.ticks), rows)
+
+
+def set_watermark(store: Engine, partition: int, minute: int) -> None:
+    """This partition has closed every minute before `minute`."""
+    values = {"watermark": minute * MINUTE_MS, "updated_at": datetime.now(UTC)}
+    with writing(store) as connection:
+        there = connection.execute(update(t.partitions).where(t.partitions.c.partition == partition).values(**values))
+        if not there.rowcount:
+            rest = {"next_offset": 1, "sources": [], "source_count": 0, "late": 0, "stale": 0}
+            connection.execute(insert(t.partitions).values(partition=partition, **values, **rest))
+
+
+def judged_to(store: Engine) -> int | None:
+    with reading(store) as connection:
+        return connection.scalar(select(t.judge.c.judged_to))
+
+
+def recorded(store: Engine) -> list[tuple[str, str]]:
+    """Episode and event of everything announced, in order."""
+    with reading(store) as connection:
+        rows = connection.execute(select(t.outbox.c.episode_id, t.outbox.c.event).order_by(t.outbox.c.id))
+        return [(row.episode_id, row.event) for row in rows]
+
+
+def in_memory(counts: dict[int, MinuteCounts], settings: Settings) -> list[Decision]:
+    judge = Judge(JudgeConfig.of(settings))
+    nothing = MinuteCounts([], np.zeros(0), np.zeros(0))
+    return [d for minute in range(min(counts), END) for d in judge.step(minute, counts.get(minute, nothing))]
+
+
+def run_to_the_end(judge: LiveJudge) -> None:
+    while judge.advance():
+        pass
+
+
+def test_it_decides_what_the_judge_decides_in_memory(
+    store: Engine, make_settings: Callable[..., Settings], counts: dict[int, MinuteCounts]
+) -> None:
+    settings = make_settings()
+    write_ticks(store, counts)
+    set_watermark(store, 0, END)
+    run_to_the_end(LiveJudge(store, settings, 1))
+    fired = [decision for decision in in_memory(counts, settings) if decision.action == "fire"]
+    assert [decision.key for decision in fired] == ["ticker:AAA"]
+    assert {episode for episode, _ in recorded(store)} == {fired[0].episode_id}
+    assert judged_to(store) == END - 1
+
+
+@pytest.mark.parametrize("snapshot_s", [1e9, 1e-9])
+def test_a_process_that_dies_at_any_time_is_replaced_without_a_trace(
+    store: Engine, make_settings: Callable[..., Settings], counts: dict[int, MinuteCounts], snapshot_s: float
+) -> None:
+    settings = make_settings(judge_snapshot_s=snapshot_s, judge_lease_s=1e-6)
+    write_ticks(store, counts)
+    for step in range(0, END - BEGIN, 1000):
+        set_watermark(store, 0, BEGIN + step)
+        LiveJudge(store, settings, 1).advance()  # forgotten after one step: nothing is given back
+    set_watermark(store, 0, END)
+    run_to_the_end(LiveJudge(store, settings, 1))
+    fired = [decision for decision in in_memory(counts, settings) if decision.action == "fire"]
+    assert [pair for pair in recorded(store) if pair[1] == "firing"] == [(fired[0].episode_id, "firing")]
+    assert judged_to(store) == END - 1
+
+
+def test_a_partition_that_was_never_counted_in_holds_judging_up(
+    store: Engine, make_settings: Callable[..., Settings], counts: dict[int, MinuteCounts]
+) -> None:
+    write_ticks(store, counts)
+    judge = LiveJudge(store, make_settings(), 2)
+    set_watermark(store, 0, END)
+    assert judge.advance() == 0
+    set_watermark(store, 1, BEGIN + 100)
+    run_to_the_end(judge)
+    assert judged_to(store) == BEGIN + 99
+
+
+def test_one_process_judges_and_another_takes_over_when_it_stops_or_falls_silent(
+    store: Engine, make_settings: Callable[..., Settings], counts: dict[int, MinuteCounts]
+) -> None:
+    settings = make_settings(judge_lease_s=3600.0)
+    write_ticks(store, counts)
+    first, second = LiveJudge(store, settings, 1), LiveJudge(store, settings, 1)
+    set_watermark(store, 0, BEGIN + 100)
+    assert first.advance() > 0
+    set_watermark(store, 0, BEGIN + 200)
+    assert second.advance() == 0
+    first.release()
+    assert second.advance() == 100
+    with writing(store) as connection:
+        connection.execute(update(t.judge).values(lease_until=datetime.now(UTC) - timedelta(seconds=1)))
+    set_watermark(store, 0, BEGIN + 300)
+    assert first.advance() == 100
+    set_watermark(store, 0, BEGIN + 400)
+    assert second.advance() == 0
+    assert second.judged_to is None
+
+
+def test_a_holder_that_was_overtaken_in_mid_step_changes_nothing(
+    store: Engine,
+    make_settings: Callable[..., Settings],
+    counts: dict[int, MinuteCounts],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = make_settings(judge_lease_s=1e-6)
+    write_ticks(store, counts)
+    sleeper, other = LiveJudge(store, settings, 1), LiveJudge(store, settings, 1)
+    set_watermark(store, 0, BEGIN + 100)
+    step = Judge.step
+
+    def overtaken(self: Judge, minute: int, found: MinuteCounts) -> list[Decision]:
+        monkeypatch.setattr(Judge, "step", step)
+        run_to_the_end(other)
+        return step(self, minute, found)
+
+    monkeypatch.setattr(Judge, "step", overtaken)
+    assert sleeper.advance() == 0
+    assert judged_to(store) == BEGIN + 99
+    set_watermark(store, 0, BEGIN + 200)
+    assert sleeper.advance() == 100
+
+
+def test_it_runs_in_a_thread_until_it_is_stopped(
+    store: Engine, make_settings: Callable[..., Settings], counts: dict[int, MinuteCounts]
+) -> None:
+    write_ticks(store, {minute: found for minute, found in counts.items() if minute < BEGIN + 50})
+    set_watermark(store, 0, BEGIN + 50)
+    judge, stopping = LiveJudge(store, make_settings(judge_interval_s=0.01), 1), threading.Event()
+    thread = threading.Thread(target=judge.run, args=(stopping,))
+    thread.start()
+    while judged_to(store) != BEGIN + 49:
+        stopping.wait(0.01)
+    stopping.set()
+    thread.join(10)
+    with reading(store) as connection:
+        row = connection.execute(select(t.judge)).one()
+    assert row.snapshot_minute == BEGIN + 49
+    assert row.lease_until <= datetime.now(UTC)
