@@ -61,7 +61,8 @@ def _options(host: str, port: int) -> dict[str, object]:
         "global_developmentMode": False,
         "logger_level": "warning",
         "logger_hideWelcomeMessage": True,
-        "theme_primaryColor": "#1f77c9",
+        "theme_light_primaryColor": "#1f77c9",
+        "theme_dark_primaryColor": "#4f9fe6",
     }
 
 

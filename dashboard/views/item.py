@@ -11,6 +11,7 @@ from dashboard.graphs import NEGATIVE, NEUTRAL, POSITIVE, probability_chart
 from dashboard.markup import SENTIMENT_MARKS, chip, clock, escape, markup, plain, sentiment_chip, table, web_link
 from dashboard.navigation import page
 from dashboard.store import change, read
+from dashboard.views.explanation import show_explanation, wording
 from monitor.alerts.records import clean_url
 from monitor.errors import InputError
 from monitor.records import ChartScore, EntityScore, ScoredItem, Sentiment, Trend
@@ -30,11 +31,6 @@ TRENDS: Final = {
     Trend.UP: "▲ it rises",
     Trend.NOT_A_CHART: "not a price chart",
 }
-
-
-def _wording(item: ScoredItem) -> str:
-    """Title and body as the classifier read them."""
-    return f"{item.title}\n{item.body}".strip()
 
 
 def _mark(value: str) -> str:
@@ -156,7 +152,7 @@ def _save(item: ScoredItem, fields: dict[str, object], newest: Label | None) -> 
     """Store what the form says. A form that is sent twice, or says nothing new, makes no second correction."""
     now = datetime.now(UTC)
     label = decode_label(
-        fields | {"text": _wording(item), "item_id": item.id, "created_at": now.isoformat()},
+        fields | {"text": wording(item), "item_id": item.id, "created_at": now.isoformat()},
         where="Not saved",
         taxonomy=bundled_taxonomy(),
         now=now,
@@ -176,7 +172,7 @@ def _form(item: ScoredItem, history: list[Label]) -> None:
     saved = st.session_state.pop("saved", None)
     if saved:
         st.success(saved, icon=":material/check:")
-    if not _wording(item):
+    if not wording(item):
         st.caption("A chart without text cannot be corrected here.")
         return
     st.caption("It shows what the model said, or the newest correction. Saving it says: this is right.")
@@ -254,6 +250,7 @@ def show_item(item_id: str) -> None:
         _scores(item)
         if item.chart_ids or item.chart:
             _chart(images, item.chart, len(item.chart_ids))
+        show_explanation(item, images)
     with right:
         _form(item, history)
         _history(history)
