@@ -115,7 +115,8 @@ class Dispatcher:
         rules = {rule.name: rule.definition for rule in self._config.rules.rules}
 
         def take_up(conn: Connection) -> None:
-            sync(conn, receivers, self._clock())
+            for gone in sync(conn, receivers, self._clock()):
+                deliveries.give_up_all(conn, gone, "The receiver is no longer configured.")
             sync_rules(conn, rules, self._clock())
 
         await self._transaction(take_up)
@@ -196,7 +197,11 @@ class Dispatcher:
 
     async def _attempt(self, delivery: Delivery) -> None:
         try:
-            outcome = await self._senders[delivery.receiver].send(delivery.id, delivery.payload)
+            try:
+                outcome = await self._senders[delivery.receiver].send(delivery.id, delivery.payload)
+            except Exception as error:  # noqa: BLE001 - one receiver's trouble must not become a retry without pause
+                # The kind alone: the words of an unexpected error may quote an address.
+                outcome = Outcome(delivered=False, error=f"Unexpected {type(error).__name__} while sending.")
             await self._record(delivery, outcome)
         finally:
             del self._attempts[delivery.id]

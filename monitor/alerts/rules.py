@@ -100,9 +100,9 @@ class RuleEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class JudgeEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """`[judge]` of the file: settings of the statistic, as in `JudgeConfig`. Left out: as it is there."""
+    """`[judge]` of the file: settings of the statistic, as in `JudgeConfig`. Left out: as it is there. The budget of
+    false alarms is the setting `surge_budget`."""
 
-    budget: float | None = None
     windows: tuple[int, ...] | None = None
     min_stories: int | None = None
     min_age_minutes: int | None = None
@@ -143,8 +143,6 @@ def _judge(entry: Entry, base: JudgeConfig) -> JudgeConfig:
     for name in ("min_stories", "min_age_minutes", "calm_minutes", "hold_off_minutes"):
         if changes.get(name, 0) < 0:
             entry.fail(f"{name} must not be below 0", name)
-    if not 0 < changes.get("budget", base.budget) <= 1:
-        entry.fail("the budget must be above 0 and at most 1 false alarm per key and day", "budget")
     try:
         # `replace` does not run the checks of the constructor.
         return JudgeConfig(**(msgspec.structs.asdict(base) | changes))

@@ -80,13 +80,13 @@ def _items(
 ) -> list[BacktestAlert]:
     import msgspec
 
+    from monitor.alerts.rules import load_rules
     from monitor.errors import InputError
     from monitor.surges.backtest import Backtest, measure_history
     from monitor.surges.counting import CountingConfig
-    from monitor.surges.judge import JudgeConfig
     from monitor.surges.lines import read_scored
 
-    counting, judging = CountingConfig.of(settings), JudgeConfig.of(settings)
+    counting, judging = CountingConfig.of(settings), load_rules(settings).judge
     if history is not None:
         with ExitStack() as stack, _progress(history, "history") as watch:
             _, past = _opened(stack, history)

@@ -30,9 +30,9 @@ def list_receivers(conn: Connection) -> list[ReceiverStatus]:
     return [ReceiverStatus(*row) for row in conn.execute(select(receivers).order_by(receivers.c.name))]
 
 
-def sync(conn: Connection, definitions: Mapping[str, dict[str, Any]], now: datetime) -> None:
+def sync(conn: Connection, definitions: Mapping[str, dict[str, Any]], now: datetime) -> list[str]:
     """Take up what the configuration says now. A receiver whose definition has changed is switched on again; those
-    that are gone are removed (their deliveries stay listed)."""
+    that are gone are removed. Returns their names."""
     known = {receiver.name: receiver.definition for receiver in list_receivers(conn)}
     gone = sorted(set(known) - set(definitions))
     if gone:
@@ -44,6 +44,7 @@ def sync(conn: Connection, definitions: Mapping[str, dict[str, Any]], now: datet
     ]
     if rows:
         upsert(conn, receivers, rows)
+    return gone
 
 
 def disable(conn: Connection, name: str, reason: str, now: datetime) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from sqlalchemy import Engine
 
+from monitor.alerts.rules import load_rules
 from monitor.errors import StorageError
 from monitor.storage.alerts import record_decisions
 from monitor.storage.checkpoint import partition_watermarks
@@ -33,7 +34,7 @@ from monitor.storage.judging import (
     take_lease,
 )
 from monitor.surges.decisions import Decision, MinuteCounts
-from monitor.surges.judge import Judge, JudgeConfig
+from monitor.surges.judge import Judge
 from monitor.surges.ticks import MINUTE_MS
 from monitor.telemetry import get_logger
 
@@ -54,7 +55,7 @@ class LiveJudge:
 
     def __init__(self, engine: Engine, settings: Settings, partitions: int) -> None:
         self._engine = engine
-        self._config = JudgeConfig.of(settings)
+        self._config = load_rules(settings).judge
         self._partitions = partitions
         self._lease = timedelta(seconds=settings.judge_lease_s)
         self._interval_s = settings.judge_interval_s

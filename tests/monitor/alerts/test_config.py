@@ -215,7 +215,7 @@ def test_addresses_are_shown_without_what_may_be_a_token(url: str, shown: str) -
 
 RULES = """
 [judge]
-budget = 0.05
+min_stories = 4
 windows = [15, 60]
 
 [[rules]]
@@ -241,7 +241,7 @@ def rules_of(tmp_path: Path, text: str) -> Settings:
 
 def test_rules_say_what_is_announced(tmp_path: Path) -> None:
     rules = load_rules(rules_of(tmp_path, RULES))
-    assert (rules.judge.budget, rules.judge.windows) == (0.05, (15, 60))
+    assert (rules.judge.min_stories, rules.judge.windows) == (4, (15, 60))
     good = msgspec.structs.replace(an_alert(), severity="high", observed=5, sources=3)
     assert rules.objection(good, AT) == ""
     for change, words in (
@@ -263,17 +263,17 @@ def test_without_a_file_the_built_in_rule_takes_everything(tmp_path: Path) -> No
     rules = load_rules(Settings(data_dir=tmp_path, surge_budget=0.5))
     assert (rules.rules, rules.judge.budget) == ((BUILT_IN,), 0.5)
     assert rules.objection(an_alert(), AT) == ""
-    assert load_rules(rules_of(tmp_path, "[judge]\nbudget = 0.1\n")).rules == (BUILT_IN,)
+    assert load_rules(rules_of(tmp_path, "[judge]\nmin_stories = 9\n")).rules == (BUILT_IN,)
 
 
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [
-        ("[judge]\nbudget = 2.0\n", 2, "budget must be above 0"),
+        ("[judge]\nbudget = 0.1\n", 2, "budget"),
         ("[judge]\nwindows = [7]\n", 2, "multiple of 15 minutes"),
         ("[judge]\nmin_stories = -1\n", 2, "must not be below 0"),
         ("[judge]\nalpha = 0.05\n", 2, "alpha"),
-        ("[[judge]]\nbudget = 0.1\n", None, "must write 'judge' as [judge]"),
+        ("[[judge]]\nmin_stories = 1\n", None, "must write 'judge' as [judge]"),
         ("[rules]\nname = 'x'\n", None, "must write 'rules' as [[rules]]"),
         ("[[rules]]\nkeys = ['*']\n", 1, "name"),
         ("[[rules]]\nname = 'x'\nkeys = 'ticker:*'\n", 3, "Expected `array`"),

@@ -24,7 +24,7 @@ from monitor.alerts.lifecycle import route_outbox
 from monitor.alerts.receivers import Receiver, ReceiverKind
 from monitor.alerts.routing import Route
 from monitor.alerts.schedule import DELAYS_S
-from monitor.alerts.senders import open_senders
+from monitor.alerts.senders import Outcome, open_senders
 from monitor.storage import deliveries
 from monitor.storage.alerts import audit_trail, record_decisions
 from monitor.storage.engine import reading, writing
@@ -542,3 +542,49 @@ def test_old_secret_and_new_one_both_verify_while_rotating(store: Engine) -> Non
     with DemoReceiver(secret=old) as receiver:
         asyncio.run(scenario(receiver))
         assert (len(receiver.received), receiver.refused) == (1, 0)
+
+
+class BrokenSender:
+    """A sender with a mistake in it."""
+
+    async def send(self, webhook_id: str, body: str) -> Outcome:
+        raise RuntimeError(f"https://hooks.example/{SECRET}")
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+def test_an_unexpected_error_is_a_failed_attempt_that_keeps_the_schedule(store: Engine) -> None:
+    clock = Clock()
+
+    async def scenario() -> None:
+        runner = Dispatcher(store, config_of(webhook("https://hooks.example/")), {"desk": BrokenSender()}, clock=clock)
+        record(store, decision())
+        await settle(runner)
+        clock.move(4)
+        assert await runner.step() == 0
+        await runner.close()
+
+    asyncio.run(scenario())
+    with reading(store) as conn:
+        (row,) = deliveries.undelivered(conn)
+    assert (row.attempts, row.last_error) == (1, "Unexpected RuntimeError while sending.")
+
+
+def test_what_waits_for_a_receiver_that_is_gone_is_listed(store: Engine) -> None:
+    async def scenario() -> None:
+        clock = Clock()
+        first = dispatcher(store, config_of(webhook("http://127.0.0.1:1/", "old")), clock)
+        await first.start()
+        record(store, decision())
+        with writing(store) as conn:
+            route_outbox(conn, config_of(webhook("http://127.0.0.1:1/", "old")), clock.now)
+        second = dispatcher(store, config_of(webhook("http://127.0.0.1:1/", "new")), clock)
+        await second.start()
+        await first.close()
+        await second.close()
+
+    asyncio.run(scenario())
+    with reading(store) as conn:
+        (row,) = deliveries.undelivered(conn)
+    assert (row.receiver, row.state, row.last_error) == ("old", "failed", "The receiver is no longer configured.")
