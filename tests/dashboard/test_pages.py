@@ -256,3 +256,20 @@ def test_system_shows_counts_and_dead_letters(filled: Engine) -> None:
     metrics = {metric.label: metric.value for metric in test.metric}
     assert metrics["Items stored"] == "672"
     assert metrics["Dead letters"] == "1"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_item_is_explained_by_the_model_in_use(
+    filled: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SENTIMENT_MONITOR_DATA_DIR", str(tmp_path / "data"))
+    # A small index of examples: that of the product takes half a minute to make.
+    monkeypatch.setattr("models.explain._PER_SET", 10)
+    test = view("articles", item=sample.CHART_ITEM)
+    test.selectbox(key=f"why-{sample.CHART_ITEM}").set_value("Intel")
+    next(button for button in test.button if button.label == "Explain").click().run(timeout=500)
+    text = shown(test)
+    assert "The model in use says" in text
+    assert "slides</span>" in text
+    assert "Labelled examples that are alike" in text
