@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -32,6 +32,19 @@ __all__ = ["train_fusion"]
 # Of the texts in the pairs: with a direction, neutral, and bare.
 _DIRECTED, _NEUTRAL, _BARE = 0.5, 0.25, 0.25
 _CHART_ONLY = 0.25
+
+
+class SplitExamples(Protocol):
+    """Examples of the three parts."""
+
+    @property
+    def train(self) -> list[Example]: ...
+
+    @property
+    def validation(self) -> list[Example]: ...
+
+    @property
+    def test(self) -> list[Example]: ...
 
 
 class _Texts(NamedTuple):
@@ -104,12 +117,12 @@ def train_fusion(
     backbone: TextBackbone,
     file: ModelFile,
     config: TrainingConfig,
-    parts: dict[Part, list[Example]],
+    data: SplitExamples,
     *,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> ModelFile:
-    """Attach the vision backbone and train the fusion on drawn charts paired with texts of `parts`.
+    """Attach the vision backbone and train the fusion on drawn charts paired with texts of `data`.
 
     Returns `file` with the vision backbone, the temperatures of the fused answers and the figures on held-out pairs:
     text alone, chart alone, and both. Raises `ModelError` and `Cancelled`.
@@ -125,6 +138,7 @@ def train_fusion(
         "validation": max(60, stage.pictures // 8),
         "test": max(60, stage.pictures // 5),
     }
+    held: dict[Part, list[Example]] = {"train": data.train, "validation": data.validation, "test": data.test}
     drawn: dict[Part, Pictures] = {}
     texts: dict[Part, _Texts] = {}
     for done, (part, count) in enumerate(counts.items()):
@@ -132,12 +146,12 @@ def train_fusion(
             progress("pictures", done, len(counts), f"drawing {count} for {part}")
         negatives = 0.15 if isinstance(vision, HuggingFaceVision) else 0.0
         drawn[part] = draw_pictures(vision, part, count, seed=config.seed, negatives=negatives)
-        texts[part] = _encode(network, backbone, config, _choose(parts[part], part, 2 * count, config.seed))
+        texts[part] = _encode(network, backbone, config, _choose(held[part], part, 2 * count, config.seed))
     _fit(network, config, texts["train"], drawn["train"], progress, cancelled)
     network.requires_grad_(False)
     network.eval()
-    held = make_pairs(texts["validation"].examples, drawn["validation"], seed=config.seed)
-    fused, labels, chart, trend = _answers(network, held, texts["validation"], drawn["validation"])
+    pairs = make_pairs(texts["validation"].examples, drawn["validation"], seed=config.seed)
+    fused, labels, chart, trend = _answers(network, pairs, texts["validation"], drawn["validation"])
     calibration = msgspec.structs.replace(
         file.calibration,
         fused=fit_temperature(fused.numpy(), labels),

@@ -25,9 +25,9 @@ def mend_entities(row: LabelledText) -> LabelledText:
     mended: dict[str, str] = {}
     for name, label in row.entities.items():
         candidates = [name] + [name.replace(bad, good) for bad, goods in _SPOILT.items() for good in goods]
-        found = next((candidate for candidate in candidates if find_entity(row.text, candidate)), None)
-        if found is not None:
-            mended[found] = label
+        span = next((span for candidate in candidates if (span := find_entity(row.text, candidate))), None)
+        if span is not None:
+            mended[row.text[slice(*span)]] = label
     return msgspec.structs.replace(row, entities=mended)
 
 

@@ -237,7 +237,7 @@ def train(
             backbone,
             file,
             config,
-            {"train": held.train, "validation": held.validation, "test": held.test},
+            held,
             progress=progress,
             cancelled=cancelled,
         )
