@@ -11,7 +11,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-__all__ = ["Action", "Decision", "MinuteCounts", "episode_id"]
+__all__ = ["Action", "Decision", "MinuteCounts", "Standing", "WindowStanding", "episode_id"]
 
 Action = Literal["fire", "update", "resolve"]
 
@@ -57,6 +57,30 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     p_value: float
     score: float
     severity: str
+
+
+class WindowStanding(msgspec.Struct, frozen=True, kw_only=True):
+    """One window of a key as it stands: `expected` negatives, given the key, the season, the market and the volume."""
+
+    minutes: int
+    stories: int
+    negatives: int
+    expected: float
+    expected_share: float
+    burst: float
+    p_value: float
+
+
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a key fires or does not: `verdict` is `firing`, `above_bar`, `below_bar`, `too_few_stories`, `too_young`
+    or `unknown`; `reason` says it in a sentence."""
+
+    key: str
+    verdict: str
+    reason: str
+    score: float
+    bar: float
+    windows: tuple[WindowStanding, ...]
 
 
 def episode_id(rule: str, key: str, minute: int) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -21,15 +21,13 @@ from numpy.typing import NDArray
 
 from monitor.surges.baseline import KINDS, Baseline, kind_of
 from monitor.surges.budget import AlarmRate
-from monitor.surges.decisions import Action, Decision, MinuteCounts, episode_id
+from monitor.surges.config import JudgeConfig
+from monitor.surges.decisions import Action, Decision, MinuteCounts, Standing, WindowStanding, episode_id
 from monitor.surges.episodes import Excursion, Excursions
 from monitor.surges.keys import MARKET, TOPIC
 from monitor.surges.mixture import Burst, Calm, mixture
 from monitor.surges.season import BLOCK_MINUTES, BLOCKS_A_DAY, Season
 from monitor.surges.windows import Arrived, Windows
-
-if TYPE_CHECKING:
-    from monitor.settings import Settings
 
 __all__ = ["Decision", "Judge", "JudgeConfig", "MinuteCounts", "Standing", "WindowStanding"]
 
@@ -43,73 +41,6 @@ MAX_COMMON, COMMON_STORIES = 20.0, 5.0
 # A key whose discounted stories fell below this, with nothing in its windows, is forgotten.
 FORGET_BELOW: Final = 0.01
 MAX_SCORE: Final = 300.0
-
-
-class JudgeConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What the judge goes by. Measured defaults; see docs/surges.md for what each is worth.
-
-    `budget` is the number of false alarms allowed per key and day; `bar` the score to alert at (from a replay), None:
-    set online. Windows, calm and hold-off are in minutes; the longest window must be whole blocks of 15 minutes.
-    """
-
-    rule: str = "negative-surge"
-    budget: float = 0.01
-    bar: float | None = None
-    windows: tuple[int, ...] = (15, 60, 240, 480)
-    min_stories: int = 3
-    min_age_minutes: int = 24 * 60
-    calm_score: float = 1.5
-    calm_minutes: int = 60
-    hold_off_minutes: int = 0
-    rate_half_life_days: float = 10.0
-    share_half_life_days: float = 4.0
-    share_stories: float = 15.0
-    season_half_life_days: float = 40.0
-    season_day_stories: float = 20.0
-    season_week_stories: float = 40.0
-    level_minutes: float = 480.0
-    level_shape: float = 8.0
-    dispersion: float = 0.01
-    pooled_dispersion: float = 0.03
-    burst_probability: float = 0.02
-    burst_mean: float = 5.0
-    burst_shape: float = 1.0
-    alarm_half_life_days: float = 14.0
-
-    def __post_init__(self) -> None:
-        if not self.windows or max(self.windows) % BLOCK_MINUTES or min(self.windows) < 1:
-            raise ValueError(f"the longest window must be a multiple of {BLOCK_MINUTES} minutes, all at least 1")
-        if not self.budget > 0.0:
-            raise ValueError("the budget must be above 0")
-
-    @classmethod
-    def of(cls, settings: Settings) -> JudgeConfig:
-        """From the settings of this installation."""
-        return cls(budget=settings.surge_budget)
-
-
-class WindowStanding(msgspec.Struct, frozen=True, kw_only=True):
-    """One window of a key as it stands: `expected` negatives, given the key, the season, the market and the volume."""
-
-    minutes: int
-    stories: int
-    negatives: int
-    expected: float
-    expected_share: float
-    burst: float
-    p_value: float
-
-
-class Standing(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a key fires or does not: `verdict` is `firing`, `above_bar`, `below_bar`, `too_few_stories`, `too_young`
-    or `unknown`; `reason` says it in a sentence."""
-
-    key: str
-    verdict: str
-    reason: str
-    score: float
-    bar: float
-    windows: tuple[WindowStanding, ...]
 
 
 class _Measured(NamedTuple):

@@ -44,15 +44,15 @@ def batch(*items: Contribution, at: int | None = None, idle: bool = False, sourc
 
 
 def stream(
-    seed: int, keys: int, days: int, surges: int, factor: float = 12.0, quiet_days: int = 4
+    seed: int, keys: int, days: int, surges: int, factor: float = 20.0, quiet_days: int = 4
 ) -> tuple[list[dict[str, object]], list[tuple[str, datetime, datetime, float]]]:
     """Scored items in order of time, and the surges in them: key, start, end, excess of negative stories.
 
-    Rates of 2 to 60 stories a day, a daily season, wandering levels, one volume burst a key, copies.
+    Rates of 10 to 60 stories a day, a daily season, wandering levels, one volume burst a key, copies.
     """
     g = np.random.default_rng(seed)
     ticks = days * 96
-    rate = 10 ** g.uniform(0.3, 1.8, keys) / 96
+    rate = 10 ** g.uniform(1.0, 1.8, keys) / 96
     hour = (np.arange(ticks) % 96) / 4.0
     season = 0.3 + 1.4 * np.exp(-0.5 * ((hour - 14) / 3.5) ** 2)
     season /= season.mean()
@@ -62,7 +62,7 @@ def stream(
         volume[a : a + int(g.integers(4, 24)), k] *= 5.0
     planted = []
     for k in g.choice(keys, surges, replace=False):
-        a, length = int(g.integers(quiet_days * 96, ticks - 96)), int(g.integers(6, 24))
+        a, length = int(g.integers(quiet_days * 96, ticks - 96)), int(g.integers(8, 24))
         negatives[a : a + length, k] *= factor
         planted.append((int(k), a, a + length))
     level, excess, rows = np.zeros(keys), np.zeros((ticks, keys)), []
