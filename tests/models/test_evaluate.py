@@ -1,0 +1,173 @@
+"""Figures of a model on labelled files, and the offline reading of news files."""
+
+from __future__ import annotations
+
+import io
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
+
+from models.bundle import SENTIMENTS, LoadedModel, load_model
+from models.engine import open_scorer
+from models.engine.offline import MAX_LINE_BYTES, Outcome, read_lines, read_request, score_lines
+from models.tokens import Row
+from models.training.evaluate import class_figures, evaluate_file, score_figures
+from models.training.robustness import PERTURBATIONS, perturb, robustness
+from monitor.errors import InputError
+from monitor.records import Modality, Rejected, ScoredItem, encode
+from monitor.settings import Settings
+from tests.models.tiny import picture
+
+NOW = datetime(2024, 5, 6, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def model(small_model: Path) -> LoadedModel:
+    return load_model(small_model, device="cpu")
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def test_figures_are_those_of_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    truth, said = rng.integers(3, size=200), rng.integers(3, size=200)
+    found = class_figures(said, truth, SENTIMENTS, 0.1)
+    assert found["accuracy"] == pytest.approx(accuracy_score(truth, said), abs=1e-4)
+    assert found["macro_f1"] == pytest.approx(f1_score(truth, said, average="macro"), abs=1e-4)
+    precision = precision_score(truth, said, average=None)
+    recall = recall_score(truth, said, average=None)
+    for i, name in enumerate(SENTIMENTS):
+        assert found["per_class"][name]["precision"] == pytest.approx(precision[i], abs=1e-4)
+        assert found["per_class"][name]["recall"] == pytest.approx(recall[i], abs=1e-4)
+        assert found["confusion"][name]["neutral"] == int(((truth == i) & (said == 1)).sum())
+    assert score_figures(np.array([0.5, -0.5]), np.array([1.0, -1.0])) == {"n": 2, "mse": 0.25, "r2": 0.75}
+
+
+def test_every_part_that_a_file_labels(model: LoadedModel, tmp_path: Path) -> None:
+    (tmp_path / "c.png").write_bytes(picture())
+    rows = [
+        {"text": "Profit rises", "sentiment": "positive", "topic": "earnings"},
+        {
+            "text": "Tesla falls, Boeing gains",
+            "entities": {"Tesla": "negative", "Boeing": "positive", "Ghost": "neutral"},
+        },
+        {"text": "$AAPL chart", "sentiment": "neutral", "chart": "c.png", "trend": "up"},
+        {"chart": "c.png", "trend": "down"},
+        {"text": "Royal Mail chairman steps down", "target": "Royal Mail", "score": -0.4},
+        {"text": "Profit warning", "score": -0.9},
+    ]
+    found = evaluate_file(model, write(tmp_path / "f.jsonl", [*rows, "", "  "]))
+    assert {part: values["n"] for part, values in found.items()} == {
+        "sentiment": 2, "topic": 1, "entities": 3, "chart": 2, "score": 2,
+    }  # fmt: skip
+    said = model.predict([Row("Profit rises"), Row("$AAPL chart", image=picture())]).sentiment.argmax(1)
+    assert found["sentiment"]["accuracy"] == pytest.approx(float((said == [2, 1]).mean()))
+    assert set(found["sentiment"]) == {"n", "accuracy", "macro_f1", "ece", "per_class", "confusion"}
+    assert json.loads(json.dumps(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "not a JSON object"),
+        ({"sentiment": "positive"}, "text is missing"),
+        ({"text": "x"}, "no label"),
+        ({"text": 5, "sentiment": "positive"}, "text must be a string"),
+        ({"text": "x", "sentiment": "great"}, "sentiment must be one of"),
+        ({"text": "x", "topic": "gossip"}, "topic must be a topic"),
+        ({"text": "x", "entities": {"A": "meh"}}, "sentiment of A"),
+        ({"text": "x", "score": 7}, "score must be"),
+        ({"text": "x", "trend": "up"}, "trend needs a chart"),
+        ({"chart": "none.png", "trend": "up"}, "cannot be read"),
+        ({"chart": "broken.png", "trend": "up"}, "cannot be used"),
+    ],
+)
+def test_a_bad_line_is_named(model: LoadedModel, tmp_path: Path, line: Any, told: str) -> None:
+    (tmp_path / "broken.png").write_bytes(picture()[:70])
+    path = write(tmp_path / "f.jsonl", [{"text": "ok", "sentiment": "neutral"}, line])
+    with pytest.raises(InputError, match=rf"line 2: .*{told}"):
+        evaluate_file(model, path)
+    with pytest.raises(InputError, match="holds no lines"):
+        evaluate_file(model, write(tmp_path / "empty.jsonl", [""]))
+
+
+def test_robustness_compares_with_the_clean_text(model: LoadedModel) -> None:
+    texts = ["Boeing shares fall 12% on $BA news", "Profit rises at Tesla & Co", "Quarterly report published today"]
+    for name in PERTURBATIONS:
+        changed = perturb(texts, name)
+        assert changed == perturb(texts, name)
+        assert changed[0] != texts[0]
+    found = robustness(model, texts, ["negative", "positive", "neutral"])
+    assert set(found) == {"clean", *PERTURBATIONS}
+    # Links and HTML remains are taken out before the model sees them.
+    assert found["link"]["same"] == found["html"]["same"] == 1.0
+
+
+# -- files of news -----------------------------------------------------------------------------------------------------
+
+
+def outcomes(content: bytes, folder: Path, small_model: Path, **more: Any) -> list[Outcome]:
+    settings = Settings(data_dir=folder, model=str(small_model), device="cpu", cpu_precision="fp32", **more)
+    scorer = open_scorer(settings)
+    try:
+        return list(score_lines(read_lines(io.BytesIO(content)), folder, scorer, settings, NOW, chunk_lines=3))
+    finally:
+        scorer.close()
+
+
+def test_good_lines_in_order_and_one_reason_for_each_bad_one(tmp_path: Path, small_model: Path) -> None:
+    (tmp_path / "c.png").write_bytes(picture())
+    (tmp_path / "broken.png").write_bytes(picture()[:70])
+    lines: list[Any] = [
+        {"id": "a", "title": "Tesla falls", "published_at": "2024-01-02T03:04:05Z"},
+        "not json",
+        {"text": "Boeing gains"},
+        "",
+        {"title": "$AAPL", "chart": "c.png"},
+        {"chart": "c.png"},
+        {"title": "x", "chart": "missing.png"},
+        {"title": "x", "chart": "broken.png"},
+        {"title": "x", "published_at": "yesterday"},
+        {"body": ""},
+        {"id": "z", "title": "last"},
+    ]
+    content = b"\xef\xbb\xbf" + "\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines).encode()
+    found = outcomes(content, tmp_path, small_model)
+    assert [outcome.number for outcome in found] == [1, 2, 3, 5, 6, 7, 8, 9, 10, 11]
+    good = {o.number: o.result for o in found if isinstance(o.result, ScoredItem)}
+    assert list(good) == [1, 3, 5, 6, 11]
+    assert [good[1].id, good[11].id] == ["a", "z"]
+    assert good[3].published_at == NOW
+    assert [good[5].modality, good[6].modality] == [Modality.BOTH, Modality.CHART]
+    assert good[6].id.startswith("chart:")
+    assert found[-1].position == len(content)
+    reasons = {o.number: o.result.reason for o in found if isinstance(o.result, Rejected)}
+    assert "missing.png" in reasons[7]
+    assert "damaged" in reasons[8] or "header" in reasons[8]
+    # What was scored can be read again.
+    (again,) = outcomes(encode(good[5]), tmp_path, small_model)
+    assert isinstance(again.result, ScoredItem)
+
+
+def test_a_derived_id_does_not_depend_on_the_clock(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    ids = {read_request(b'{"title": "x"}', tmp_path, settings, now).item.id for now in (NOW, NOW.replace(year=2025))}  # type: ignore[union-attr]
+    assert len(ids) == 1
+
+
+def test_a_line_too_long_is_refused_without_being_held(tmp_path: Path) -> None:
+    content = b'{"title":"' + b"x" * (2 * MAX_LINE_BYTES) + b'"}\n{"title":"next"}\n'
+    lines = list(read_lines(io.BytesIO(content)))
+    assert [(line.number, line.content is None) for line in lines] == [(1, True), (2, False)]
+    assert lines[-1].position == len(content)
+    refused = read_request(None, tmp_path, Settings(data_dir=tmp_path), NOW)
+    assert isinstance(refused, Rejected)
