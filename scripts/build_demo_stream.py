@@ -45,7 +45,7 @@ COPIED = 0.04
 
 # Items per hour of the day (UTC), relative: quiet nights, two openings.
 HOURS = np.array([3, 2, 2, 4, 6, 7, 7, 8, 8, 8, 9, 9, 10, 12, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4], dtype=float)
-WEEKEND = 0.3
+WEEKEND = 0.8
 WIRES = ("wire-a", "wire-b", "wire-c", "market-desk", "morning-brief", "newsroom-e", "newsroom-w")
 POSTS = ("social-1", "social-2", "social-3")
 PREFIXES = ("UPDATE 1-", "UPDATE 2-", "RPT-", "")
@@ -209,7 +209,7 @@ replays it.
 
 ## What is drawn
 - **Every time.** The sets have no dates. Times come from a seeded random process (`scripts/build_demo_stream.py`):
-  more by day than by night, less at the weekend.
+  more by day than by night, a little less at the weekend.
 - **Every source and address.** `wire-a`, `social-1` and the like are no publishers; `example.com` leads nowhere.
 - **Who is meant.** Tickers were found in the texts by the product's own linking.
 - **Which chart goes with which text.** The window of prices is any that fits the text's label (a falling one for a
