@@ -1,0 +1,127 @@
+"""Counts and the place in the stream in one transaction: skipping, stale memory, failures, restarts."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import Connection, Engine, select
+
+from monitor.records import Contribution, ContributionBatch, SourceWatermark
+from monitor.storage import tables as t
+from monitor.storage.checkpoint import ContributionRecord, PartitionCheckpoint, partition_watermarks
+from monitor.storage.engine import reading
+from monitor.stories import signature
+from monitor.surges.counting import CountingConfig
+from monitor.surges.ticks import MINUTE_MS
+
+BEGIN = 28_400_000
+CONFIG = CountingConfig()
+
+
+def record(
+    offset: int, items: list[str], *, minute: int = 0, key: str = "topic:earnings", negative: bool = True
+) -> ContributionRecord:
+    at = (BEGIN + minute) * MINUTE_MS
+    found = tuple(
+        Contribution(
+            key=key,
+            item_id=item,
+            at=at,
+            p_negative=0.75 if negative else 0.25,
+            score=-0.5 if negative else 0.5,
+            negative=negative,
+            signature=signature(" ".join(f"{item}{number}word" for number in range(12))),
+        )
+        for item in items
+    )
+    sources = (SourceWatermark("news:0", at, False),)
+    return ContributionRecord(offset, ContributionBatch(contributions=found, sources=sources, source_count=1))
+
+
+def ticks(store: Engine) -> dict[int, tuple[int, int, int]]:
+    """Minute -> stories, negative stories, items; minutes count from BEGIN."""
+    with reading(store) as connection:
+        rows = connection.execute(select(t.ticks))
+        return {row.minute - BEGIN: (row.stories, row.negative_stories, row.items) for row in rows}
+
+
+@pytest.fixture
+def checkpoint(store: Engine) -> PartitionCheckpoint:
+    return PartitionCheckpoint(store, 0, CONFIG)
+
+
+def test_records_are_counted_once_whatever_comes_again(store: Engine, checkpoint: PartitionCheckpoint) -> None:
+    first, second = record(0, ["a", "b"]), record(1, ["c", "a"], minute=1)
+    assert checkpoint.apply([first, second]).records == 2
+    again = checkpoint.apply([first, second, record(2, ["d"], minute=1)])
+    assert (again.records, again.skipped) == (1, 2)
+    assert ticks(store) == {0: (2, 2, 2), 1: (2, 2, 2)}
+    redelivered = checkpoint.apply([record(3, ["a", "b", "c", "d"], minute=1)])
+    assert redelivered.duplicates == 4
+    assert ticks(store) == {0: (2, 2, 2), 1: (2, 2, 2)}
+
+
+def test_another_process_goes_on_where_this_one_was_and_a_zombie_notices(
+    store: Engine, checkpoint: PartitionCheckpoint
+) -> None:
+    checkpoint.apply([record(0, ["a"])])
+    other = PartitionCheckpoint(store, 0, CONFIG)
+    assert other.apply([record(0, ["a"]), record(1, ["b"])]).skipped == 1
+    late = checkpoint.apply([record(1, ["b"]), record(2, ["c"])])
+    assert (late.records, late.skipped) == (1, 1)
+    assert ticks(store) == {0: (3, 3, 3)}
+
+
+def test_a_copy_joins_its_story_also_after_a_restart(store: Engine) -> None:
+    text = "profit warning at the very same company that everybody writes about today and tomorrow"
+
+    def copy(offset: int, item: str, minute: int) -> ContributionRecord:
+        plain = record(offset, [item], minute=minute)
+        assert plain.batch is not None
+        (one,) = plain.batch.contributions
+        values = {name: getattr(one, name) for name in one.__struct_fields__} | {"signature": signature(text)}
+        batch = ContributionBatch(contributions=(Contribution(**values),), sources=plain.batch.sources, source_count=1)
+        return ContributionRecord(offset, batch)
+
+    PartitionCheckpoint(store, 0, CONFIG).apply([copy(0, "a", 0)])
+    PartitionCheckpoint(store, 0, CONFIG).apply([copy(1, "b", 5)])
+    assert ticks(store) == {0: (1, 1, 1), 5: (0, 0, 1)}
+    with reading(store) as connection:
+        story = connection.execute(select(t.stories)).one()
+    assert (story.items, story.item_id, story.minute) == (2, "a", BEGIN)
+
+
+def test_a_failed_transaction_counts_nothing_and_can_be_tried_again(store: Engine) -> None:
+    failures = [RuntimeError("the disk is full")]
+
+    def fail_once(_: Connection) -> None:
+        if failures:
+            raise failures.pop()
+
+    checkpoint = PartitionCheckpoint(store, 0, CONFIG, before_commit=fail_once)
+    with pytest.raises(RuntimeError):
+        checkpoint.apply([record(0, ["a", "b"])])
+    assert ticks(store) == {}
+    assert checkpoint.apply([record(0, ["a", "b"])]).records == 1
+    assert ticks(store) == {0: (2, 2, 2)}
+
+
+def test_a_record_that_cannot_be_read_moves_on(store: Engine, checkpoint: PartitionCheckpoint) -> None:
+    checkpoint.apply([record(0, ["a"]), ContributionRecord(1, None)])
+    assert PartitionCheckpoint(store, 0, CONFIG).apply([ContributionRecord(1, None), record(2, ["b"])]).skipped == 1
+    assert ticks(store) == {0: (2, 2, 2)}
+
+
+def test_a_changed_score_replaces_the_old_one(store: Engine, checkpoint: PartitionCheckpoint) -> None:
+    checkpoint.apply([record(0, ["a"])])
+    checkpoint.apply([record(1, ["a"], negative=False)])
+    with reading(store) as connection:
+        tick = connection.execute(select(t.ticks)).one()
+    assert (tick.items, tick.negative_items, tick.score_sum) == (1, 0, 0.5)
+
+
+def test_watermarks_are_stored_with_the_counts(store: Engine, checkpoint: PartitionCheckpoint) -> None:
+    checkpoint.apply([record(0, ["a"], minute=10)])
+    PartitionCheckpoint(store, 3, CONFIG).apply([record(0, ["a"], minute=4)])
+    with reading(store) as connection:
+        found = partition_watermarks(connection)
+    assert found == {0: (BEGIN + 10) * MINUTE_MS - CONFIG.lateness_ms, 3: (BEGIN + 4) * MINUTE_MS - CONFIG.lateness_ms}
