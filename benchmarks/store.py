@@ -5,8 +5,8 @@
 Fills a store that is empty (one that is filled already is measured as it is) with items under topics and tickers, the
 tickers' share of the news falling as in life (few make the news all day), copies told by several sources, then runs
 each query that a page makes several times. Times are milliseconds, each with its own transaction: the first one of
-every query and the median of the rest, and the median of this process's own CPU time (with SQLite that is all there is; on a
-busy machine it is the figure to compare). The target is 500 ms for each.
+every query, the median of the rest, and the median of this process's own CPU time (with SQLite that is all there is;
+on a busy machine it is the figure to compare). The target is 500 ms for each.
 """
 
 from __future__ import annotations
