@@ -19,14 +19,14 @@ from monitor.surges.live import LiveJudge
 from monitor.surges.ticks import MINUTE_MS
 
 BEGIN = 28_400_010
-DAYS = 9
-SURGE = BEGIN + 8 * 1440 + 600
+DAYS = 4
+SURGE = BEGIN + 3 * 1440 + 600
 END = BEGIN + DAYS * 1440
 
 
 @pytest.fixture(scope="module")
 def counts() -> dict[int, MinuteCounts]:
-    """Two tickers and a topic with news every few minutes, and forty negative stories on the ninth day."""
+    """Two tickers and a topic with news every few minutes, and forty negative stories on the fourth day."""
     rnd = np.random.default_rng(5)
     made: dict[int, MinuteCounts] = {}
     for minute in range(BEGIN, END):

@@ -1,0 +1,117 @@
+"""How many contributions a second one aggregator counts: decoding, story clustering and the store; no broker.
+
+    python benchmarks/aggregator.py [--items 40000] [--batch 128] [--database sqlite:///...]
+
+Contributions come as the worker sends them: one record a partition and scoring batch, a third of the items copies.
+Prints one JSON object: contributions per second of wall clock and of this process's CPU time, and the latter for the
+counting alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from pathlib import Path
+
+from consumers.aggregator import decode_batch
+from monitor.records import Contribution, ContributionBatch, Rejected, SourceWatermark, encode
+from monitor.storage.checkpoint import ContributionRecord, PartitionCheckpoint
+from monitor.storage.engine import open_engine
+from monitor.storage.migrate import upgrade
+from monitor.stories import signature
+from monitor.surges.counting import Counter, CounterState, CountingConfig
+from monitor.surges.keys import partition_of
+from monitor.surges.ticks import MINUTE_MS
+
+PARTITIONS = 4
+RECORDS_TOGETHER = 20
+KEYS = 1000
+WORDS = [f"word{number}" for number in range(3000)]
+
+
+def make_records(items: int, batch: int) -> dict[int, list[bytes]]:
+    """Encoded records by partition: two keys an item, 100 items a minute of event time."""
+    rnd = random.Random(1)
+    titles: list[str] = []
+    records: dict[int, list[bytes]] = {partition: [] for partition in range(PARTITIONS)}
+    for start in range(0, items, batch):
+        found: dict[int, list[Contribution]] = {partition: [] for partition in range(PARTITIONS)}
+        at = 28_400_000 * MINUTE_MS
+        for number in range(start, min(start + batch, items)):
+            at = 28_400_000 * MINUTE_MS + number * MINUTE_MS // 100
+            copy = titles and rnd.random() < 0.33
+            titles.append(rnd.choice(titles[-200:]) if copy else " ".join(rnd.choices(WORDS, k=10)))
+            sketch = signature(titles[-1])
+            for key in (f"ticker:T{rnd.randrange(KEYS)}", f"topic:{rnd.randrange(20)}"):
+                found[partition_of(key, PARTITIONS)].append(
+                    Contribution(
+                        key=key,
+                        item_id=f"item-{number}",
+                        at=at,
+                        p_negative=0.3,
+                        score=0.1,
+                        negative=rnd.random() < 0.2,
+                        signature=sketch,
+                        source="wire",
+                        title=titles[-1],
+                        url=f"https://example.org/{number}",
+                    )
+                )
+        for partition, contributions in found.items():
+            sources = (SourceWatermark("news:0", at, False),)
+            made = ContributionBatch(contributions=tuple(contributions), sources=sources, source_count=1)
+            records[partition].append(encode(made))
+    return records
+
+
+def decoded(values: list[bytes]) -> list[ContributionBatch]:
+    """Batches of records that are known to be good."""
+    return [batch for batch in map(decode_batch, values) if not isinstance(batch, Rejected)]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, default=40_000)
+    parser.add_argument("--batch", type=int, default=128, help="items of a scoring batch")
+    parser.add_argument("--database", default="", help="SQLAlchemy URL of an empty database; default: a SQLite file")
+    arguments = parser.parse_args()
+    records, config = make_records(arguments.items, arguments.batch), CountingConfig()
+    began = time.process_time()
+    for values in records.values():
+        counter = Counter(config, CounterState(sources={}), ())
+        for batch in decoded(values):
+            counter.apply(batch, {})
+    counting_s = time.process_time() - began
+    with tempfile.TemporaryDirectory() as folder:
+        engine = open_engine(arguments.database or f"sqlite:///{Path(folder) / 'monitor.db'}")
+        upgrade(engine)
+        checkpoints = {partition: PartitionCheckpoint(engine, partition, config) for partition in records}
+        contributions = 0
+        began, cpu_began = time.perf_counter(), time.process_time()
+        for start in range(0, max(map(len, records.values())), RECORDS_TOGETHER):
+            for partition, values in records.items():
+                batches = decoded(values[start : start + RECORDS_TOGETHER])
+                numbered = [ContributionRecord(start + index, batch) for index, batch in enumerate(batches)]
+                contributions += checkpoints[partition].apply(numbered).contributions
+        seconds, cpu_s = time.perf_counter() - began, time.process_time() - cpu_began
+        engine.dispose()
+    print(
+        json.dumps(
+            {
+                "contributions": contributions,
+                "seconds": round(seconds, 2),
+                "contributions_per_s": round(contributions / seconds),
+                "contributions_per_cpu_s": round(contributions / cpu_s),
+                "counting_only_per_cpu_s": round(contributions / counting_s),
+                "database": engine.dialect.name,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
