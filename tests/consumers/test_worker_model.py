@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
 
 def test_real_scores_end_in_the_store(kafka_settings: Settings, store: Engine) -> None:
-    settings = kafka_settings.model_copy(update={"device": "cpu"})
+    settings = kafka_settings.model_copy(update={"device": "cpu", "cpu_precision": "fp32"})
     with sending(settings) as sender:
         sender.item(news(1, title="Apple shares plunge after profit warning and fraud probe", tickers=("AAPL",)))
         sender.item(news(2, title="Microsoft profit rises sharply and beats expectations", tickers=("MSFT",)))
