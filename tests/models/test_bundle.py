@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import BertModel
 
+from models.adapters import merge_adapter
 from models.backbones import load_text_backbone
 from models.bundle import (
     LoadedModel,
@@ -120,7 +122,7 @@ def test_merging_the_adapter_changes_nothing(small_model: Path) -> None:
                 parameter.normal_(std=0.1)
     rows = [Row(text) for text in TEXTS]
     apart = LoadedModel(network, backbone, file, torch.device("cpu")).predict(rows)
-    network.text = network.text.merge_and_unload()
+    network.text = merge_adapter(cast(PeftModel, network.text))
     merged = LoadedModel(network, backbone, file, torch.device("cpu")).predict(rows)
     assert np.allclose(apart.sentiment, merged.sentiment, atol=1e-5)
 

@@ -31,7 +31,7 @@ BAD = ("profit plunges", "shares tumble on weak sales", "cuts outlook", "loses b
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixty rows whose sentiment hangs on their words."""
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    lines = []
+    lines: list[dict[str, Any]] = []
     for number in range(60):
         name, part = f"Firm{number}", "train" if number < 44 else "validation" if number < 52 else "test"
         if number % 3 == 2:
