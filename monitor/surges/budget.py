@@ -3,7 +3,8 @@
 What is counted are the peaks of excursions (`monitor.surges.episodes`): with the bar at x, the peaks above x are the
 alarms. From a replay without known surges the bar is read off its highest peaks; where too few lie above the
 budgeted number, the tail is continued as an exponential one (scores are logarithms, so that is a power law of the
-p-value), by the mean excess over the threshold (Hill's estimator). Without such a replay the shape of the tail is
+p-value), by the mean excess over the threshold (Hill's estimator),
+held to the shipped tail's. Without such a replay the shape of the tail is
 the shipped one and only its height is learned, from the many low peaks, among which surges hardly count.
 """
 
@@ -32,7 +33,10 @@ LOWEST, HIGHEST = 1.0, 30.0
 # The low peaks by which the tail's height is learned.
 BAND: Final = (1.5, 2.5)
 PRIOR_PEAKS: Final = 20.0
-TOP_PEAKS: Final = 60
+# Few, because the tail falls the faster the further out: many would carry the bar too high.
+TOP_PEAKS: Final = 25
+# The shipped tail's steepness counts as much as this many peaks: one replay's highest few are chance.
+TAIL_PEAKS: Final = 50.0
 
 
 def tail_rate(score: float) -> float:
@@ -72,7 +76,10 @@ def bar_from_history(peaks: Sequence[float], key_days: float, budget: float) -> 
     if wanted >= top:
         return max(LOWEST, threshold)
     excess = sum(peak - threshold for peak in ordered[:top]) / top
-    return max(LOWEST, threshold + excess * math.log(top / wanted))
+    decades = math.log(top / wanted)
+    shipped = (_tail_score(tail_rate(threshold) * wanted / top) - threshold) / decades
+    excess = (top * excess + TAIL_PEAKS * shipped) / (top + TAIL_PEAKS)
+    return max(LOWEST, threshold + excess * decades)
 
 
 class AlarmRate:
