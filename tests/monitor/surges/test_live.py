@@ -73,6 +73,11 @@ def set_watermark(store: Engine, partition: int, minute: int) -> None:
             connection.execute(insert(t.partitions).values(partition=partition, **values, **rest))
 
 
+def expire_lease(store: Engine) -> None:
+    with writing(store) as connection:
+        connection.execute(update(t.judge).values(lease_until=datetime.now(UTC) - timedelta(seconds=1)))
+
+
 def judged_to(store: Engine) -> int | None:
     with reading(store) as connection:
         return connection.scalar(select(t.judge.c.judged_to))
@@ -113,11 +118,12 @@ def test_it_decides_what_the_judge_decides_in_memory(
 def test_a_process_that_dies_at_any_time_is_replaced_without_a_trace(
     store: Engine, make_settings: Callable[..., Settings], counts: dict[int, MinuteCounts], snapshot_s: float
 ) -> None:
-    settings = make_settings(judge_snapshot_s=snapshot_s, judge_lease_s=1e-6)
+    settings = make_settings(judge_snapshot_s=snapshot_s)
     write_ticks(store, counts)
     for step in range(0, END - BEGIN, 1000):
         set_watermark(store, 0, BEGIN + step)
         LiveJudge(store, settings, 1).advance()  # forgotten after one step: nothing is given back
+        expire_lease(store)
     set_watermark(store, 0, END)
     run_to_the_end(LiveJudge(store, settings, 1))
     fired = [decision for decision in in_memory(counts, settings) if decision.action == "fire"]
@@ -149,8 +155,7 @@ def test_one_process_judges_and_another_takes_over_when_it_stops_or_falls_silent
     assert second.advance() == 0
     first.release()
     assert second.advance() == 100
-    with writing(store) as connection:
-        connection.execute(update(t.judge).values(lease_until=datetime.now(UTC) - timedelta(seconds=1)))
+    expire_lease(store)
     set_watermark(store, 0, BEGIN + 300)
     assert first.advance() == 100
     set_watermark(store, 0, BEGIN + 400)
@@ -164,7 +169,7 @@ def test_a_holder_that_was_overtaken_in_mid_step_changes_nothing(
     counts: dict[int, MinuteCounts],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = make_settings(judge_lease_s=1e-6)
+    settings = make_settings()
     write_ticks(store, counts)
     sleeper, other = LiveJudge(store, settings, 1), LiveJudge(store, settings, 1)
     set_watermark(store, 0, BEGIN + 100)
@@ -172,12 +177,14 @@ def test_a_holder_that_was_overtaken_in_mid_step_changes_nothing(
 
     def overtaken(self: Judge, minute: int, found: MinuteCounts) -> list[Decision]:
         monkeypatch.setattr(Judge, "step", step)
+        expire_lease(store)
         run_to_the_end(other)
         return step(self, minute, found)
 
     monkeypatch.setattr(Judge, "step", overtaken)
     assert sleeper.advance() == 0
     assert judged_to(store) == BEGIN + 99
+    expire_lease(store)
     set_watermark(store, 0, BEGIN + 200)
     assert sleeper.advance() == 100
 
