@@ -9,9 +9,10 @@ import shutil
 import sys
 import time
 from base64 import b64encode
+from datetime import datetime
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -74,9 +75,19 @@ def _demo_settings(receiver: DemoReceiver) -> Settings:
     return current_settings("demo", **flags)
 
 
-def _stream() -> tuple[Path, int]:
+class _Stream(NamedTuple):
+    """The bundled stream: where it lies, how many items it has, and the minute of the last one."""
+
+    path: Path
+    items: int
+    last_minute: datetime
+
+
+def _stream() -> _Stream:
     path = Path(str(resources.files("monitor") / "data" / "demo" / "stream.jsonl"))
-    return path, sum(1 for line in path.open(encoding="utf-8") if line.strip())
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    last = max(datetime.fromisoformat(json.loads(line)["published_at"]) for line in lines)
+    return _Stream(path, len(lines), last.replace(second=0, microsecond=0))
 
 
 def _has_display() -> bool:
@@ -112,7 +123,7 @@ class _Run:
         """True once a firing alert has been delivered with a good signature."""
         return any(message.payload["type"] == "alert.firing" for message in self.receiver.received)
 
-    def replay(self, total: int, deadline: float, until_alert: bool, progress: Progress, task: TaskID) -> None:
+    def replay(self, stream: _Stream, deadline: float, until_alert: bool, progress: Progress, task: TaskID) -> None:
         """Watch until the whole stream is stored, counted and judged, and an alert has arrived."""
         from monitor.storage.status import store_status
 
@@ -121,14 +132,15 @@ class _Run:
             self.supervisor.check()
             fed = fed or self.supervisor.finished("feed")
             status = store_status(self.engine)
-            progress.update(task, completed=min(status.items, total))
+            progress.update(task, completed=min(status.items, stream.items))
             self.print_alerts()
-            done = fed and status.items >= total
-            if done and self.fired() and status.undelivered == 0:
+            judged = status.judged_to is not None and status.judged_to >= stream.last_minute
+            if fed and status.items >= stream.items and judged and self.fired() and status.undelivered == 0:
+                self.print_alerts()
                 return
             if until_alert and time.monotonic() > deadline:
                 raise MonitorError(
-                    f"No alert arrived within the time allowed ({status.items} of {total} items stored).",
+                    f"No alert arrived within the time allowed ({status.items} of {stream.items} items stored).",
                     f"The processes' output is in {self.settings.data_dir / 'logs'}.",
                 )
             time.sleep(POLL_S)
@@ -157,7 +169,7 @@ def demo(
         _claim_data_dir(settings)
         engine = open_store(settings)
         _refuse_filled_store(engine)
-        path, total = _stream()
+        stream = _stream()
         supervisor = Supervisor(
             process_specs(settings),
             settings.environment(),
@@ -174,7 +186,7 @@ def demo(
             supervisor.add(
                 ProcessSpec(
                     "feed",
-                    (sys.executable, "-m", "monitor.cli.app", "feed", "jsonl", str(path), "--speed", str(speed)),
+                    (sys.executable, "-m", "monitor.cli.app", "feed", "jsonl", str(stream.path), "--speed", str(speed)),
                     restart=False,
                 )
             )
@@ -188,8 +200,8 @@ def demo(
                 TimeElapsedColumn(),
                 console=err,
             ) as progress:
-                task = progress.add_task(f"{total} items of real news", total=total)
-                run.replay(total, deadline, until_alert, progress, task)
+                task = progress.add_task(f"{stream.items} items of real news", total=stream.items)
+                run.replay(stream, deadline, until_alert, progress, task)
             if until_alert:
                 return
             out.print("The whole stream is in. The dashboard stays up; Ctrl-C stops everything.")
