@@ -32,7 +32,7 @@ from monitor.records import Trend
 TARGET = Path(__file__).parent.parent / "monitor" / "data" / "demo"
 SEED = 20260306
 START = datetime(2026, 2, 27, 12, tzinfo=UTC)
-END = datetime(2026, 3, 6, 23, tzinfo=UTC)
+END = datetime(2026, 3, 7, 6, tzinfo=UTC)
 SURGE_START = datetime(2026, 3, 6, 14, 2, tzinfo=UTC)
 SURGE = timedelta(minutes=84)
 SURGE_TICKER = "INFY"
@@ -216,9 +216,9 @@ replays it.
   negative text, and so on); it has nothing to do with the event that the text tells of.
 - **Copies.** About {copied:.0%} of all items are headlines that come again from another source, some with `UPDATE 1-`
   or `RPT-` before them.
-- **The surge.** On the last day, from {surge_start} on, {stories} headlines about {company} that SEntFiN labels
+- **The surge.** On the last full day, from {surge_start} on, {stories} headlines about {company} that SEntFiN labels
   negative towards it come within {minutes} minutes, and {copies} of them again as copies. In truth they were written
-  over years; such a day never happened. Ordinary news goes on for the rest of the day, so that the alert is resolved.
+  over years; such a day never happened. Ordinary news goes on until the next morning, so that the alert is resolved.
 """
 
 

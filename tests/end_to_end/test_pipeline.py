@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from importlib import resources
 from pathlib import Path
 
@@ -14,6 +15,9 @@ import pytest
 from tests.end_to_end.pipeline import Outcome, run_pipeline
 
 STREAM = Path(str(resources.files("monitor") / "data" / "demo" / "stream.jsonl"))
+# What scripts/build_demo_stream.py plants.
+SURGE_KEY = "ticker:INFY"
+SURGE_START = datetime(2026, 3, 6, 14, 2, tzinfo=UTC)
 KILLS = (
     (0.1, "worker"),
     (0.2, "aggregator"),
@@ -49,11 +53,17 @@ def test_charts_are_read_with_their_items(undisturbed: Outcome) -> None:
 
 
 def test_the_planted_surge_alerts_and_resolves(undisturbed: Outcome) -> None:
-    planted = json.loads((STREAM.parent / "surge.json").read_text())
-    fired = [e for e in undisturbed.episodes.values() if e[1] == f"ticker:{planted['ticker']}"]
+    fired = [e for e in undisturbed.episodes.values() if e[1] == SURGE_KEY]
     assert len(fired) == 1
-    kinds = [kind for episode, kind in undisturbed.received if f"ticker:{planted['ticker']}" in episode]
+    _, _, started_at, fired_at, resolved_at = fired[0]
+    assert SURGE_START <= started_at <= fired_at <= SURGE_START + timedelta(minutes=30)
+    assert resolved_at > fired_at
+    kinds = [kind for episode, kind in undisturbed.received if episode in _ids(undisturbed)]
     assert kinds == ["alert.firing", "alert.resolved"]
+
+
+def _ids(outcome: Outcome) -> set[str]:
+    return {id_ for id_, episode in outcome.episodes.items() if episode[1] == SURGE_KEY}
 
 
 def test_kills_change_nothing(undisturbed: Outcome, tmp_path: Path) -> None:
