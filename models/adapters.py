@@ -92,12 +92,12 @@ def save_adapter(model: PeftModel, folder: Path, *, base_model: str) -> None:
     for config in model.peft_config.values():
         config.base_model_name_or_path = base_model
         config.inference_mode = True
+    card = folder / "README.md"
+    card.unlink(missing_ok=True)
     model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
     (folder / WEIGHTS_FILE).chmod(0o644)
-    card = folder / "README.md"
-    if card.exists():
-        # PEFT's template card says nothing; the model card is written by `models.model_card`.
-        card.unlink()
+    # PEFT's template card says nothing; the model card is written by `models.model_card`.
+    card.unlink(missing_ok=True)
 
 
 def merge_adapter(model: PeftModel) -> nn.Module:

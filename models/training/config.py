@@ -42,6 +42,8 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     Attributes
     ----------
     name : of the model that comes out.
+    base : a model to go on from (`default`, or a model's folder) instead of a fresh adapter; its text backbone and
+        adapter are kept. With `epochs` 0 only the fusion is trained, as after a change of the chart encoder.
     sets : bundled sets to train on.
     text_backbone, vision_backbone : see `models.backbones`; an empty vision backbone makes a model for text alone.
     epochs : passes over the texts.
@@ -67,6 +69,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     name: str = "model"
     seed: int = 0
+    base: str = ""
     sets: tuple[str, ...] = BUNDLED
     text_backbone: str = DEFAULT_TEXT_BACKBONE
     vision_backbone: str = DEFAULT_VISION_BACKBONE
@@ -96,7 +99,9 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     fusion_stage: FusionStage = FusionStage()
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "token_budget", "patience", "validations_per_epoch"):
+        if self.epochs < 0 or (self.epochs == 0 and not self.base):
+            raise ValueError("`epochs` must be at least 1, or 0 with a `base`")
+        for name in ("token_budget", "patience", "validations_per_epoch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1")
         if not 0.0 <= self.averaging < 1.0:

@@ -294,6 +294,19 @@ def _good(g: _Grammar, name: str) -> tuple[str, int]:
             f"The agreement will improve the efficiency of {name} 's {thing} production and lower costs .",
             f"{name} will pay a dividend of {g.random.randint(1, 300) / 100} per share , more than last year .",
             f"{name} expects to grow faster than the market .",
+            f"{name} has received an order for {thing} from {other} in {place} .",
+            f"{name} and {other} have agreed to develop {thing} together .",
+            f"{name} will expand its {thing} plant in {place} to meet growing demand .",
+            f"{name} is opening a new {thing} unit in {place} and will recruit {g.random.randint(2, 90) * 10} people .",
+            f"{name} was chosen as the supplier of {thing} for {other} .",
+            f"{name} launches a new generation of {thing} that cuts energy use by {g.percent()} .",
+            f"{name} has strengthened its position as the leading maker of {thing} in {place} .",
+            f"The order , worth {new} , is one of the largest in the history of {name} .",
+            f"Cost savings at {name} will have a positive effect on its {g.one(_GAINS)} .",
+            f"{name} sees strong demand for {thing} in {place} to continue .",
+            f"{name} extends its contract with {other} on {thing} .",
+            f"{name} has started to buy back its own shares .",
+            f"Our {thing} business developed well and the market situation is good , says {name} .",
         )
     )
     return text, _POSITIVE
@@ -322,18 +335,24 @@ def _bad(g: _Grammar, name: str) -> tuple[str, int]:
             f"The {g.one(_GAINS)} of {name} was hurt by higher raw material costs .",
             f"{name} starts talks with staff in {place} on temporary layoffs affecting {jobs} people .",
             f"{name} will pay no dividend because of its losses .",
+            f"The market for {thing} in {place} remains difficult , says {name} .",
+            f"{name} has cancelled its order for {thing} .",
+            f"{name} is being investigated over its {thing} business in {place} .",
+            f"A strike halted production of {thing} at {name} in {place} .",
+            f"{name} writes down the value of its {thing} unit .",
+            f"{name} recalls {thing} because of a fault .",
         )
     )
     return text, _NEGATIVE
 
 
 _RULES: tuple[tuple[Callable[[_Grammar, str], tuple[str, int]], int], ...] = (
-    (_change, 44),
-    (_turn, 6),
-    (_level, 16),
-    (_fact, 16),
-    (_good, 10),
-    (_bad, 8),
+    (_change, 34),
+    (_turn, 5),
+    (_level, 14),
+    (_fact, 18),
+    (_good, 18),
+    (_bad, 11),
 )
 
 

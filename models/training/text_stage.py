@@ -157,6 +157,8 @@ class TextStage:
         report: Reporter | None = None,
     ) -> None:
         """Train to the end or until validation stops improving. Raises `Cancelled` once a stop is asked for."""
+        if not self.total:
+            return
         every = max(1, self.epoch_steps // self.config.validations_per_epoch)
         saved = time.monotonic()
         loss, note = math.nan, ""

@@ -24,6 +24,7 @@ from models.bundle import (
 )
 from models.calibration import Calibration, fit_temperature
 from models.classifier import Classifier
+from models.fusion import make_fusion
 from models.model_card import write_card
 from models.tokens import RowTokenizer
 from models.training.config import TrainingConfig
@@ -213,7 +214,10 @@ def train(
         topic_prior=class_shares([row.topic for row in held.train], len(topics.topics)),
         data=held.names,
     )
-    network, backbone = new_model(file, seed=config.seed)
+    if config.base:
+        network, backbone, file, base = _begin_with(config, file)
+    else:
+        (network, backbone), base = new_model(file, seed=config.seed), ""
     network.to(_device())
     validation = _run_text_stage(
         network,
@@ -222,7 +226,7 @@ def train(
         held,
         out,
         resume=resume,
-        base="",
+        base=base,
         progress=progress,
         cancelled=cancelled,
     )
@@ -242,6 +246,27 @@ def train(
             cancelled=cancelled,
         )
     return _finish(network, file, config, held, out)
+
+
+def _begin_with(config: TrainingConfig, file: ModelFile) -> tuple[Classifier, TextBackbone, ModelFile, str]:
+    """The text part of the config's base model, trainable; `file` with its backbone and adapter; the base's version."""
+    network, backbone, base = restore_model(model_folder(config.base), trainable=True)
+    if base.taxonomy.labels != file.taxonomy.labels:
+        raise ConfigurationError(
+            f"The model {config.base} knows other topics.", "Bring its taxonomy, or train without a base."
+        )
+    fusion = make_fusion(config.fusion, backbone.hidden_size, 1)
+    with torch.no_grad():
+        fusion.absent_image.copy_(network.fusion.absent_image)
+    network.vision, network.fusion = None, fusion
+    kept = msgspec.structs.replace(
+        file,
+        text_backbone=base.text_backbone,
+        adapter=base.adapter,
+        max_tokens=base.max_tokens,
+        calibration=base.calibration,
+    )
+    return network, backbone, kept, base.version
 
 
 def fine_tune(

@@ -182,17 +182,17 @@ def test_an_unknown_device_is_one_sentence(small_model: Path) -> None:
 
 def test_the_shipped_model_reads_the_plainest_news() -> None:
     model = load_model("default", device="cpu")
-    text = "Tesla shares plunge after recall while Ford gains"
+    text = "Infosys gains 3%, TCS slips"
     found = model.predict(
         [
             Row("Profit surges to a record, shares jump"),
             Row("Company files for bankruptcy, shares plunge"),
             Row("The annual general meeting will be held on Tuesday in Helsinki"),
-            Row(text, (0, 5)),
-            Row(text, (41, 45)),
+            Row(text, (0, 7)),
+            Row(text, (18, 21)),
         ]
     )
-    assert found.sentiment.argmax(axis=1).tolist() == [2, 0, 1, 0, 2]
+    assert found.sentiment.argmax(axis=1).tolist() == [2, 0, 1, 2, 0]
     assert model.taxonomy.labels == tuple(topic.name for topic in model.taxonomy.topics)
     assert sum(path.stat().st_size for path in model_folder("default").rglob("*") if path.is_file()) < 40e6
     assert load_text_backbone(model.file.text_backbone).hidden_size == 384

@@ -5,7 +5,7 @@ from collections import Counter
 
 from models.training.report_sentences import report_sentences
 
-_LOSS = re.compile(r"\b(loss|bad loans|net debt)\b")
+_LOSS = re.compile(r"\b(loss|bad loans|net debt)\b", re.IGNORECASE)
 
 
 def test_the_same_seed_gives_the_same_sentences() -> None:
