@@ -74,6 +74,7 @@ class Backtest:
         self._episodes: dict[str, BacktestAlert] = {}
         self._pending: list[Contribution] = []
         self._latest = 0
+        self.first_minute = 0
         self._next_minute: int | None = None
         self._ticks: dict[int, dict[str, list[int]]] = {}
         self._known: dict[tuple[str, str], Counted] = {}
@@ -90,9 +91,7 @@ class Backtest:
     def add(self, item: ScoredItem) -> None:
         """Count one item. Items may come out of order within the lateness; later ones are counted as late."""
         at = epoch_ms(item.published_at)
-        if self._next_minute is None:
-            self._next_minute = at // MINUTE_MS
-        elif at // MINUTE_MS > self._latest // MINUTE_MS:
+        if self.items and at // MINUTE_MS > self._latest // MINUTE_MS:
             self._apply(idle=False)
         self._latest = max(self._latest, at)
         self._pending += contributions(item)
@@ -139,10 +138,14 @@ class Backtest:
                 self._known.pop(pair, None)
 
     def _judge_closed(self) -> None:
+        first_open = self._counter.state.watermark // MINUTE_MS
         minute = self._next_minute
         if minute is None:
-            return
-        first_open = self._counter.state.watermark // MINUTE_MS
+            # The first minute that anything was counted in, which need not be the first item's that came.
+            minute = min(self._ticks, default=first_open)
+            if minute >= first_open:
+                return
+            self.first_minute = minute
         while minute < first_open:
             decisions = self._judge.step(minute, self._counts(minute))
             for decision in decisions:
@@ -154,7 +157,8 @@ class Backtest:
         self._next_minute = minute
 
     def _counts(self, minute: int) -> MinuteCounts:
-        ticks = self._ticks.pop(minute, None)
+        # A story that was moved to an earlier minute leaves zeros behind.
+        ticks = {key: tick for key, tick in self._ticks.pop(minute, {}).items() if tick[0]}
         if not ticks:
             return _EMPTY
         rows = np.array(list(ticks.values()), dtype=np.int64)
@@ -248,13 +252,11 @@ class History(msgspec.Struct, frozen=True):
 def measure_history(items: Iterable[ScoredItem], counting: CountingConfig, judging: JudgeConfig) -> History:
     """Replay a history; its first `WARM_DAYS` days, or third if that is less, are not counted."""
     replay = Backtest(counting, judging)
-    first: int | None = None
     for item in items:
         replay.add(item)
-        if first is None:
-            first = epoch_ms(item.published_at) // MINUTE_MS
     replay.finish()
-    begin, end = first or 0, replay.key_days[-1][0]
+    begin, (end, key_days) = replay.first_minute, replay.key_days[-1]
     warm = begin + min(WARM_DAYS * 24 * 60, (end - begin) // 3)
-    before = max((days for minute, days in replay.key_days if minute <= warm), default=0.0)
-    return History(tuple(peak for minute, peak in replay.peaks if minute > warm), replay.key_days[-1][1] - before)
+    # Key-days are known at midnights: peaks are taken from the same one on.
+    since, before = max((known for known in replay.key_days if known[0] <= warm), default=(begin, 0.0))
+    return History(tuple(peak for minute, peak in replay.peaks if minute >= since), key_days - before)
