@@ -1,0 +1,105 @@
+"""The live way of scored items, over partitions and the store, and the back-test give the same alerts."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import Engine, func, select, update
+
+from monitor.records import Contribution, ContributionBatch, ScoredItem, SourceWatermark
+from monitor.settings import Settings
+from monitor.storage import tables as t
+from monitor.storage.checkpoint import ContributionRecord, PartitionCheckpoint
+from monitor.storage.engine import reading, writing
+from monitor.surges.backtest import Backtest, BacktestAlert
+from monitor.surges.counting import CountingConfig
+from monitor.surges.judge import JudgeConfig
+from monitor.surges.keys import contributions, epoch_ms, partition_of
+from monitor.surges.lines import read_scored
+from monitor.surges.live import LiveJudge
+from tests.monitor.surges.builders import stream
+
+PARTITIONS, BATCH = 4, 150
+
+
+def back_tested(items: list[ScoredItem], settings: Settings) -> list[BacktestAlert]:
+    run = Backtest(CountingConfig.of(settings), JudgeConfig.of(settings))
+    for item in items:
+        run.add(item)
+    run.finish()
+    return run.alerts
+
+
+class Live:
+    """The aggregator's parts, fed as a worker feeds them: one record for every partition and batch of items."""
+
+    def __init__(self, store: Engine, settings: Settings) -> None:
+        self.store = store
+        self.settings = settings
+        self.judge = LiveJudge(store, settings, PARTITIONS)
+        self.partitions = self.new_partitions()
+        self.offsets = [0] * PARTITIONS
+
+    def new_partitions(self) -> list[PartitionCheckpoint]:
+        counting = CountingConfig.of(self.settings)
+        return [PartitionCheckpoint(self.store, number, counting) for number in range(PARTITIONS)]
+
+    def take(self, batch: list[ScoredItem], at: int, *, idle: bool = False) -> None:
+        by_partition: dict[int, list[Contribution]] = defaultdict(list)
+        for item in batch:
+            for contribution in contributions(item):
+                by_partition[partition_of(contribution.key, PARTITIONS)].append(contribution)
+        for number, partition in enumerate(self.partitions):
+            counted = ContributionBatch(
+                contributions=tuple(by_partition[number]),
+                sources=(SourceWatermark("news:0", at, idle),),
+                source_count=1,
+            )
+            partition.apply([ContributionRecord(self.offsets[number], counted)])
+            self.offsets[number] += 1
+            self.judge.advance()
+        while self.judge.advance():
+            pass
+
+    def die(self) -> None:
+        """Another process begins with what is stored."""
+        with writing(self.store) as connection:
+            connection.execute(update(t.judge).values(lease_until=datetime.now(UTC) - timedelta(seconds=1)))
+        self.judge = LiveJudge(self.store, self.settings, PARTITIONS)
+        self.partitions = self.new_partitions()
+
+
+def test_a_replay_through_the_store_gives_the_alerts_of_the_back_test(
+    store: Engine, make_settings: Callable[..., Settings]
+) -> None:
+    made, _ = stream(3, 12, 4, surges=4, quiet_days=2)
+    items = list(read_scored((json.dumps(item).encode() for item in made), "made"))
+    settings = make_settings(surge_budget=0.5, judge_snapshot_s=1e-9)
+    expected = back_tested(items, settings)
+    assert {alert.key.partition(":")[0] for alert in expected} == {"ticker", "topic", "market"}
+    assert any(alert.resolved_at for alert in expected)
+
+    live = Live(store, settings)
+    for number, begin in enumerate(range(0, len(items), BATCH)):
+        batch = items[begin : begin + BATCH]
+        latest = epoch_ms(batch[-1].published_at)
+        live.take(batch, latest)
+        if number % 4 == 1:
+            live.die()
+            live.take(batch, latest)  # the worker sends again what it had not committed
+    live.take([], epoch_ms(items[-1].published_at), idle=True)
+
+    with reading(store) as connection:
+        episodes = connection.execute(select(t.episodes).order_by(t.episodes.c.fired_at, t.episodes.c.id)).all()
+        announced = connection.execute(
+            select(t.outbox.c.event, func.count()).where(t.outbox.c.event.in_(["firing", "resolved"])).group_by("event")
+        )
+        events = dict(announced.tuples().all())
+    assert [(row.id, row.key, row.fired_at, row.resolved_at) for row in episodes] == sorted(
+        ((alert.id, alert.key, alert.fired_at, alert.resolved_at) for alert in expected), key=lambda a: (a[2], a[0])
+    )
+    assert {row.id: row.severity for row in episodes} == {alert.id: alert.severity for alert in expected}
+    assert events == {"firing": len(expected), "resolved": sum(alert.resolved_at is not None for alert in expected)}
