@@ -154,6 +154,9 @@ class Settings(BaseSettings):
     retention_items_days: float = Field(90.0, gt=0, description="Days that scored items are kept.")
     retention_charts_days: float = Field(30.0, gt=0, description="Days that chart images are kept.")
     retention_ticks_days: float = Field(60.0, gt=0, description="Days that per-minute counts are kept.")
+    retention_rollups_days: float = Field(
+        730.0, gt=0, description="Days that sums by hour and day are kept; never fewer than those by minute."
+    )
 
     # Operations
     metrics_port: int = Field(0, ge=0, le=65535, description="Port of Prometheus metrics and health; 0: none.")

@@ -12,6 +12,7 @@ from monitor.jobs.catalogue import Cancelled, Progress
 from monitor.settings import Settings
 from monitor.storage.engine import open_engine, reading, writing
 from monitor.storage.tables import (
+    awaited_charts,
     charts,
     counted,
     dead_letters,
@@ -19,6 +20,7 @@ from monitor.storage.tables import (
     items,
     job_runs,
     judge,
+    rollups,
     stories,
     ticks,
 )
@@ -58,12 +60,16 @@ def _conditions(
     """What to drop from each table; `now` is event time, `clock` the wall clock."""
     items_before = now - timedelta(days=settings.retention_items_days)
     minute = _ticks_cutoff(connection, settings, now)
+    # Sums over longer times are cheap to keep, and are of use as long as anybody looks back.
+    rollups_before = _minute(now - timedelta(days=settings.retention_rollups_days))
     gone = ~exists().where(items.c.id == counted.c.item_id)
     kept_since = clock - timedelta(days=settings.retention_items_days)
     return [
         (charts, charts.c.published_at < now - timedelta(days=settings.retention_charts_days)),
         (items, items.c.published_at < items_before),
+        (awaited_charts, awaited_charts.c.published_at < now - timedelta(days=settings.retention_charts_days)),
         (ticks, ticks.c.minute < minute),
+        (rollups, rollups.c.minute + rollups.c.width <= min(minute, rollups_before)),
         (counted, and_(counted.c.minute < minute, counted.c.minute > _STALE_MINUTE)),
         # A stale item was counted in no minute: it goes when its item has gone.
         (counted, and_(counted.c.minute == _STALE_MINUTE, gone)),

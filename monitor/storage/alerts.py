@@ -29,8 +29,9 @@ from monitor.alerts.records import (
     view_link,
 )
 from monitor.errors import ConfigurationError
-from monitor.storage.tables import alert_events, episodes, items, outbox, stories
+from monitor.storage.tables import alert_events, episodes, items, outbox, stories, ticks
 from monitor.storage.upsert import insert_missing
+from monitor.surges.keys import MARKET, TOPIC
 
 if TYPE_CHECKING:
     from monitor.surges.decisions import Decision
@@ -70,14 +71,19 @@ class OutboxEntry(msgspec.Struct, frozen=True):
     created_at: datetime
 
 
-def _under_key(key: str) -> Any:
-    # An item has one topic, so the market's stories are those of all topics.
-    return stories.c.key.startswith("topic:", autoescape=True) if key == "market" else stories.c.key == key
+def _members(conn: Connection, key: str, first: int, last: int) -> list[str]:
+    """The keys that hold the stories of `key` in the epoch minutes [first, last): the market's are those of all
+    topics, of which an item has one."""
+    if key != MARKET:
+        return [key]
+    counted = select(ticks.c.key).distinct().where(ticks.c.minute >= first, ticks.c.minute < last)
+    return sorted(name for name in conn.scalars(counted) if name.startswith(TOPIC))
 
 
 def _evidence(conn: Connection, key: str, start: datetime, end: datetime) -> tuple[list[AlertStory], int, str]:
     """Negative stories of a key counted in `[start, end)`, most copied and surest first; the number of their distinct
     sources; the model version that scored most of the first of them."""
+    first, last = (start - _EPOCH) // _MINUTE, (end - _EPOCH) // _MINUTE
     rows = conn.execute(
         select(
             stories.c.item_id,
@@ -90,9 +96,9 @@ def _evidence(conn: Connection, key: str, start: datetime, end: datetime) -> tup
             stories.c.p_negative,
         )
         .where(
-            _under_key(key),
-            stories.c.minute >= (start - _EPOCH) // _MINUTE,
-            stories.c.minute < (end - _EPOCH) // _MINUTE,
+            stories.c.key.in_(_members(conn, key, first, last)),
+            stories.c.minute >= first,
+            stories.c.minute < last,
             stories.c.negative,
         )
         .order_by(stories.c["items"].desc(), stories.c.p_negative.desc(), stories.c.id)

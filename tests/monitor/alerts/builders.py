@@ -13,7 +13,8 @@ from sqlalchemy import Connection, Engine
 from monitor.alerts.records import Alert, AlertState, AlertWindow
 from monitor.storage.engine import open_engine
 from monitor.storage.migrate import upgrade
-from monitor.storage.tables import items, stories
+from monitor.storage.tables import items, stories, ticks
+from monitor.storage.upsert import upsert
 from monitor.surges.decisions import Decision
 
 AT = datetime(2026, 3, 2, 14, 30, tzinfo=UTC)
@@ -109,6 +110,8 @@ def put_story(
         "signature": [],
     }
     conn.execute(stories.insert().values(**(row | changes)))
+    counts = dict.fromkeys(("stories", "negative_stories", "items", "negative_items", "score_sum", "late"), 1)
+    upsert(conn, ticks, [{"key": key, "minute": ms // 60_000, **counts}], add=list(counts))
 
 
 def put_item(conn: Connection, item_id: str, *, model_version: str) -> None:

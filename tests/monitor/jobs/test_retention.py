@@ -116,11 +116,33 @@ def test_each_table_loses_what_its_setting_says(store: Engine, make_settings: Ca
     settings = make_settings(retention_items_days=90, retention_charts_days=30, retention_ticks_days=60)
     dropped = drop_old(store, settings, NOW + timedelta(hours=1), QUIET, GOING, batch_rows=2)
     assert dropped == {
-        "charts": 4, "item_keys": 2, "items": 2, "ticks": 3, "counted": 3 + 7, "stories": 3, "dead_letters": 0,
-        "job_runs": 0,
+        "charts": 4, "item_keys": 2, "items": 2, "awaited_charts": 0, "ticks": 3, "rollups": 0, "counted": 3 + 7,
+        "stories": 3, "dead_letters": 0, "job_runs": 0,
     }  # fmt: skip
     assert [count(store, t) for t in (tables.items, tables.charts, tables.ticks, tables.stories)] == [5, 3, 4, 4]
     assert sum(drop_old(store, settings, NOW + timedelta(hours=1), QUIET, GOING).values()) == 0
+
+
+def test_charts_that_never_came_and_old_sums_go(store: Engine, make_settings: Callable[..., Settings]) -> None:
+    def sums(width: int, age_days: float) -> dict[str, Any]:
+        minute = int((NOW - timedelta(days=age_days)).timestamp()) // 60
+        base = dict.fromkeys(("stories", "negative_stories", "items", "negative_items", "score_sum", "late"), 1)
+        return {"width": width, "key": "ticker:AAPL", "minute": minute - minute % width, **base}
+
+    fill(store, [0])
+    with writing(store) as connection:
+        for age in (10, 29, 31, 400):
+            waited = {"chart_id": f"c{age}", "item_id": "i0", "published_at": NOW - timedelta(days=age)}
+            connection.execute(insert(tables.awaited_charts).values(waited))
+        for width in (60, 1440):
+            for age in (10, 98, 102, 400):
+                connection.execute(insert(tables.rollups).values(sums(width, age)))
+    settings = make_settings(retention_charts_days=30, retention_ticks_days=60, retention_rollups_days=100)
+    dropped = drop_old(store, settings, NOW, QUIET, GOING, batch_rows=3)
+    assert (dropped["awaited_charts"], dropped["rollups"]) == (2, 4)
+    # Sums are never dropped before the minutes that they are made of.
+    longer = make_settings(retention_ticks_days=99, retention_rollups_days=1)
+    assert drop_old(store, longer, NOW, QUIET, GOING)["rollups"] == 0
 
 
 def test_a_replay_of_history_is_kept_whatever_the_clock_says(
