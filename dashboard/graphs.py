@@ -8,7 +8,7 @@ from typing import Any, Final
 import altair as alt
 
 from dashboard.markup import at_minute, clock
-from monitor.alerts.records import Alert
+from monitor.alerts.records import Alert, expectation
 from monitor.storage.trends import Bucket
 
 __all__ = ["probability_chart", "sentiment_chart", "volume_chart"]
@@ -84,7 +84,8 @@ def _surges(alerts: Iterable[Alert], start: int, end: int) -> list[dict[str, Any
                 "fired": min(high, max(low, _ms(alert.fired_at))),
                 "surge": f"{alert.severity}, {alert.state.value}",
                 "fired at": clock(alert.fired_at),
-                "negative stories": f"{alert.observed} in {alert.window.minutes} min, {alert.expected:.1f} expected",
+                "negative stories": f"{alert.observed} in {alert.window.minutes} min, "
+                f"{expectation(alert.expected)} expected",
             }
         )
     return found
@@ -159,7 +160,9 @@ def _expected_layer(alert: Alert, step: int) -> alt.Chart:
     level = alert.expected / alert.window.minutes * step
     row = {"t": _ms(alert.window.start), "t2": _ms(alert.window.end), "level": level}
     layer: alt.Chart = (
-        alt.Chart(alt.InlineData(values=[row | {"shown": f"{level:.2f} a step, {alert.expected:.1f} in the window"}]))
+        alt.Chart(
+            alt.InlineData(values=[row | {"shown": f"{level:.2f} a step, {expectation(alert.expected)} in the window"}])
+        )
         .mark_rule(color=POSITIVE, strokeWidth=3)
         .encode(
             x=_time_axis(title=None),

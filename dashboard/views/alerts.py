@@ -23,7 +23,7 @@ from dashboard.markup import (
 )
 from dashboard.navigation import page
 from dashboard.store import change, guarded, read
-from monitor.alerts.records import Alert, AlertState
+from monitor.alerts.records import SEVERITIES, Alert, AlertState, expectation
 from monitor.storage.alerts import acknowledge, audit_trail, get_alert, list_alerts
 from monitor.storage.articles import Headline, Story, copies, stories_under
 from monitor.storage.deliveries import Delivery, of_episode, undelivered
@@ -35,7 +35,6 @@ __all__ = ["show"]
 REFRESH_S: Final = 10
 LISTED: Final = 1000
 STATES: Final = ("firing", "acknowledged", "resolved")
-SEVERITIES: Final = ("critical", "high", "warning", "info")
 SILENCE_HOURS: Final = (1, 4, 12, 24, 72, 168)
 
 
@@ -53,7 +52,7 @@ def _matches(alert: Alert, severities: Sequence[str], about: str) -> bool:
 def _list() -> None:
     left, middle, right = st.columns([2, 2, 2], vertical_alignment="bottom")
     states = left.pills("State", STATES, selection_mode="multi", key="state", bind="query-params")
-    severities = middle.pills("Severity", SEVERITIES, selection_mode="multi", key="severity", bind="query-params")
+    severities = middle.pills("Severity", SEVERITIES[::-1], selection_mode="multi", key="severity", bind="query-params")
     about = right.text_input("Key or rule", key="about", bind="query-params", placeholder="AAPL, earnings, …")
     with read() as connection:
         found = list_alerts(connection, states=states, limit=LISTED)
@@ -137,7 +136,7 @@ def _silences() -> None:
         _deliveries(waiting, with_alert=True)
         st.caption("`sentiment-monitor alerts replay` sends them again at once.")
     else:
-        st.caption("Every notification has arrived.")
+        st.caption("No notification has failed or is waiting for another attempt.")
     st.subheader("Silences in force", anchor=False)
     if not silences:
         st.caption("None. A silence is made on an alert's page.")
@@ -174,7 +173,7 @@ def _head(alert: Alert) -> None:
     observed.metric(
         f"Negative stories in {alert.window.minutes} min",
         f"{alert.observed:,}",
-        f"{alert.expected:.1f} expected",
+        f"{expectation(alert.expected)} expected",
         delta_color="off",
         delta_arrow="off",
         border=True,

@@ -14,7 +14,7 @@ from dashboard.store import change, read
 from dashboard.views.explanation import show_explanation, wording
 from monitor.alerts.records import clean_url
 from monitor.errors import InputError
-from monitor.records import ChartScore, EntityScore, ScoredItem, Sentiment, Trend
+from monitor.records import ChartScore, EntityScore, Modality, ScoredItem, Sentiment, Trend
 from monitor.storage.articles import ChartImage, article, chart_image
 from monitor.storage.labels import Label, add_labels, decode_label, label_history
 from monitor.taxonomy import bundled_taxonomy
@@ -22,6 +22,7 @@ from monitor.taxonomy import bundled_taxonomy
 __all__ = ["show_item"]
 
 TOPICS_SHOWN: Final = 5
+READ: Final = {Modality.TEXT: "the text", Modality.CHART: "the chart", Modality.BOTH: "text and chart"}
 NOT_JUDGED: Final = "not judged"
 SENTIMENTS: Final = tuple(s.value for s in Sentiment)
 COLOURS: Final = dict(zip(SENTIMENTS, (NEGATIVE, NEUTRAL, POSITIVE), strict=True))
@@ -93,7 +94,7 @@ def _scores(item: ScoredItem) -> None:
     if item.entities:
         _entities(item.entities)
     markup(
-        f'<p class="quiet">Scored from {escape(item.modality.value)} by {escape(item.model_version)} at '
+        f'<p class="quiet">Scored from {READ[item.modality]} by {escape(item.model_version)} at '
         f"<time>{clock(item.scored_at)}</time> UTC; id {escape(item.id)}</p>"
     )
 

@@ -14,7 +14,7 @@ from dashboard.graphs import sentiment_chart, volume_chart
 from dashboard.markup import alert_link, at_minute, chip, clock, plain, table
 from dashboard.navigation import page
 from dashboard.store import engine, guarded, read, settings
-from monitor.alerts.records import Alert, key_title
+from monitor.alerts.records import Alert, expectation, key_title
 from monitor.storage.alerts import list_alerts
 from monitor.storage.engine import reading
 from monitor.storage.trends import (
@@ -191,7 +191,7 @@ def _recent(span: Span, alerts: Sequence[Alert]) -> None:
                 chip(alert.state.value, alert.state.value),
                 alert_link(alert),
                 f"<time>{clock(alert.fired_at)}</time>",
-                f"{alert.observed} in {alert.window.minutes} min, {alert.expected:.1f} expected",
+                f"{alert.observed} in {alert.window.minutes} min, {expectation(alert.expected)} expected",
             )
             for alert in within[:12]
         ),

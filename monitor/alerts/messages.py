@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from monitor.alerts.records import SEVERITIES, Alert, AlertState, Digest, DigestEntry, Notice, clean_text
+from monitor.alerts.records import SEVERITIES, Alert, AlertState, Digest, DigestEntry, Notice, clean_text, expectation
 
 __all__ = ["Message", "message_of"]
 
@@ -44,8 +44,8 @@ def _headline(state: AlertState, severity: str, title: str, observed: int) -> st
 def _figures(alert: Alert) -> str:
     return (
         f"{alert.observed} of {alert.total} stories negative in the {alert.window.minutes} minutes to "
-        f"{alert.window.end:%Y-%m-%d %H:%M} UTC, {alert.expected:.1f} expected; share {alert.share:.0%} against "
-        f"{alert.expected_share:.0%}; p = {alert.p_value:.1e}; {alert.sources} sources."
+        f"{alert.window.end:%Y-%m-%d %H:%M} UTC, {expectation(alert.expected)} expected; "
+        f"share {alert.share:.0%} against {alert.expected_share:.0%}; p = {alert.p_value:.1e}; {alert.sources} sources."
     )
 
 
@@ -77,7 +77,8 @@ def _of_digest(entries: tuple[DigestEntry, ...]) -> Message:
     firing = [entry for entry in entries if entry.state is AlertState.FIRING]
     gravest = max(firing or entries, key=lambda e: SEVERITIES.index(e.severity) if e.severity in SEVERITIES else -1)
     lines = [
-        f"- {_headline(e.state, e.severity, e.title, e.observed)} ({e.expected:.1f} expected) {e.link}" for e in entries
+        f"- {_headline(e.state, e.severity, e.title, e.observed)} ({expectation(e.expected)} expected) {e.link}"
+        for e in entries
     ]
     return Message(
         title=f"{len(entries)} alerts, {len(firing)} of them firing",

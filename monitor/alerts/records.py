@@ -35,6 +35,7 @@ __all__ = [
     "bounded",
     "clean_text",
     "clean_url",
+    "expectation",
     "key_title",
     "view_link",
 ]
@@ -205,6 +206,11 @@ def key_title(key: str) -> str:
     if key == "market":
         return "Whole market"
     return bundled_taxonomy().title(name) if kind == "topic" else name or key
+
+
+def expectation(negatives: float) -> str:
+    """What a person reads for the expected number of negative stories; a rare event is not called impossible."""
+    return f"{negatives:.1f}" if negatives >= 0.05 else "under 0.1"
 
 
 def view_link(dashboard_url: str, alert_id: str) -> str:

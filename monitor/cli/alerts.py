@@ -110,6 +110,7 @@ def show(
     import msgspec
     from rich.text import Text
 
+    from monitor.alerts.records import expectation
     from monitor.storage.alerts import audit_trail, get_alert
     from monitor.storage.deliveries import of_episode
     from monitor.storage.engine import reading
@@ -126,7 +127,7 @@ def show(
     out.print(f"{alert.title} ({alert.key}): {alert.state.value}, {alert.severity}", style="bold", markup=False)
     out.print(
         f"{alert.observed} negative of {alert.total} stories in the {window.minutes} minutes to "
-        f"{_time(window.end)} UTC; {alert.expected:.1f} expected, "
+        f"{_time(window.end)} UTC; {expectation(alert.expected)} expected, "
         f"share {alert.share:.0%} against {alert.expected_share:.0%}, p = {alert.p_value:.1e}, {alert.sources} sources",
         markup=False,
     )

@@ -240,7 +240,8 @@ def test_nothing_judged_is_nothing_saved(filled: Engine) -> None:
     test = view("articles", item=sample.CHART_ITEM)
     test.radio[0].set_value("not judged")
     for box in test.selectbox:
-        box.set_value("not judged")
+        if "not judged" in box.options:
+            box.set_value("not judged")
     test.text_input(key="person").set_value("Anna")
     next(button for button in test.button if button.label == "Save the correction").click().run()
     assert "at least one" in shown(test)

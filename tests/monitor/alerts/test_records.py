@@ -16,6 +16,7 @@ from monitor.alerts.records import (
     bounded,
     clean_text,
     clean_url,
+    expectation,
     key_title,
     view_link,
 )
@@ -84,3 +85,10 @@ def test_titles_and_links() -> None:
     assert key_title("market") == "Whole market"
     assert key_title("topic:m_and_a_investments") != "m_and_a_investments"
     assert view_link("http://h:1/", "a b/c") == "http://h:1/?alert=a%20b%2Fc"
+
+
+@pytest.mark.parametrize(
+    ("negatives", "words"), [(0.0, "under 0.1"), (0.049, "under 0.1"), (0.05, "0.1"), (8.04, "8.0")]
+)
+def test_a_rare_event_is_not_called_impossible(negatives: float, words: str) -> None:
+    assert expectation(negatives) == words
