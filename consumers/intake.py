@@ -123,6 +123,31 @@ class Intake:
                 ready += self._take(record, progress, now, reading_s)
         return ready
 
+    def expire(self, reading_s: float, at_end: set[str]) -> list[Group[Origin]]:
+        """Groups that have waited long enough for their other half. `at_end`: sources that are read to their end.
+
+        While the partition that the other half comes on is still behind (after a restart, or with a backlog), the wait
+        goes on: else it would depend on the speed of reading whether an item is scored with its chart.
+        """
+        return self.pairing.expire(reading_s, lambda group: self._may_come(group, at_end))
+
+    def _may_come(self, group: Group[Origin], at_end: set[str]) -> bool:
+        if group.item is not None:
+            # A chart that names its item lies on the partition of the same number; another one may be on any.
+            at, others = group.item.published_at, CHARTS
+            partitions = None
+        else:
+            chart = next(iter(group.charts.values()))
+            at, others = chart.published_at, NEWS
+            partitions = {group.tokens[0].record.partition} if chart.item_id else None
+        reached = epoch_ms(at) + round(self._settings.lateness_s * 1000)
+        for name, progress in self.sources.partitions.items():
+            topic, _, number = name.partition(":")
+            on_its_way = topic == others and (partitions is None or int(number) in partitions)
+            if on_its_way and name not in at_end and progress.read_at <= reached:
+                return True
+        return False
+
     def _take(self, record: Any, progress: PartitionProgress, now: datetime, reading_s: float) -> list[Group[Origin]]:
         origin = Origin(record, progress)
         if record.value is None:

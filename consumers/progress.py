@@ -23,10 +23,13 @@ class PartitionProgress:
     ----------
     at : event time (epoch ms) that was reached before, `AT_UNKNOWN` when nothing is known.
     position : the committed offset; None when nothing was committed yet.
+
+    `read_at` is the event time that reading has reached, done or not.
     """
 
     def __init__(self, at: int = AT_UNKNOWN, position: int | None = None) -> None:
         self.at = at
+        self.read_at = at
         self.position = position
         self._open: deque[tuple[int, int]] = deque()
         self._done: set[int] = set()
@@ -44,6 +47,7 @@ class PartitionProgress:
         elif offset <= self._open[-1][0]:
             raise ValueError(f"offset {offset} was read already")
         self._open.append((offset, at))
+        self.read_at = max(self.read_at, at)
 
     def done(self, offset: int) -> None:
         """A record that was read is done. Saying so twice does no harm."""

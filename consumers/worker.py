@@ -149,7 +149,7 @@ class Worker:
                 # An item waits for its chart only while charts can come in.
                 self._reading_s += now - began
             began = now
-            self._enqueue(self._intake.pairing.expire(self._reading_s))
+            self._enqueue(self._intake.expire(self._reading_s, self._at_end))
             self._submit()
             self._pipeline.finish(self._take_refused(), wait=False)
             if now - refreshed >= self._settings.worker_model_poll_s:
@@ -173,11 +173,12 @@ class Worker:
         """Pause what must not come in now; True when nothing may."""
         images = self._ready_bytes + self._pipeline.image_bytes + self._intake.pairing.held_bytes
         full = len(self._ready) >= 2 * self._settings.worker_batch_items or images > self._settings.worker_image_bytes
-        # Many items wait for charts: let the charts catch up before more items come.
-        crowded = len(self._intake.pairing) > self._settings.worker_held_items // 2
-        news = self._settings.topic(NEWS)
+        # Many items wait for charts, or charts for items: let the others catch up before more come.
+        pairing, many = self._intake.pairing, self._settings.worker_held_items // 4
+        ahead = {NEWS: pairing.items > many >= pairing.charts, CHARTS: pairing.charts > many >= pairing.items}
+        crowded = {self._settings.topic(name) for name, is_ahead in ahead.items() if is_ahead}
         assigned = client.assignment()
-        pause = {tp for tp in assigned if full or (crowded and tp.topic == news)}
+        pause = {tp for tp in assigned if full or tp.topic in crowded}
         paused = client.paused()
         if pause - paused:
             client.pause(*(pause - paused))

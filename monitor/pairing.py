@@ -8,7 +8,7 @@ item by the caller. Nothing is ever lost: what has waited long enough, or has to
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -103,6 +103,10 @@ def _absorb(group: Group[T], other: Group[T]) -> None:
     group.refused |= other.refused
 
 
+def _over(held: dict[str, tuple[Group[T], float]], now: float, may_come: Callable[[Group[T]], bool]) -> list[str]:
+    return [key for key, (group, until) in held.items() if until <= now and not may_come(group)]
+
+
 class Pairing(Generic[T]):
     """The waiting room.
 
@@ -194,10 +198,20 @@ class Pairing(Generic[T]):
         self._hold_item(group, until)
         return []
 
-    def expire(self, now: float) -> list[Group[T]]:
-        """What has waited long enough by `now`."""
-        out = [self._take_item(key) for key in [k for k, (_, until) in self._items.items() if until <= now]]
-        out += [self._take_chart(key) for key in [k for k, (_, until) in self._charts.items() if until <= now]]
+    @property
+    def items(self) -> int:
+        """Items that wait for a chart."""
+        return len(self._items)
+
+    @property
+    def charts(self) -> int:
+        """Charts that wait for their item."""
+        return len(self._charts)
+
+    def expire(self, now: float, may_come: Callable[[Group[T]], bool] = lambda _: False) -> list[Group[T]]:
+        """What has waited long enough by `now`, but for what the caller knows to be still on its way (`may_come`)."""
+        out = [self._take_item(key) for key in _over(self._items, now, may_come)]
+        out += [self._take_chart(key) for key in _over(self._charts, now, may_come)]
         return out
 
     def _hold_item(self, group: Group[T], until: float) -> None:

@@ -63,6 +63,16 @@ def test_the_wait_ends_for_items_and_charts_alike() -> None:
     assert shape(pairing.expire(2.5)) == [("chart:d", ["d"], [2])]
 
 
+def test_what_may_still_come_is_waited_for() -> None:
+    pairing = room()
+    pairing.add_item(item("a", "c"), 1, 0.0)
+    pairing.add_chart(chart("d", "b"), 2, 0.0)
+    assert pairing.expire(9.0, lambda group: True) == []
+    assert (pairing.items, pairing.charts) == (1, 1)
+    assert shape(pairing.expire(9.0, lambda group: group.item is None)) == [("a", [], [1])]
+    assert shape(pairing.expire(9.0)) == [("chart:d", ["d"], [2])]
+
+
 def test_an_item_with_two_charts_leaves_with_what_has_come() -> None:
     pairing = room()
     pairing.add_item(item("a", "c", "d"), 1, 0.0)
