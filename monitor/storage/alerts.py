@@ -7,7 +7,7 @@ nothing and nothing is announced twice.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final
@@ -48,6 +48,7 @@ __all__ = [
     "mark_published",
     "mark_routed",
     "record_decisions",
+    "resolve_forgotten",
     "unrouted",
     "waits_for_publication",
     "waits_for_routing",
@@ -243,13 +244,13 @@ def _worsen(conn: Connection, decision: Decision, dashboard_url: str) -> None:
         _announce(conn, worse, f"raised:{worse.severity}")
 
 
-def _resolve(conn: Connection, decision: Decision) -> None:
-    known = _locked(conn, decision.episode_id)
+def _resolve(conn: Connection, episode_id: str, at: datetime) -> None:
+    known = _locked(conn, episode_id)
     if known is None or known.state is AlertState.RESOLVED:
         return
-    over = msgspec.structs.replace(known, state=AlertState.RESOLVED, resolved_at=decision.at)
+    over = msgspec.structs.replace(known, state=AlertState.RESOLVED, resolved_at=at)
     _store(conn, over)
-    add_event(conn, over.id, decision.at, AlertState.RESOLVED, JUDGE)
+    add_event(conn, over.id, at, AlertState.RESOLVED, JUDGE)
     _announce(conn, over, AlertState.RESOLVED)
 
 
@@ -265,7 +266,19 @@ def record_decisions(conn: Connection, decisions: Sequence[Decision], *, dashboa
         elif decision.action == "update":
             _worsen(conn, decision, dashboard_url)
         else:
-            _resolve(conn, decision)
+            _resolve(conn, decision.episode_id, decision.at)
+
+
+def resolve_forgotten(conn: Connection, rule: str, firing: Collection[str], at: datetime) -> int:
+    """Resolve the open episodes of `rule` that are not among `firing`, the ones that its judge still knows of.
+
+    A judge that goes by other settings than the one before it will never resolve them. Returns their number.
+    """
+    unresolved = select(episodes.c.id).where(episodes.c.rule == rule, episodes.c.state != AlertState.RESOLVED.value)
+    forgotten = [one for one in conn.scalars(unresolved.order_by(episodes.c.id)) if one not in firing]
+    for one in forgotten:
+        _resolve(conn, one, at)
+    return len(forgotten)
 
 
 def acknowledge(conn: Connection, episode_id: str, *, by: str, at: datetime) -> Alert:

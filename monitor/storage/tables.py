@@ -277,6 +277,10 @@ outbox = Table(
     Column("publisher_until", UtcTime, nullable=True),
     UniqueConstraint("episode_id", "event"),
 )
+# Asked every second whether anything waits: that must not read all that was ever announced.
+for _column in (outbox.c.published_at, outbox.c.routed_at):
+    _waits = _column.is_(None)
+    Index(f"ix_outbox_waits_{_column.name}", outbox.c.id, sqlite_where=_waits, postgresql_where=_waits)
 
 deliveries = Table(
     "deliveries",

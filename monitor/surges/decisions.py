@@ -84,5 +84,5 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def episode_id(rule: str, key: str, minute: int) -> str:
-    """Stable id of the episode of `rule` on `key` that fired in the epoch minute `minute`: 32 hexadecimal digits."""
+    """Stable id of the episode of `rule` on `key` whose excursion began in the epoch minute `minute`: 32 hex digits."""
     return xxhash.xxh3_128_hexdigest(f"{rule}\x1f{key}\x1f{minute}".encode("utf-8", "surrogatepass"))

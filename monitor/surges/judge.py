@@ -279,6 +279,11 @@ class Judge:
         kinds = self._baseline.kinds
         return sorted(e.peak for index, e in self._excursions.under_way.items() if not _SUMS[kinds[index]])
 
+    def firing(self) -> set[str]:
+        """Ids of the episodes that have fired and not resolved."""
+        under_way = self._excursions.under_way.items()
+        return {episode_id(self.config.rule, self._names[key], e.start) for key, e in under_way if e.fired >= 0}
+
     def explain(self, key: str) -> Standing:
         """Why `key` fires or does not, as of the last minute judged."""
         index = self._index.get(key)

@@ -85,6 +85,8 @@ def _entities(values: Any) -> tuple[EntityScore, ...] | Rejected:
 
 
 def _published(value: Any) -> datetime | Rejected:
+    if value is None:
+        return _refused("The field published_at is missing.")
     try:
         at = parse_time(value)
     except OverflowError:

@@ -21,7 +21,7 @@ from sqlalchemy import Engine
 
 from monitor.alerts.rules import load_rules
 from monitor.errors import StorageError
-from monitor.storage.alerts import record_decisions
+from monitor.storage.alerts import record_decisions, resolve_forgotten
 from monitor.storage.checkpoint import partition_watermarks
 from monitor.storage.engine import reading, writing
 from monitor.storage.judging import (
@@ -147,6 +147,14 @@ class LiveJudge:
             with writing(self._engine) as connection:
                 if take_lease(connection, self._holder, datetime.now(UTC), self._lease, begin) is None:
                     raise LostLeaseError
+        with writing(self._engine) as connection:
+            if take_lease(connection, self._holder, datetime.now(UTC), self._lease, begin) is None:
+                raise LostLeaseError
+            # Those of a judge with other settings: nobody else would end them.
+            at = datetime.fromtimestamp((row.judged_to + 1) * 60, UTC)
+            resolved = resolve_forgotten(connection, self._config.rule, judge.firing(), at)
+        if resolved:
+            log.info("resolved episodes that the judge does not know of", episodes=resolved)
         self._snapshot_at = time.monotonic()
         return judge
 

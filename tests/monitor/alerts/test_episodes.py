@@ -79,6 +79,15 @@ def test_market_takes_its_stories_from_all_topics_once(store: Engine) -> None:
     assert sorted(s.item_id for s in alert.stories) == ["item-1", "item-2"]
 
 
+def test_what_waits_is_found_without_reading_all_that_was_announced(store: Engine) -> None:
+    if store.dialect.name != "sqlite":
+        pytest.skip("the planner of PostgreSQL takes the index when there is much to skip")
+    with reading(store) as conn:
+        for column in ("routed_at", "published_at"):
+            plan = conn.exec_driver_sql(f"explain query plan select 1 from outbox where {column} is null limit 1")
+            assert f"ix_outbox_waits_{column}" in str(plan.all())
+
+
 def test_recording_again_changes_nothing(store: Engine) -> None:
     everything = [
         decision(),

@@ -131,6 +131,21 @@ def test_a_process_that_dies_at_any_time_is_replaced_without_a_trace(
     assert judged_to(store) == END - 1
 
 
+def test_an_episode_that_other_settings_do_not_know_of_is_resolved_once(
+    store: Engine, make_settings: Callable[..., Settings], counts: dict[int, MinuteCounts]
+) -> None:
+    write_ticks(store, counts)
+    set_watermark(store, 0, SURGE + 60)
+    run_to_the_end(LiveJudge(store, make_settings(), 1))
+    (fired,) = [pair for pair in recorded(store) if pair[1] == "firing"]
+    for _ in range(2):
+        # As after a crash, with settings by which nothing is surprising enough.
+        expire_lease(store)
+        set_watermark(store, 0, judged_to(store) + 11)
+        assert LiveJudge(store, make_settings(surge_budget=1e-60), 1).advance() == 10
+    assert [pair for pair in recorded(store) if not pair[1].startswith("raised")] == [fired, (fired[0], "resolved")]
+
+
 def test_a_partition_that_was_never_counted_in_holds_judging_up(
     store: Engine, make_settings: Callable[..., Settings], counts: dict[int, MinuteCounts]
 ) -> None:

@@ -232,6 +232,22 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_outbox")),
         sa.UniqueConstraint("episode_id", "event", name=op.f("uq_outbox_episode_id_event")),
     )
+    op.create_index(
+        "ix_outbox_waits_published_at",
+        "outbox",
+        ["id"],
+        unique=False,
+        sqlite_where=sa.text("published_at IS NULL"),
+        postgresql_where=sa.text("published_at IS NULL"),
+    )
+    op.create_index(
+        "ix_outbox_waits_routed_at",
+        "outbox",
+        ["id"],
+        unique=False,
+        sqlite_where=sa.text("routed_at IS NULL"),
+        postgresql_where=sa.text("routed_at IS NULL"),
+    )
     op.create_table(
         "partitions",
         sa.Column("partition", sa.Integer(), autoincrement=False, nullable=False),
@@ -338,6 +354,18 @@ def downgrade() -> None:
     op.drop_table("rollups")
     op.drop_table("receivers")
     op.drop_table("partitions")
+    op.drop_index(
+        "ix_outbox_waits_routed_at",
+        table_name="outbox",
+        sqlite_where=sa.text("routed_at IS NULL"),
+        postgresql_where=sa.text("routed_at IS NULL"),
+    )
+    op.drop_index(
+        "ix_outbox_waits_published_at",
+        table_name="outbox",
+        sqlite_where=sa.text("published_at IS NULL"),
+        postgresql_where=sa.text("published_at IS NULL"),
+    )
     op.drop_table("outbox")
     op.drop_table("models")
     op.drop_table("model_promotions")
