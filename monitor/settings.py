@@ -159,7 +159,12 @@ class Settings(BaseSettings):
     )
 
     # Operations
-    metrics_port: int = Field(0, ge=0, le=65535, description="Port of Prometheus metrics and health; 0: none.")
+    metrics_port: int = Field(
+        0,
+        ge=0,
+        le=65534,
+        description="Port of Prometheus metrics and health; 0: none. Under `up` the aggregator takes the next one.",
+    )
     shutdown_s: float = Field(20.0, gt=0, description="Seconds a process may take to stop before it is killed.")
 
     @model_validator(mode="before")

@@ -29,13 +29,17 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class ProcessSpec:
-    """One process: its command line, and `ready`, which is asked until it says True before the next one starts."""
+    """One process: its command line, and `ready`, which is asked until it says True before the next one starts.
+
+    `environment` is set for this process alone, on top of the supervisor's.
+    """
 
     name: str
     argv: Sequence[str]
     ready: Callable[[], bool] = lambda: True
     ready_s: float = 60.0
     restart: bool = True
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -148,7 +152,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **self.environment},
+                env={**os.environ, **self.environment, **spec.environment},
                 start_new_session=True,
                 preexec_fn=_die_with_parent if sys.platform == "linux" else None,
             )

@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from base64 import b64encode
+from contextlib import ExitStack
 from datetime import datetime
 from importlib import resources
 from pathlib import Path
@@ -18,7 +19,8 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from monitor.cli.context import current_settings, err, open_store, out
-from monitor.cli.processes import DEMO_MARK, process_specs, signals_as_interrupt, start_all
+from monitor.cli.processes import DEMO_MARK, free_dashboard_port, process_specs, signals_as_interrupt, start_all
+from monitor.datadir import LOCK_FILE, owned
 from monitor.errors import ConfigurationError, MonitorError
 
 if TYPE_CHECKING:
@@ -33,20 +35,22 @@ POLL_S = 0.5
 
 
 def _claim_data_dir(settings: Settings) -> None:
-    """Make data_dir the demo's own: what an earlier demo left is cleared, anything else is left alone and refused."""
+    """Make data_dir, whose lock is held, the demo's own.
+
+    What an earlier demo left is cleared; anything else is left alone and refused.
+    """
     mark = settings.data_dir / DEMO_MARK
     if mark.exists():
         for name in ("monitor.db", "monitor.db-wal", "monitor.db-shm"):
             (settings.data_dir / name).unlink(missing_ok=True)
         for name in ("broker", "models", "logs"):
             shutil.rmtree(settings.data_dir / name, ignore_errors=True)
-    elif settings.data_dir.exists() and any(settings.data_dir.iterdir()):
+    elif any(path.name != LOCK_FILE for path in settings.data_dir.iterdir()):
         raise ConfigurationError(
             f"{settings.data_dir} is in use by something else than a demo.",
             "Give the demo a folder of its own: `sentiment-monitor --data-dir FOLDER demo`.",
         )
     try:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
         mark.write_text(json.dumps({"made_by": "sentiment-monitor demo"}))
     except OSError as error:
         raise ConfigurationError(f"The folder {settings.data_dir} cannot be written: {error.strerror}.") from error
@@ -64,8 +68,9 @@ def _refuse_filled_store(engine: Engine) -> None:
 
 
 def _demo_settings(receiver: DemoReceiver) -> Settings:
-    settings = current_settings("demo")
+    settings = current_settings("demo", **free_dashboard_port(current_settings("demo")))
     flags: dict[str, object] = {
+        "dashboard_port": settings.dashboard_port,
         "webhook_urls": receiver.url,
         "webhook_secret": receiver.secret,
         "egress_allow": f"127.0.0.1:{receiver.port}",
@@ -164,8 +169,9 @@ def demo(
 
     # A random secret for each run: the receiver shows that what arrives was signed with it.
     secret = "whsec_" + b64encode(secrets.token_bytes(24)).decode()
-    with signals_as_interrupt(), DemoReceiver(secret=secret) as receiver:
+    with signals_as_interrupt(), DemoReceiver(secret=secret) as receiver, ExitStack() as held:
         settings = _demo_settings(receiver)
+        held.enter_context(owned(settings.data_dir))
         _claim_data_dir(settings)
         engine = open_store(settings)
         _refuse_filled_store(engine)
@@ -211,6 +217,9 @@ def demo(
                 time.sleep(POLL_S)
         except KeyboardInterrupt:
             err.print("stopping")
+            if until_alert:
+                # Whoever waits for the alert must not take an interruption for its arrival.
+                raise
         finally:
             killed = supervisor.stop()
             engine.dispose()

@@ -10,6 +10,7 @@ import typer
 from monitor.cli.context import current_settings, err
 
 if TYPE_CHECKING:
+    from socket import socket
     from threading import Event
 
     from monitor.feeds.jsonl import BadLine, Line
@@ -134,6 +135,22 @@ def rss(
         raise InputError(f"{failed} of {len(urls)} feeds could not be read.")
 
 
+def _listening(host: str, port: int) -> socket:
+    """A listening socket. Raises `ConfigurationError` when the address cannot be had."""
+    from socket import AI_PASSIVE, SOCK_STREAM, create_server, getaddrinfo
+
+    from monitor.errors import ConfigurationError
+
+    try:
+        family, _, _, _, address = getaddrinfo(host, port, type=SOCK_STREAM, flags=AI_PASSIVE)[0]
+        return create_server((address[0], port), family=family)
+    except OSError as error:
+        raise ConfigurationError(
+            f"`feed http` cannot listen on {host}:{port}: {error.strerror}.",
+            "Choose another one with --host and --port.",
+        ) from error
+
+
 @app.command()
 def http(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
@@ -151,16 +168,17 @@ def http(
     settings = current_settings(http_feed_host=host, http_feed_port=port)
     token = settings.http_feed_token.get_secret_value()
     check_exposure(settings.http_feed_host, token, allow_open=no_token)
-    with closing(Ingest(settings)) as ingest:
+    with _listening(settings.http_feed_host, settings.http_feed_port) as listener, closing(Ingest(settings)) as ingest:
         application = create_app(ingest.send_all, token=token, limits=Limits(max_chart_bytes=settings.max_chart_bytes))
         config = uvicorn.Config(
             application,
-            host=settings.http_feed_host,
-            port=settings.http_feed_port,
             log_config=None,
+            log_level="warning",
             access_log=False,
             limit_concurrency=200,
             timeout_graceful_shutdown=int(settings.shutdown_s),
             h11_max_incomplete_event_size=32 * 1024,
         )
-        uvicorn.Server(config).run()
+        address, taken = listener.getsockname()[:2]
+        err.print(f"Listening on http://{f'[{address}]' if ':' in address else address}:{taken}", markup=False)
+        uvicorn.Server(config).run(sockets=[listener])

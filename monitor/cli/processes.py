@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -10,7 +11,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from monitor.cli.context import current_settings, err, open_store
+from monitor.datadir import owned
 from monitor.errors import BrokerError, ConfigurationError
+from monitor.settings import ENV_PREFIX
 
 if TYPE_CHECKING:
     from monitor.settings import Settings
@@ -20,10 +23,12 @@ __all__ = [
     "aggregator",
     "broker",
     "dashboard",
+    "free_dashboard_port",
     "notifier",
     "process_specs",
     "scheduler",
     "signals_as_interrupt",
+    "start_all",
     "up",
     "worker",
 ]
@@ -82,12 +87,15 @@ def broker() -> None:
 
 @contextmanager
 def signals_as_interrupt() -> Iterator[None]:
-    """Inside the block SIGTERM and SIGHUP stop the program as Ctrl-C does."""
+    """Inside the block SIGTERM and SIGHUP stop the program as Ctrl-C does.
+
+    SIGINT too is set anew: a shell without job control starts its background commands with Ctrl-C ignored.
+    """
 
     def stop(_signal: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
@@ -95,11 +103,24 @@ def signals_as_interrupt() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def free_dashboard_port(settings: Settings) -> dict[str, int]:
+    """The flag that puts a free port in the place of dashboard_port 0, so that the address can be told."""
+    if settings.dashboard_port:
+        return {}
+    with socket.create_server((settings.dashboard_host, 0)) as probe:
+        return {"dashboard_port": probe.getsockname()[1]}
+
+
 def process_specs(settings: Settings, roles: tuple[str, ...] = ROLES) -> list[ProcessSpec]:
     """Command lines of the processes; the embedded broker comes first when no cluster is configured."""
     from monitor.supervisor import ProcessSpec
 
-    specs = [ProcessSpec(role, (sys.executable, "-m", "monitor.cli.app", role)) for role in roles]
+    specs = [
+        ProcessSpec(
+            role, (sys.executable, "-m", "monitor.cli.app", role), environment=_own_metrics_port(settings, role)
+        )
+        for role in roles
+    ]
     if settings.embedded:
         specs.insert(
             0,
@@ -111,6 +132,13 @@ def process_specs(settings: Settings, roles: tuple[str, ...] = ROLES) -> list[Pr
             ),
         )
     return specs
+
+
+def _own_metrics_port(settings: Settings, role: str) -> dict[str, str]:
+    """On one machine every process that serves metrics needs a port of its own: the worker's, the next one."""
+    if role != "aggregator" or not settings.metrics_port:
+        return {}
+    return {f"{ENV_PREFIX}METRICS_PORT": str(settings.metrics_port + 1)}
 
 
 def start_all(supervisor: Supervisor, settings: Settings) -> None:
@@ -126,7 +154,7 @@ def up() -> None:
     """All processes against the configured broker and database, supervised; one Ctrl-C stops them all."""
     from monitor.supervisor import Supervisor
 
-    settings = current_settings("up")
+    settings = current_settings("up", **free_dashboard_port(current_settings("up")))
     if (settings.data_dir / DEMO_MARK).exists():
         raise ConfigurationError(
             f"{settings.data_dir} holds the data of a demo.", "Choose another folder with --data-dir, or remove it."
@@ -138,7 +166,7 @@ def up() -> None:
         settings.shutdown_s,
         on_event=lambda text: err.print(text, markup=False),
     )
-    with signals_as_interrupt():
+    with signals_as_interrupt(), owned(settings.data_dir):
         try:
             if settings.embedded:
                 err.print("No cluster is configured: the embedded development broker stands in (not for production).")

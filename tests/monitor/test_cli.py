@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 
 from monitor.cli import app
 from monitor.cli.app import VERBS
+from monitor.cli.processes import free_dashboard_port, process_specs
+from monitor.datadir import owned
+from monitor.settings import load_settings
 
 
 def run(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
@@ -93,3 +97,38 @@ def test_status_of_an_empty_store_when_nothing_runs(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert '"items": 0' in done.stdout
     assert "lag unknown" in done.stderr
+
+
+def test_a_taken_port_of_the_http_feed_is_one_sentence(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run("--data-dir", str(tmp_path), "feed", "http", "--no-token", "--port", str(port))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: `feed http` cannot listen on 127.0.0.1:{port}: ")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["demo", "up"])
+def test_a_folder_in_which_another_one_runs_is_left_alone(verb: str, tmp_path: Path) -> None:
+    (tmp_path / "monitor.db").write_bytes(b"theirs")
+    if verb == "demo":
+        (tmp_path / "demo.json").write_text("{}")
+    with owned(tmp_path):
+        done = run("--data-dir", str(tmp_path), verb)
+    assert done.returncode == 2
+    assert f"Another `demo` or `up` runs in {tmp_path}." in done.stderr
+    assert (tmp_path / "monitor.db").read_bytes() == b"theirs"
+
+
+def test_processes_of_one_machine_serve_their_metrics_on_different_ports(tmp_path: Path) -> None:
+    settings = load_settings(data_dir=tmp_path, metrics_port=9100)
+    common = settings.environment()["SENTIMENT_MONITOR_METRICS_PORT"]
+    specs = {spec.name: spec.environment for spec in process_specs(settings)}
+    served = {name: specs[name].get("SENTIMENT_MONITOR_METRICS_PORT", common) for name in ("worker", "aggregator")}
+    assert served == {"worker": "9100", "aggregator": "9101"}
+
+
+def test_a_free_dashboard_port_is_told(tmp_path: Path) -> None:
+    settings = load_settings(data_dir=tmp_path, dashboard_port=0)
+    assert free_dashboard_port(settings)["dashboard_port"] > 0
+    assert free_dashboard_port(load_settings(data_dir=tmp_path, dashboard_port=8600)) == {}
