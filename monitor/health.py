@@ -9,8 +9,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import REGISTRY, make_wsgi_app
@@ -19,10 +20,21 @@ from monitor.errors import ConfigurationError
 
 __all__ = ["Health"]
 
+REQUEST_TIMEOUT_S: Final = 10.0
+
 StartResponse = Callable[..., Any]
 
 
+class _Server(ThreadingMixIn, WSGIServer):
+    """A thread a connection: one that says nothing holds up neither the probes nor the end of the process."""
+
+    daemon_threads = True
+    block_on_close = False
+
+
 class _Quiet(WSGIRequestHandler):
+    timeout = REQUEST_TIMEOUT_S
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Probes come every few seconds: they are not worth a log line."""
 
@@ -61,7 +73,9 @@ class Health:
     def __enter__(self) -> Health:
         if self._port:
             try:
-                self._server = make_server(self._host, self._port, self._answer, handler_class=_Quiet)
+                self._server = make_server(
+                    self._host, self._port, self._answer, server_class=_Server, handler_class=_Quiet
+                )
             except OSError as error:
                 raise ConfigurationError(
                     f"The port {self._port} for metrics cannot be used: {error.strerror}.",

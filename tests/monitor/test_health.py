@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 
 import httpx
@@ -47,3 +48,12 @@ def test_without_a_port_nothing_listens() -> None:
     with Health(0) as health:
         assert health.port == 0
         assert health.problem == "starting"
+
+
+def test_a_connection_that_says_nothing_holds_up_neither_probes_nor_the_end() -> None:
+    with Health(free_port(), host="127.0.0.1") as health, socket.create_connection(("127.0.0.1", health.port)):
+        assert httpx.get(f"http://127.0.0.1:{health.port}/live", timeout=5).status_code == 200
+        ended = threading.Thread(target=health.__exit__, args=(None, None, None), daemon=True)
+        ended.start()
+        ended.join(5)
+        assert not ended.is_alive()
