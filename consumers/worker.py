@@ -336,8 +336,6 @@ def run_worker(settings: Settings, scorer: Scoring | None = None) -> None:
         log.info("stopping", signal=signal.Signals(number).name)
         stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
     store = open_engine(settings.database)
     upgrade(store)
     with Health(settings.metrics_port) as health:
@@ -345,5 +343,8 @@ def run_worker(settings: Settings, scorer: Scoring | None = None) -> None:
             from models.engine import open_scorer
 
             scorer = open_scorer(settings, store)
+        # Until here a signal ends the process at once: loading a model takes long, and nothing is at stake yet.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, on_signal)
         Worker(settings, scorer, store, stop.is_set, health).run()
     store.dispose()
