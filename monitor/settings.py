@@ -88,8 +88,9 @@ class Settings(BaseSettings):
     )
     worker_model_poll_s: float = Field(5.0, gt=0, description="Seconds between looks for a newly promoted model.")
     cpu_precision: str = Field(
-        "auto",
-        description="Arithmetic of the text backbone on a CPU: fp32, bf16, int8; auto: the fastest that agrees.",
+        "fp32",
+        description="Arithmetic of the text backbone on a CPU: fp32, bf16, int8, or auto: the fastest that agrees. "
+        "With fp32 a score does not depend on what else is in the batch, so a replay gives the same counts.",
         pattern="^(auto|fp32|bf16|int8)$",
     )
     score_cache_rows: int = Field(20_000, ge=0, description="Texts and pictures whose scores are kept; 0: none.")

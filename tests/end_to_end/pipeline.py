@@ -32,6 +32,7 @@ class Outcome:
     """What a run leaves behind, as far as it must not depend on how the run went."""
 
     items: dict[str, tuple[Any, ...]]
+    scores: dict[str, float]
     item_keys: set[tuple[str, str]]
     counted: set[tuple[str, str]]
     ticks: dict[tuple[str, int], tuple[int, int, int, int]]
@@ -135,7 +136,9 @@ def _until(condition: Callable[[], bool], supervisor: Supervisor, end: float) ->
 def _outcome(settings: Settings, receiver: DemoReceiver) -> Outcome:
     engine = open_engine(settings.database)
     with reading(engine) as c:
-        items = {r.id: (r.sentiment, r.topic, r.modality, round(r.p_negative, 3)) for r in c.execute(select(t.items))}
+        found = c.execute(select(t.items)).all()
+        items = {r.id: (r.sentiment, r.topic, r.modality) for r in found}
+        scores = {r.id: r.p_negative for r in found}
         keys = {(r.key, r.item_id) for r in c.execute(select(t.item_keys))}
         counted = {(r.key, r.item_id) for r in c.execute(select(t.counted))}
         ticks = {
@@ -148,4 +151,4 @@ def _outcome(settings: Settings, receiver: DemoReceiver) -> Outcome:
         }
     engine.dispose()
     received = sorted((m.payload["data"]["id"], m.payload["type"]) for m in receiver.received)
-    return Outcome(items, keys, counted, ticks, dead, episodes, received, [m.id for m in receiver.received])
+    return Outcome(items, scores, keys, counted, ticks, dead, episodes, received, [m.id for m in receiver.received])
