@@ -23,7 +23,7 @@ from torch import Tensor
 from models.bundle import SENTIMENTS, LoadedModel, collate
 from models.charts.images import decode_image
 from models.engine.scorer import Scorer
-from models.fusion import CrossAttentionFusion, TextFeatures
+from models.fusion import TextFeatures
 from models.tokens import Row, TokenizedRow
 from models.training.datasets import BUNDLED, LabelledText, bundled_path, read_labelled
 from monitor.errors import InputError
@@ -158,16 +158,9 @@ def _heat_map(model: LoadedModel, pixels: Tensor) -> tuple[str, tuple[tuple[floa
 def _shares(model: LoadedModel, row: TokenizedRow) -> tuple[float, float]:
     """Share of text and chart in the sentiment of a row that has both.
 
-    Cross-attention says itself how much it looked at the picture; the other fusions are asked what changes when
-    either is taken away (total variation of the probabilities).
+    Measured by what changes when either is taken away (total variation of the probabilities). How much attention
+    the picture got does not tell: the text goes past the attention.
     """
-    network = model.network
-    fusion = network.fusion
-    assert row.pixels is not None
-    if isinstance(fusion, CrossAttentionFusion):
-        text = model.encode_text([row])
-        share = float(fusion.image_share(text, network.encode_images(row.pixels[None].to(model.device)))[0])
-        return 1.0 - share, share
     both, text_only, chart_only = (
         model.forward([one]).sentiment[0]
         for one in (row, TokenizedRow(row.ids, row.span), TokenizedRow([], None, row.pixels))
