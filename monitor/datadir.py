@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import fcntl
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from monitor.errors import ConfigurationError
+from monitor.errors import ConfigurationError, StorageError
 
-__all__ = ["LOCK_FILE", "owned"]
+__all__ = ["LEAST_FREE_BYTES", "LOCK_FILE", "check_space", "owned"]
 
 LOCK_FILE: Final = "supervisor.lock"
+# Below this the processes only retry what cannot be written.
+LEAST_FREE_BYTES: Final = 256 << 10
+
+
+def check_space(folder: Path) -> None:
+    """Raises `StorageError` when the disk that holds `folder` is full."""
+    if shutil.disk_usage(folder).free < LEAST_FREE_BYTES:
+        raise StorageError(f"The disk that holds {folder} is full.", "Free some space and start again.")
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from monitor.cli.context import current_settings, err, open_store, out
 from monitor.cli.processes import DEMO_MARK, free_dashboard_port, process_specs, signals_as_interrupt, start_all
-from monitor.datadir import LOCK_FILE, owned
+from monitor.datadir import LOCK_FILE, check_space, owned
 from monitor.errors import ConfigurationError, MonitorError
 
 if TYPE_CHECKING:
@@ -134,6 +134,7 @@ class _Run:
 
         fed = False
         while True:
+            check_space(self.settings.data_dir)
             self.supervisor.check()
             fed = fed or self.supervisor.finished("feed")
             status = store_status(self.engine)
@@ -212,6 +213,7 @@ def demo(
                 return
             out.print("The whole stream is in. The dashboard stays up; Ctrl-C stops everything.")
             while True:
+                check_space(settings.data_dir)
                 supervisor.check()
                 run.print_alerts()
                 time.sleep(POLL_S)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from monitor.cli.context import current_settings, err, open_store
-from monitor.datadir import owned
+from monitor.datadir import check_space, owned
 from monitor.errors import BrokerError, ConfigurationError
 from monitor.settings import ENV_PREFIX
 
@@ -173,6 +173,7 @@ def up() -> None:
             start_all(supervisor, settings)
             err.print(f"dashboard: {settings.dashboard_url}", markup=False)
             while True:
+                check_space(settings.data_dir)
                 supervisor.check()
                 time.sleep(0.5)
         except KeyboardInterrupt:
