@@ -89,17 +89,19 @@ class Chart(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SentimentScore(msgspec.Struct, frozen=True, kw_only=True):
-    """Calibrated probabilities of sentiment; they sum to 1."""
+    """Calibrated probabilities of sentiment; they sum to 1.
+
+    `score` is p(positive) - p(negative), in [-1, 1]: always what the probabilities say, whatever was handed in.
+    """
 
     label: Sentiment
     negative: float
     neutral: float
     positive: float
+    score: float = 0.0
 
-    @property
-    def score(self) -> float:
-        """p(positive) - p(negative), in [-1, 1]."""
-        return self.positive - self.negative
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "score", self.positive - self.negative)
 
     @classmethod
     def of(cls, probabilities: Iterable[float]) -> SentimentScore:

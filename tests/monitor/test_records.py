@@ -20,6 +20,7 @@ from monitor.records import (
     Chart,
     NewsItem,
     Rejected,
+    SentimentScore,
     check_time,
     decode_chart,
     decode_news,
@@ -190,3 +191,11 @@ def test_future_and_past() -> None:
         found = check_time(absurd.isoformat(), NOW)
         assert isinstance(found, Rejected)
         assert found.code == "absurd_date"
+
+
+def test_a_scored_sentiment_carries_its_score() -> None:
+    sentiment = SentimentScore.of((0.2, 0.1, 0.7))
+    assert msgspec.json.decode(msgspec.json.encode(sentiment))["score"] == pytest.approx(0.5)
+    # One that came from elsewhere cannot contradict its probabilities.
+    foreign = b'{"label":"negative","negative":0.9,"neutral":0.1,"positive":0.0,"score":1.0}'
+    assert msgspec.json.decode(foreign, type=SentimentScore).score == pytest.approx(-0.9)
