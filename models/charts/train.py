@@ -223,8 +223,10 @@ class _Run:
         """One optimisation step; the loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * _rate(self.step, self.steps)
-        # The augmentation of a step depends on the step alone, so a resumed run repeats it.
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
+        # Augmentation and dropout of a step depend on the step alone, so a resumed run repeats them.
+        seed = self.config.seed * 1_000_003 + self.step
+        generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)
         self.encoder.train()
         loss = _loss(self.encoder, *_augmented(pixels, labels, generator), self.config.chart_weight)
         self.optimizer.zero_grad(set_to_none=True)

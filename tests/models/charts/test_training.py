@@ -13,7 +13,7 @@ from models.charts.dataset import NOT_A_CHART, Shard, prepare, shards
 from models.charts.encoder import ChartEncoder, ChartReader, load_chart_encoder
 from models.charts.train import ChartTraining, _augmented, calibrate, measure, train_chart_encoder
 
-TINY = ChartTraining(pictures=48, held_out=24, epochs=1, batch=12, processes=1, threads=1, checkpoint_s=0.0)
+TINY = ChartTraining(pictures=16, held_out=12, epochs=1, batch=4, processes=1, threads=1, checkpoint_s=0.0)
 
 
 class KilledError(Exception):
@@ -46,7 +46,7 @@ def test_a_killed_run_goes_on_and_ends_like_one_that_was_not_killed(tmp_path: Pa
     for name, value in straight.items():
         torch.testing.assert_close(resumed[name], value, msg=name, rtol=1e-3, atol=1e-4)
     assert metrics["steps"] == 4
-    assert metrics["test"]["pictures"] == 24
+    assert metrics["test"]["pictures"] == 12
     assert (tmp_path / "one" / "metrics.json").exists()
 
 
