@@ -9,7 +9,7 @@ import warnings
 from typing import Final
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from monitor.records import Rejected
 
@@ -137,6 +137,9 @@ def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.
                 opened.load()
                 upright = ImageOps.exif_transpose(opened)
                 return _to_rgb(upright)
+    except UnidentifiedImageError:
+        # Its own words name an address in memory.
+        return Rejected(code="undecodable_image", reason=f"The {name} image is damaged: its header cannot be read.")
     except Exception as error:  # noqa: BLE001 - a decoder may raise nearly anything on a damaged file
         return Rejected(
             code="undecodable_image", reason=f"The {name} image is damaged: {str(error)[:120] or type(error).__name__}."

@@ -175,3 +175,12 @@ def test_damaged_bytes_never_raise(kind: str, changes: list[tuple[int, int]], cu
 def test_noise_behind_a_signature_never_raises(noise: bytes, signature: bytes) -> None:
     result = decode_image(signature + noise, max_pixels=1_000_000)
     assert isinstance(result, Rejected)
+
+
+def test_the_reason_of_a_damaged_header_is_the_same_every_time() -> None:
+    # Whole up to the size, then cut: PIL names the buffer's address in its own message.
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30), "white").save(buffer, "PNG")
+    rejected = decode_image(buffer.getvalue()[:40])
+    assert isinstance(rejected, Rejected)
+    assert rejected.reason == "The PNG image is damaged: its header cannot be read."
