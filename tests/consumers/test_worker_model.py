@@ -1,19 +1,24 @@
-"""The scoring worker with the model that ships."""
+"""The scoring worker with real models: the one that ships, and small ones that are promoted while it runs."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
 
 from consumers.worker import Worker
 from models.engine import open_scorer
+from models.registry import promote, rollback
 from monitor.settings import Settings
 from monitor.taxonomy import bundled_taxonomy
 from tests.consumers.running import T0, Running, committed, letters, news, png, sending, stored, until
+from tests.models.tiny import tiny_backbone, tiny_model
 
-pytestmark = [pytest.mark.kafka, pytest.mark.slow]
+pytestmark = pytest.mark.kafka
 
 
+@pytest.mark.slow
 def test_real_scores_end_in_the_store(kafka_settings: Settings, store: Engine) -> None:
     settings = kafka_settings.model_copy(update={"device": "cpu", "cpu_precision": "fp32"})
     with sending(settings) as sender:
@@ -43,3 +48,37 @@ def test_real_scores_end_in_the_store(kafka_settings: Settings, store: Engine) -
     for row in rows.values():
         assert row.p_negative + row.p_neutral + row.p_positive == pytest.approx(1, abs=1e-3)
         assert row.model_version
+
+
+def test_a_running_worker_follows_the_registry(kafka_settings: Settings, store: Engine, tmp_path: Path) -> None:
+    """Promotions and a rollback, as `models promote` makes them, reach a worker that is not restarted."""
+    settings = kafka_settings.model_copy(update={"device": "cpu", "cpu_precision": "fp32", "worker_model_poll_s": 0.1})
+    backbone = tiny_backbone(tmp_path / "backbone")
+    folders = [tmp_path / "first", tmp_path / "second"]
+    files = [tiny_model(folder, backbone, name=folder.name, seed=seed) for seed, folder in enumerate(folders)]
+    first, second = (file.version for file in files)
+    promote(settings, store, str(folders[0]), actor="test", reason="first")
+    scorer = open_scorer(settings, store)
+    with sending(settings) as sender:
+        running = Running(settings, scorer, store)
+        try:
+
+            def scored_under(version: str, number: int) -> None:
+                until(lambda: scorer.model_version == version)
+                sender.item(news(number, title="The same words under every model", tickers=()))
+                sender.flush()
+                until(lambda: f"i{number}" in stored(store))
+
+            scored_under(first, 1)
+            promote(settings, store, str(folders[1]), actor="test", reason="better")
+            scored_under(second, 2)
+            rollback(settings, store, actor="test")
+            scored_under(first, 3)
+        finally:
+            running.end()
+    assert running.error is None
+    rows = stored(store)
+    assert [rows[f"i{n}"].model_version for n in (1, 2, 3)] == [first, second, first]
+    # The version is not only a name: other weights answer, and after the rollback the old ones again.
+    assert abs(rows["i1"].p_negative - rows["i2"].p_negative) > 1e-4
+    assert rows["i3"].p_negative == pytest.approx(rows["i1"].p_negative, abs=1e-6)
