@@ -95,12 +95,16 @@ def test_good_items_among_hostile_ones_are_scored_and_the_others_become_dead_let
     assert sorted(letters(store).values()) == expected
     dead = records(settings, "dead-letters")
     assert len(dead) == len(expected)
-    by_value = {record.value: dict(record.headers) for record in dead}
+    # An empty record came on both topics: look at those of the news.
+    by_value = {
+        record.value: headers
+        for record in dead
+        if (headers := dict(record.headers))["origin-topic"].decode() == settings.topic("news")
+    }
     for value, code in HOSTILE:
         headers = by_value[value or b""]
         assert headers["code"].decode() == code
         assert headers["reason"]
-        assert headers["origin-topic"].decode() == settings.topic("news")
         assert headers["origin-header-trace"] == b"\x00\xff"
         origin = (settings.topic("news"), int(headers["origin-partition"]), int(headers["origin-offset"]))
         assert letters(store)[origin] == code
