@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,6 +19,12 @@ from monitor.storage.silences import list_silences
 from tests.dashboard import sample
 
 PAGES = ("overview", "alerts", "articles", "labels", "system")
+
+
+@pytest.fixture(autouse=True)
+def own_main_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A simulated page stays behind as `__main__`, which processes spawned by later tests would run; put it back."""
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
 
 
 def view(name: str, **query: str) -> AppTest:
