@@ -179,7 +179,8 @@ class Contribution(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """What one item adds to one window key. Internal: lists of these travel on `contributions`.
 
     `at` is the event time in epoch milliseconds. `signature` are the story signature's hash values
-    (`monitor.stories.signature`), by which copies of a story are found.
+    (`monitor.stories.signature`), by which copies of a story are found. `retracted` says that the item no longer
+    counts under the key: it was scored again, to another topic or with other tickers.
     """
 
     key: str
@@ -192,6 +193,7 @@ class Contribution(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     source: str = ""
     title: str = ""
     url: str = ""
+    retracted: bool = False
 
 
 class SourceWatermark(msgspec.Struct, frozen=True, array_like=True):
