@@ -14,6 +14,7 @@ can be trained afterwards without touching the text's own results.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,7 +53,7 @@ def _mean(tokens: Tensor, mask: Tensor) -> Tensor:
     return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1.0)
 
 
-class Fusion(nn.Module):
+class Fusion(nn.Module, ABC):
     """Base of the three ways. `width` = 2H is the size of the features that come out."""
 
     def __init__(self, hidden_size: int) -> None:
@@ -64,13 +65,13 @@ class Fusion(nn.Module):
         """Features (B, 2H) of texts without an image."""
         return text.pooled() + self.absent_image.repeat(2)
 
+    @abstractmethod
     def both(self, text: TextFeatures, image: VisionTokens) -> Tensor:
         """Features (B, 2H) of texts, each with its image."""
-        raise NotImplementedError
 
+    @abstractmethod
     def image_only(self, image: VisionTokens) -> Tensor:
         """Features (B, 2H) of images without a text."""
-        raise NotImplementedError
 
     def image_parameters(self) -> list[nn.Parameter]:
         """Parameters that text alone does not use."""
@@ -94,30 +95,22 @@ class CrossAttentionFusion(Fusion):
             nn.Linear(2 * hidden_size, hidden_size),
         )
 
-    def _attend(self, tokens: Tensor, image: VisionTokens, *, weights: bool = False) -> tuple[Tensor, Tensor | None]:
+    def _attend(self, tokens: Tensor, image: VisionTokens) -> Tensor:
         seen = self.project(image.tokens)
         keys = torch.cat([self.null.to(seen.dtype).expand(len(seen), 1, -1), seen], dim=1)
-        found, attention = self.attention(self.norm(tokens), keys, keys, need_weights=weights)
+        found, _ = self.attention(self.norm(tokens), keys, keys, need_weights=False)
         fused = tokens + found
-        return fused + self.inner(fused), attention
+        read: Tensor = fused + self.inner(fused)
+        return read
 
     def both(self, text: TextFeatures, image: VisionTokens) -> Tensor:
         """Features (B, 2H) of texts, each with its image."""
-        fused, _ = self._attend(text.tokens, image)
-        return TextFeatures(fused, text.mask, text.span).pooled()
+        return TextFeatures(self._attend(text.tokens, image), text.mask, text.span).pooled()
 
     def image_only(self, image: VisionTokens) -> Tensor:
         """Features (B, 2H) of images: the stand-in's queries read them."""
         queries = self.absent_text.expand(len(image.tokens), -1, -1)
-        fused, _ = self._attend(queries, image)
-        return fused.mean(1).repeat(1, 2)
-
-    def image_share(self, text: TextFeatures, image: VisionTokens) -> Tensor:
-        """How much of the attention goes to the image rather than to the null token: (B,), from 0 to 1."""
-        _, attention = self._attend(text.tokens, image, weights=True)
-        if attention is None:
-            raise RuntimeError("the attention gave no weights")
-        return _mean(1.0 - attention[:, :, :1], text.mask).squeeze(-1)
+        return self._attend(queries, image).mean(1).repeat(1, 2)
 
 
 class ConcatFusion(Fusion):

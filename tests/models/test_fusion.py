@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.fusion import CrossAttentionFusion, Fusion, FusionKind, TextFeatures, make_fusion
+from models.fusion import Fusion, FusionKind, TextFeatures, make_fusion
 
 KINDS: tuple[FusionKind, ...] = ("cross", "concat", "pool")
 
@@ -75,12 +75,6 @@ def test_the_span_is_pooled_apart() -> None:
     assert torch.allclose(pooled[0, 12:], text.tokens[0, 1], atol=1e-6)
 
 
-def test_attention_to_the_image_is_a_share() -> None:
-    part = fusion("cross")
-    assert isinstance(part, CrossAttentionFusion)
-    share = part.image_share(features([4, 2]), pictures(2))
-    assert share.shape == (2,)
-    assert bool(((share > 0) & (share < 1)).all())
-    with torch.no_grad():
-        part.null.add_(100.0 * torch.randn(12))
-    assert not torch.allclose(part.image_share(features([4, 2]), pictures(2)), share)
+def test_the_base_class_is_no_fusion() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        Fusion(12)  # type: ignore[abstract]
