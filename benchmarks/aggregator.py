@@ -24,6 +24,7 @@ from monitor.storage.migrate import upgrade
 from monitor.stories import signature
 from monitor.surges.counting import Counter, CounterState, CountingConfig
 from monitor.surges.keys import partition_of
+from monitor.surges.ledger import MemoryLedger
 from monitor.surges.ticks import MINUTE_MS
 
 PARTITIONS = 4
@@ -82,9 +83,9 @@ def main() -> None:
     records, config = make_records(arguments.items, arguments.batch), CountingConfig()
     began = time.process_time()
     for values in records.values():
-        counter = Counter(config, CounterState(sources={}), ())
+        counter = Counter(config, CounterState(sources={}))
         for batch in decoded(values):
-            counter.apply(batch, {})
+            counter.apply(batch, MemoryLedger())
     counting_s = time.process_time() - began
     with tempfile.TemporaryDirectory() as folder:
         engine = open_engine(arguments.database or f"sqlite:///{Path(folder) / 'monitor.db'}")

@@ -71,7 +71,7 @@ def batches(count: int, days: int, tickers: int, rng: random.Random) -> Iterator
     gap = timedelta(days=days) / count
     open_stories: dict[str, tuple[str, datetime]] = {}
     for start in range(0, count, BATCH):
-        found: dict[str, Any] = {"items": [], "item_keys": [], "counted": [], "stories": {}, "ticks": {}}
+        found: dict[str, Any] = {"items": [], "item_keys": [], "stories": {}, "ticks": {}}
         for number in range(start, min(count, start + BATCH)):
             at = END - timedelta(days=days) + number * gap
             topic = topics[rng.randrange(len(topics))]
@@ -144,22 +144,12 @@ def add_key(
             "url": "",
             "source": "a",
             "item_id": item_id,
+            "item_ids": [item_id],
             "p_negative": p_negative,
             "signature": [1, 2, 3, 4],
         }
     found["item_keys"].append(
         {"key": key, "item_id": item_id, "published_at": at, "p_negative": p_negative, "score": score}
-    )
-    found["counted"].append(
-        {
-            "key": key,
-            "item_id": item_id,
-            "minute": minute,
-            "story_id": story_id,
-            "p_negative": p_negative,
-            "score": score,
-            "negative": negative,
-        }
     )
     known = found["ticks"].get((key, minute), TickSums())
     found["ticks"][key, minute] = TickSums(
@@ -183,7 +173,7 @@ def fill(engine: Engine, count: int, days: int, tickers: int) -> None:
             ticks[place] = TickSums(*(getattr(sums, f) + getattr(more, f) for f in sums.__struct_fields__))
         held = {place: ticks.pop(place) for place in [p for p in ticks if p[1] == last]}
         with writing(engine) as connection:
-            for name in ("items", "item_keys", "counted"):
+            for name in ("items", "item_keys"):
                 connection.execute(insert(t.metadata.tables[name]), found[name])
             connection.execute(insert(t.stories), list(found["stories"].values()))
             store_ticks(connection, ticks)

@@ -16,6 +16,7 @@ from monitor.stories import signature
 from monitor.surges.counting import Counter, CounterState, CountingConfig
 from monitor.surges.decisions import MinuteCounts
 from monitor.surges.judge import Judge, JudgeConfig
+from monitor.surges.ledger import MemoryLedger
 
 BATCH = 256
 MINUTE_MS = 60_000
@@ -50,12 +51,12 @@ def main() -> None:
         )
         for i, (m, k, s) in enumerate(zip(at, key, sketches, strict=True))
     ]
-    counter = Counter(CountingConfig(), CounterState(), ())
+    counter, ledger = Counter(CountingConfig(), CounterState()), MemoryLedger()
     begin = time.process_time()
     for start in range(0, len(items), BATCH):
         part = tuple(items[start : start + BATCH])
         source = SourceWatermark("news:0", part[-1].at, False)
-        counter.apply(ContributionBatch(contributions=part, sources=(source,), source_count=1), {})
+        counter.apply(ContributionBatch(contributions=part, sources=(source,), source_count=1), ledger)
     counting = time.process_time() - begin
 
     names = np.array([f"ticker:K{k}" for k in range(options.keys)])

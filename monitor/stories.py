@@ -19,12 +19,23 @@ import msgspec
 import numpy as np
 import xxhash
 
-__all__ = ["BANDS", "VALUES", "OpenStories", "Story", "signature", "similarity", "story_id"]
+__all__ = [
+    "BANDS",
+    "MAX_ITEM_IDS",
+    "MAX_SOURCES",
+    "VALUES",
+    "OpenStories",
+    "Story",
+    "signature",
+    "similarity",
+    "story_id",
+]
 
 BANDS: Final = 8
 ROWS: Final = 3
 VALUES: Final = BANDS * ROWS
 MAX_SOURCES: Final = 32
+MAX_ITEM_IDS: Final = 100
 
 # A title of this many tokens tells a story by itself; a shorter one is read together with the head of the body.
 ENOUGH_TOKENS: Final = 4
@@ -128,8 +139,9 @@ def story_id(key: str, item_id: str) -> str:
 class Story(msgspec.Struct):
     """One story under one key. Times in epoch milliseconds; `minute` is the epoch minute that it is counted in.
 
-    `title`, `url`, `source`, `item_id`, `p_negative`, `negative` are those of its earliest item; `items` counts its
-    copies; `sources` are the distinct sources, at most `MAX_SOURCES`.
+    `title`, `url`, `source`, `item_id`, `p_negative`, `negative` are those of its first item; `items` counts its
+    copies; `sources` are the distinct sources and `item_ids` the copies in the order in which they came, the first
+    `MAX_SOURCES` and `MAX_ITEM_IDS` of them.
     """
 
     id: str
@@ -144,6 +156,7 @@ class Story(msgspec.Struct):
     url: str
     source: str
     item_id: str
+    item_ids: tuple[str, ...]
     p_negative: float
     signature: tuple[int, ...]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Engine, Table, and_, delete, exists, func, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Engine, Table, and_, delete, func, select, tuple_
 
 from monitor.jobs.catalogue import Cancelled, Progress
 from monitor.settings import Settings
@@ -14,12 +14,13 @@ from monitor.storage.engine import open_engine, reading, writing
 from monitor.storage.tables import (
     awaited_charts,
     charts,
-    counted,
     dead_letters,
     item_keys,
     items,
     job_runs,
     judge,
+    ledger,
+    retracted_keys,
     rollups,
     stories,
     ticks,
@@ -28,7 +29,6 @@ from monitor.storage.tables import (
 __all__ = ["BATCH_ROWS", "drop_old", "run"]
 
 BATCH_ROWS: Final = 2_000
-_STALE_MINUTE: Final = -1
 
 
 def _minute(at: datetime) -> int:
@@ -62,17 +62,15 @@ def _conditions(
     minute = _ticks_cutoff(connection, settings, now)
     # Sums over longer times are cheap to keep, and are of use as long as anybody looks back.
     rollups_before = _minute(now - timedelta(days=settings.retention_rollups_days))
-    gone = ~exists().where(items.c.id == counted.c.item_id)
     kept_since = clock - timedelta(days=settings.retention_items_days)
     return [
         (charts, charts.c.published_at < now - timedelta(days=settings.retention_charts_days)),
         (items, items.c.published_at < items_before),
+        (retracted_keys, retracted_keys.c.published_at < items_before),
         (awaited_charts, awaited_charts.c.published_at < now - timedelta(days=settings.retention_charts_days)),
         (ticks, ticks.c.minute < minute),
         (rollups, rollups.c.minute + rollups.c.width <= min(minute, rollups_before)),
-        (counted, and_(counted.c.minute < minute, counted.c.minute > _STALE_MINUTE)),
-        # A stale item was counted in no minute: it goes when its item has gone.
-        (counted, and_(counted.c.minute == _STALE_MINUTE, gone)),
+        (ledger, ledger.c.minute < minute),
         (stories, stories.c.last_at < minute * 60_000),
         (dead_letters, dead_letters.c.failed_at < kept_since),
         (job_runs, and_(job_runs.c.finished_at.is_not(None), job_runs.c.finished_at < kept_since)),

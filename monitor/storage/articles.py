@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, and_, or_, select
 
 from monitor.records import ChartScore, EntityScore, Modality, ScoredItem, Sentiment, SentimentScore, TopicScore
-from monitor.storage.tables import charts, counted, item_keys, items, stories
+from monitor.storage.tables import charts, item_keys, items, stories
 from monitor.storage.trends import MARKET, topic_keys
 
 __all__ = [
@@ -273,16 +273,17 @@ def stories_under(
 
 
 def copies(connection: Connection, story_ids: Iterable[str], *, limit: int = 1000) -> dict[str, list[Headline]]:
-    """The items that tell each of these stories, oldest first; `limit` bounds them all together."""
-    wanted: Sequence[str] = list(story_ids)
-    query = (
-        select(counted.c.story_id, *_HEADLINE)
-        .join(items, items.c.id == counted.c.item_id)
-        .where(counted.c.story_id.in_(wanted))
-        .order_by(items.c.published_at, items.c.id)
-        .limit(limit)
+    """The items that tell each of these stories (the first `monitor.stories.MAX_ITEM_IDS` of each), oldest first;
+    `limit` bounds them all together."""
+    query = select(stories.c.id, stories.c.item_ids).where(stories.c.id.in_(list(story_ids)))
+    told = {row.id: row.item_ids for row in connection.execute(query)}
+    wanted = {item_id for item_ids in told.values() for item_id in item_ids}
+    rows = connection.execute(
+        select(*_HEADLINE).where(items.c.id.in_(wanted)).order_by(items.c.published_at, items.c.id).limit(limit)
     )
-    found: dict[str, list[Headline]] = {story_id: [] for story_id in wanted}
-    for row in connection.execute(query):
-        found[row.story_id].append(_headline(row))
-    return found
+    headlines = {row.id: _headline(row) for row in rows}
+    place = {item_id: number for number, item_id in enumerate(headlines)}
+    return {
+        story_id: [headlines[item_id] for item_id in sorted(place.keys() & item_ids, key=place.__getitem__)]
+        for story_id, item_ids in told.items()
+    }

@@ -8,24 +8,27 @@ again. No other fencing is needed against a process that wakes up late.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Engine, insert, select, text, update
+from sqlalchemy import Connection, Engine, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from monitor.records import ContributionBatch, SourceWatermark
+from monitor.records import Contribution, ContributionBatch, SourceWatermark
 from monitor.storage import tables as t
 from monitor.storage.engine import reading, writing
+from monitor.storage.ledger import StoredLedger
 from monitor.storage.trends import add_to_rollups
 from monitor.storage.upsert import upsert
-from monitor.surges.counting import Changes, Counted, Counter, CounterState, CountingConfig, Story
-from monitor.surges.ticks import TickDelta
+from monitor.surges.counting import Changes, Counter, CounterState, CountingConfig, Story
+from monitor.surges.ticks import MINUTE_MS, TickDelta
 
 __all__ = ["Applied", "ContributionRecord", "PartitionCheckpoint", "partition_watermarks"]
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(list[Contribution])
 
 
 class ContributionRecord(NamedTuple):
@@ -100,9 +103,9 @@ class PartitionCheckpoint:
                     watermark=row.watermark,
                     next_offset=row.next_offset,
                 )
-            counter = Counter(self._config, state, ())
-            stories = _open_stories(connection, self.partition, counter.open_from(state.watermark))
-            return Counter(self._config, state, stories)
+            open_from = Counter(self._config, state).open_from(state.watermark)
+            stories = _open_stories(connection, self.partition, open_from)
+            return Counter(self._config, state, stories, _waiting(connection, self.partition))
 
     def _apply(self, connection: Connection, counter: Counter, records: Sequence[ContributionRecord]) -> Applied:
         state, begun = counter.state, counter.state.next_offset
@@ -114,34 +117,52 @@ class PartitionCheckpoint:
         if not fresh:
             return Applied(0, len(records), 0, 0, 0, 0, state.watermark)
         batches = [record.batch for record in fresh if record.batch is not None]
-        pairs = {(c.key, c.item_id) for batch in batches for c in batch.contributions}
-        known = _known(connection, pairs)
-        total, counted = Changes(ticks={}, stories={}, counted=[]), dict[tuple[str, str], Counted]()
+        changes, ledger = Changes(open_minute=state.watermark // MINUTE_MS), StoredLedger(connection, self.partition)
+        before = changes.open_minute
         for batch in batches:
-            changes = counter.apply(batch, known)
-            fresh_pairs = {(one.key, one.item_id): one for one in changes.counted}
-            counted.update(fresh_pairs)
-            known.update(fresh_pairs)
-            _add(total, changes)
-        total.counted = list(counted.values())
+            counter.apply(batch, ledger, changes)
         state.next_offset = fresh[-1].offset + 1
-        self._store(connection, total, state, begun, first=stored is None)
+        ledger.flush()
+        self._store_counts(connection, changes)
+        self._store_waiting(connection, changes, begun, closed=changes.open_minute > before)
+        self._store_place(connection, changes, state, begun, first=stored is None)
         if self._before_commit is not None:
             self._before_commit(connection)
         contributions = sum(len(batch.contributions) for batch in batches)
         skipped = len(records) - len(fresh)
-        return Applied(len(fresh), skipped, contributions, total.late, total.stale, total.duplicates, state.watermark)
+        return Applied(
+            len(fresh), skipped, contributions, changes.late, changes.stale, changes.duplicates, state.watermark
+        )
 
-    def _store(self, connection: Connection, total: Changes, state: CounterState, begun: int, *, first: bool) -> None:
+    def _store_counts(self, connection: Connection, changes: Changes) -> None:
         ticks = [
             {"key": key, "minute": minute, **msgspec.structs.asdict(delta)}
-            for (key, minute), delta in total.ticks.items()
+            for (key, minute), delta in changes.ticks.items()
             if delta != TickDelta()
         ]
         upsert(connection, t.ticks, ticks, add=msgspec.structs.asdict(TickDelta()))
-        add_to_rollups(connection, total.ticks)
-        upsert(connection, t.stories, [_story_row(story, self.partition) for story in total.stories.values()])
-        upsert(connection, t.counted, [msgspec.structs.asdict(counted) for counted in total.counted])
+        add_to_rollups(connection, changes.ticks)
+        upsert(connection, t.stories, [_story_row(story, self.partition) for story in changes.stories.values()])
+
+    def _store_waiting(self, connection: Connection, changes: Changes, begun: int, *, closed: bool) -> None:
+        c = t.waiting.c
+        if closed:
+            gone = (c.partition == self.partition) & (c.minute < changes.open_minute)
+            connection.execute(delete(t.waiting).where(gone))
+        rows = [
+            {
+                "partition": self.partition,
+                "minute": minute,
+                "offset": begun,
+                "contributions": _encoder.encode(contributions),
+            }
+            for minute, contributions in changes.waiting.items()
+        ]
+        upsert(connection, t.waiting, rows)
+
+    def _store_place(
+        self, connection: Connection, changes: Changes, state: CounterState, begun: int, *, first: bool
+    ) -> None:
         values: dict[str, Any] = {
             "next_offset": state.next_offset,
             "watermark": state.watermark,
@@ -150,55 +171,20 @@ class PartitionCheckpoint:
             "updated_at": datetime.now(UTC),
         }
         row = t.partitions
+        totals = {name: getattr(changes, name) for name in ("counted", "late", "stale")}
         if first:
-            late = {"late": total.late, "stale": total.stale}
-            connection.execute(insert(row).values(partition=self.partition, **values, **late))
+            connection.execute(insert(row).values(partition=self.partition, **values, **totals))
             return
-        more = {"late": row.c.late + total.late, "stale": row.c.stale + total.stale}
+        more = {name: row.c[name] + total for name, total in totals.items()}
         mine = (row.c.partition == self.partition) & (row.c.next_offset == begun)
         if connection.execute(update(row).where(mine).values(**values, **more)).rowcount != 1:
             raise _StaleMemoryError
 
 
-def _add(total: Changes, changes: Changes) -> None:
-    """Put a later record's changes, all but what was counted, on top of those of earlier ones."""
-    for place, delta in changes.ticks.items():
-        tick = total.ticks.setdefault(place, delta)
-        if tick is not delta:
-            for name in delta.__struct_fields__:
-                setattr(tick, name, getattr(tick, name) + getattr(delta, name))
-    total.stories.update(changes.stories)
-    total.late += changes.late
-    total.stale += changes.stale
-    total.duplicates += changes.duplicates
-
-
-_COLUMNS = ", ".join(f"c.{name}" for name in Counted.__struct_fields__)
-_KNOWN = {
-    "sqlite": text(
-        f"select {_COLUMNS} from json_each(:pairs) as wanted "  # noqa: S608 - column names of our own
-        "join counted as c on c.key = wanted.value ->> 0 and c.item_id = wanted.value ->> 1"
-    ),
-    "postgresql": text(
-        f"select {_COLUMNS} from json_array_elements(cast(:pairs as json)) as wanted "  # noqa: S608
-        "join counted as c on c.key = wanted.value ->> 0 and c.item_id = wanted.value ->> 1"
-    ),
-}
-
-
-def _known(connection: Connection, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Counted]:
-    """What has been counted of these pairs of key and item."""
-    wanted = json.dumps(sorted(pairs))
-    rows = connection.execute(_KNOWN[connection.dialect.name], {"pairs": wanted})
-    return {
-        (key, item_id): Counted(key, item_id, minute, story_id, p_negative, score, bool(negative))
-        for key, item_id, minute, story_id, p_negative, score, negative in rows
-    }
-
-
 def _story_row(story: Story, partition: int) -> dict[str, Any]:
     row = msgspec.structs.asdict(story)
-    row["sources"], row["signature"] = list(story.sources), list(story.signature)
+    for name in ("sources", "item_ids", "signature"):
+        row[name] = list(row[name])
     return {**row, "partition": partition}
 
 
@@ -208,11 +194,21 @@ def _open_stories(connection: Connection, partition: int, since: int) -> list[St
     columns = [c[name] for name in Story.__struct_fields__]
     query = select(*columns).where(c.partition == partition, c.last_at >= since).order_by(c.first_at, c.id)
     return [
-        Story(**{**row, "sources": tuple(row["sources"]), "signature": tuple(row["signature"])})
+        Story(**{**row, **{name: tuple(row[name]) for name in ("sources", "item_ids", "signature")}})
         for row in connection.execute(query).mappings()
     ]
 
 
+def _waiting(connection: Connection, partition: int) -> dict[int, list[Contribution]]:
+    """The contributions of a partition that wait for their minute to close, by minute, in the order they came in."""
+    c = t.waiting.c
+    found: dict[int, list[Contribution]] = {}
+    query = select(c.minute, c.contributions).where(c.partition == partition).order_by(c.minute, c.offset)
+    for minute, contributions in connection.execute(query):
+        found.setdefault(minute, []).extend(_decoder.decode(contributions))
+    return found
+
+
 def partition_watermarks(connection: Connection) -> Mapping[int, int]:
     """Watermark (epoch ms of event time) of every partition that has been counted in."""
-    return dict(connection.execute(select(t.partitions.c.partition, t.partitions.c.watermark)).tuples().all())
+    return dict(connection.execute(select(t.partitions.c.partition, t.partitions.c.watermark)).all())

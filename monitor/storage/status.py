@@ -45,11 +45,15 @@ def store_status(engine: Engine) -> StoreStatus:
         watermark = connection.execute(select(func.min(t.partitions.c.watermark))).scalar_one()
         judged = connection.execute(select(func.max(t.judge.c.judged_to))).scalar_one()
         states = connection.execute(select(t.episodes.c.state, func.count()).group_by(t.episodes.c.state)).all()
-        waiting = select(func.count()).select_from(t.deliveries).where(t.deliveries.c.state.in_(("pending", "failed")))
+        waiting = (
+            select(func.count())
+            .select_from(t.deliveries)
+            .where(t.deliveries.c.state.in_(("pending", "failed")), t.deliveries.c.event != "test")
+        )
         unrouted = select(func.count()).select_from(t.outbox).where(t.outbox.c.routed_at.is_(None))
         return StoreStatus(
             items=one(select(func.count()).select_from(t.items)),
-            counted=one(select(func.count()).select_from(t.counted)),
+            counted=one(select(func.sum(t.partitions.c.counted))),
             dead_letters=one(select(func.count()).select_from(t.dead_letters)),
             watermark=None if not watermark or watermark < 0 else datetime.fromtimestamp(watermark / 1000, UTC),
             judged_to=_minute(judged),

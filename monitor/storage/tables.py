@@ -1,9 +1,10 @@
 """The tables. Times are UTC and stored as epoch milliseconds; `minute` columns are whole epoch minutes (event time).
 
-Who writes what: the scoring worker `items`, `item_keys`, `charts`,
+Who writes what: the scoring worker `items`, `item_keys`, `retracted_keys`, `charts`,
 `awaited_charts` (charts that a stored item names and that have not come), `dead_letters`; the aggregator `partitions`,
-`ticks`, `rollups`, `counted`, `stories`; the judge `judge`, `episodes`, `outbox`; the notifier `deliveries`,
-`alert_events`; the dashboard and the command line `labels`, `silences`, `rules`, `receivers`; the jobs `models`,
+`ticks`, `rollups`, `ledger`, `waiting`, `stories`; the judge `judge`, `episodes`, `outbox`; the notifier `deliveries`,
+`alert_events`; the dashboard and the command line `labels`, `silences`, `rules`, `receivers`, `audit_log` (who changed
+what of these); the jobs `models`,
 `model_promotions`, `job_runs`.
 """
 
@@ -106,6 +107,16 @@ item_keys = Table(
     sqlite_with_rowid=False,
 )
 
+# Keys that an item was once counted under and no longer is: it was scored again, to another topic or with other tickers.
+retracted_keys = Table(
+    "retracted_keys",
+    metadata,
+    Column("item_id", String(256), primary_key=True),
+    Column("key", String(160), primary_key=True),
+    Column("published_at", UtcTime, primary_key=True, index=True),
+    sqlite_with_rowid=False,
+)
+
 charts = Table(
     "charts",
     metadata,
@@ -148,6 +159,7 @@ partitions = Table(
     Column("watermark", BigInteger, nullable=False),
     Column("sources", Json, nullable=False),
     Column("source_count", Integer, nullable=False),
+    Column("counted", BigInteger, nullable=False),
     Column("late", BigInteger, nullable=False),
     Column("stale", BigInteger, nullable=False),
     Column("updated_at", UtcTime, nullable=False),
@@ -185,19 +197,25 @@ rollups = Table(
     sqlite_with_rowid=False,
 )
 
-counted = Table(
-    "counted",
+ledger = Table(
+    "ledger",
     metadata,
-    Column("key", String(160), primary_key=True),
-    Column("item_id", String(256), primary_key=True),
-    Column("minute", Integer, nullable=False),
-    Column("story_id", String(64), nullable=False),
-    Column("p_negative", Float, nullable=False),
-    Column("score", Float, nullable=False),
-    Column("negative", Boolean, nullable=False),
+    # The pairs of key and item whose own minute is `minute` and that were counted in the minute `counted_in`.
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("minute", Integer, primary_key=True, autoincrement=False),
+    Column("counted_in", Integer, primary_key=True, autoincrement=False),
+    Column("pairs", LargeBinary, nullable=False),
     Index(None, "minute"),
-    Index(None, "story_id"),
-    sqlite_with_rowid=False,
+)
+
+waiting = Table(
+    "waiting",
+    metadata,
+    # Contributions of the open minute `minute` that came with the records from `offset` on, in their order.
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("minute", Integer, primary_key=True, autoincrement=False),
+    Column("offset", BigInteger, primary_key=True, autoincrement=False),
+    Column("contributions", LargeBinary, nullable=False),
 )
 
 stories = Table(
@@ -216,6 +234,7 @@ stories = Table(
     Column("url", Text, nullable=False),
     Column("source", Text, nullable=False),
     Column("item_id", String(256), nullable=False),
+    Column("item_ids", Json, nullable=False),
     Column("p_negative", Float, nullable=False),
     Column("signature", Json, nullable=False),
     Index(None, "key", "minute"),
@@ -259,8 +278,9 @@ alert_events = Table(
     Column("episode_id", String(128), nullable=False, index=True),
     Column("at", UtcTime, nullable=False),
     Column("event", String(32), nullable=False),
-    Column("actor", String(128), nullable=False),
+    Column("actor", String(160), nullable=False),
     Column("detail", Json, nullable=False),
+    Index(None, "actor", "at"),
 )
 
 outbox = Table(
@@ -320,9 +340,11 @@ rules = Table(
     "rules",
     metadata,
     Column("name", String(128), primary_key=True),
+    Column("origin", String(16), nullable=False),
     Column("definition", Json, nullable=False),
     Column("enabled", Boolean, nullable=False),
     Column("muted_until", UtcTime, nullable=True),
+    Column("author", String(128), nullable=False),
     Column("updated_at", UtcTime, nullable=False),
 )
 
@@ -336,6 +358,17 @@ silences = Table(
     Column("comment", Text, nullable=False),
     Column("author", String(128), nullable=False),
     Column("created_at", UtcTime, nullable=False),
+)
+
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("id", RowNumber, primary_key=True),
+    Column("at", UtcTime, nullable=False, index=True),
+    Column("actor", String(128), nullable=False),
+    Column("subject", String(160), nullable=False, index=True),
+    Column("event", String(32), nullable=False),
+    Column("detail", Json, nullable=False),
 )
 
 labels = Table(

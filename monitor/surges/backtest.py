@@ -17,10 +17,11 @@ import numpy as np
 from monitor.alerts.records import MAX_STORIES, AlertStory, AlertWindow
 from monitor.records import Contribution, ContributionBatch, ScoredItem, SourceWatermark
 from monitor.surges.budget import bar_from_history
-from monitor.surges.counting import Changes, Counted, Counter, CounterState, CountingConfig, Story
+from monitor.surges.counting import Changes, Counter, CounterState, CountingConfig, Story
 from monitor.surges.decisions import Decision, MinuteCounts
 from monitor.surges.judge import Judge, JudgeConfig
 from monitor.surges.keys import MARKET, TOPIC, contributions, epoch_ms
+from monitor.surges.ledger import MemoryLedger
 from monitor.surges.ticks import MINUTE_MS
 
 __all__ = ["Backtest", "BacktestAlert", "History", "measure_history"]
@@ -69,7 +70,7 @@ class Backtest:
         # Peaks of ended excursions with the minute they ended in, and key-days judged up to each minute of a day's end.
         self.peaks: list[tuple[int, float]] = []
         self.key_days: list[tuple[int, float]] = []
-        self._counter = Counter(counting, CounterState(), ())
+        self._counter = Counter(counting, CounterState())
         self._judge = Judge(judging, self._note_peak)
         self._episodes: dict[str, BacktestAlert] = {}
         self._pending: list[Contribution] = []
@@ -77,8 +78,7 @@ class Backtest:
         self.first_minute = 0
         self._next_minute: int | None = None
         self._ticks: dict[int, dict[str, list[int]]] = {}
-        self._known: dict[tuple[str, str], Counted] = {}
-        self._known_by_day: dict[int, list[tuple[str, str]]] = {}
+        self._ledger = MemoryLedger()
         self._max_late_ms = counting.max_late_ms
         self._negative: dict[str, dict[str, Story]] = {}
         self._memory_ms = max(judging.windows) * MINUTE_MS
@@ -110,7 +110,7 @@ class Backtest:
             source_count=1,
         )
         self._pending.clear()
-        changes = self._counter.apply(batch, self._known)
+        changes = self._counter.apply(batch, self._ledger)
         self._remember(changes)
         self._judge_closed()
 
@@ -126,16 +126,6 @@ class Backtest:
         for story in changes.stories.values():
             if story.negative:
                 self._negative.setdefault(story.key, {})[story.id] = story
-        day = self._latest // self._max_late_ms
-        pairs = self._known_by_day.setdefault(day, [])
-        for counted in changes.counted:
-            pair = (counted.key, counted.item_id)
-            self._known[pair] = counted
-            pairs.append(pair)
-        for old in [d for d in self._known_by_day if d < day - 1]:
-            # What is that old would be stale if it came again.
-            for pair in self._known_by_day.pop(old):
-                self._known.pop(pair, None)
 
     def _judge_closed(self) -> None:
         first_open = self._counter.state.watermark // MINUTE_MS
@@ -154,11 +144,11 @@ class Backtest:
             if minute % (24 * 60) == 0:
                 self.key_days.append((minute, self._judge.key_days))
                 self._forget_stories(minute * MINUTE_MS)
+                self._ledger.forget(minute - self._max_late_ms // MINUTE_MS)
         self._next_minute = minute
 
     def _counts(self, minute: int) -> MinuteCounts:
-        # A story that was moved to an earlier minute leaves zeros behind.
-        ticks = {key: tick for key, tick in self._ticks.pop(minute, {}).items() if tick[0]}
+        ticks = self._ticks.pop(minute, None)
         if not ticks:
             return _EMPTY
         rows = np.array(list(ticks.values()), dtype=np.int64)

@@ -1,38 +1,46 @@
 """Counting in event time: contributions in, changes of ticks and stories out. Pure: no clock, no store.
 
 The aggregator and `backtest` run the same `Counter`. One record is one call of `apply`; the caller stores the
-`Changes` and `Counter.state` together, so that a crash loses or doubles nothing. After a failed transaction the
-counter has run ahead of the store: make a new one from what is stored.
+`Changes`, the ledger and `Counter.state` together, so that a crash loses or doubles nothing. After a failed
+transaction the counter has run ahead of the store: make a new one from what is stored.
 
 What is counted where
 ---------------------
-An item counts once per key, in the minute of its event time. Copies of a story (`monitor.stories`) count as items
-but not as stories; a story counts in the minute of its earliest item and is negative if that item is. Minutes behind
-the watermark are closed: their story counts never change again. An item for a closed minute is *late* and counts in
-the first open one, when it was learned of; one later than `max_late_ms` is *stale*: remembered, but in no tick.
-An item that comes again is a duplicate: only its scores are taken over, should they differ (a newer model).
+An item counts once per key, in the minute of its event time, when that minute closes: contributions wait until the
+watermark has passed their minute and are then counted in order of event time and id. So what is counted does not hang
+on the order in which partitions were read, nor on where a process was killed. Copies of a story (`monitor.stories`)
+count as items but not as stories; a story counts in the minute of its first item and is negative if that item is. The
+story counts of a closed minute never change. An item for a closed minute is *late* and counts in the first open one,
+when it was learned of; one later than `max_late_ms` is *stale*: remembered, but in no tick.
+
+An item comes again with the same event time: then it is waiting still, or the *ledger* tells that it was counted, and
+only its scores are taken over, should they differ (a chart, a newer model). A contribution may also be taken back
+(`Contribution.retracted`, an item that has changed its topic): the sums over items lose it again, stories stay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from monitor.records import Contribution, ContributionBatch
-from monitor.stories import MAX_SOURCES, OpenStories, Story, story_id
+from monitor.stories import MAX_ITEM_IDS, MAX_SOURCES, OpenStories, Story, story_id
+from monitor.surges.ledger import STALE, Counted, Ledger
 from monitor.surges.ticks import MINUTE_MS, CounterState, TickDelta, advance, merge_sources
 
 if TYPE_CHECKING:
     from monitor.settings import Settings
 
-__all__ = ["STALE", "Changes", "Counted", "Counter", "CounterState", "CountingConfig", "Story", "TickDelta"]
+__all__ = ["Changes", "Counter", "CounterState", "CountingConfig", "Story", "TickDelta"]
 
-STALE: Final = -1
 HOUR_MS: Final = 60 * MINUTE_MS
 # Expired stories are passed over at once and dropped this often.
 SWEEP_MS: Final = 4 * HOUR_MS
+
+_in_order = attrgetter("at", "item_id")
 
 
 class CountingConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,28 +61,23 @@ class CountingConfig(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class Counted(msgspec.Struct, frozen=True):
-    """What is remembered of a counted pair of key and item. `minute` is the epoch minute, `STALE` if in none."""
-
-    key: str
-    item_id: str
-    minute: int
-    story_id: str
-    p_negative: float
-    score: float
-    negative: bool
-
-
 class Changes(msgspec.Struct):
-    """What one batch changes, to be stored in one transaction.
+    """What records change, to be stored in one transaction.
 
-    `ticks` are added to the stored ones, by key and epoch minute; `stories` (by id) and `counted` replace what is
-    stored under their keys. The stories are the counter's own: store them before the next `apply`.
+    `ticks` are added to the stored ones, by key and epoch minute; `stories` (by id) replace the stored ones. `waiting`
+    are the contributions that have come and are not counted yet, by the minute that they will be counted in, in the
+    order in which they came; those of minutes before `open_minute` have been counted, or taken back, and wait no more.
+    The stories are the counter's own: store them before the next `apply`.
+
+    `counted` is by how many the pairs of key and item grew that are counted or stale; `late`, `stale` and `duplicates`
+    are numbers of contributions.
     """
 
-    ticks: dict[tuple[str, int], TickDelta]
-    stories: dict[str, Story]
-    counted: list[Counted]
+    ticks: dict[tuple[str, int], TickDelta] = {}
+    stories: dict[str, Story] = {}
+    waiting: dict[int, list[Contribution]] = {}
+    open_minute: int = 0
+    counted: int = 0
     late: int = 0
     stale: int = 0
     duplicates: int = 0
@@ -88,117 +91,162 @@ class Counter:
     config : lateness and story window.
     state : as stored; changed in place by `apply`.
     open_stories : the stored stories of this partition with `last_at >= open_from(state.watermark)`.
+    waiting : what `Changes.waiting` told and is not counted yet, by minute, in the order in which it was told.
     """
 
-    def __init__(self, config: CountingConfig, state: CounterState, open_stories: Iterable[Story]) -> None:
+    def __init__(
+        self,
+        config: CountingConfig,
+        state: CounterState,
+        open_stories: Iterable[Story] = (),
+        waiting: Mapping[int, Sequence[Contribution]] | None = None,
+    ) -> None:
         self.config = config
         self.state = state
         self._open: dict[str, OpenStories] = {}
         self._swept = state.watermark
         for story in open_stories:
             self._open.setdefault(story.key, OpenStories()).add(story)
+        # By minute, then by pair: a pair that comes again before it is counted is here once.
+        self._waiting: dict[int, dict[tuple[str, str], Contribution]] = {}
+        for minute, contributions in (waiting or {}).items():
+            for contribution in contributions:
+                self._wait(minute, contribution)
 
     def open_from(self, watermark: int) -> int:
         """Event time (epoch ms) at or after which a story must have been seen to be open at `watermark`."""
-        return watermark - self.config.story_window_ms
+        return watermark // MINUTE_MS * MINUTE_MS - self.config.story_window_ms
 
     @property
     def open_stories(self) -> int:
         """How many stories are held open."""
         return sum(map(len, self._open.values()))
 
-    def apply(self, batch: ContributionBatch, known: Mapping[tuple[str, str], Counted]) -> Changes:
-        """Count a batch, then move the watermark by what it reports.
+    def apply(self, batch: ContributionBatch, ledger: Ledger, changes: Changes | None = None) -> Changes:
+        """Take in a batch, move the watermark by what it reports, and count the minutes that are closed by that.
 
-        `known` holds what was counted before of this batch's pairs `(key, item_id)`; other pairs in it do no harm.
+        Adds to `changes` where given, those of the records before it that are stored in the same transaction.
         """
-        changes = Changes(ticks={}, stories={}, counted=[])
-        fresh: dict[tuple[str, str], Counted] = {}
+        changes = Changes() if changes is None else changes
         for contribution in batch.contributions:
-            pair = (contribution.key, contribution.item_id)
-            before = fresh.get(pair) or known.get(pair)
-            counted = self._count(contribution, changes) if before is None else _recount(contribution, before, changes)
-            if counted is not None:
-                fresh[pair] = counted
-        changes.counted = list(fresh.values())
+            self._take(contribution, ledger, changes)
         merge_sources(self.state, batch.sources, batch.source_count)
-        if advance(self.state, self.config.lateness_ms) and self.state.watermark - self._swept >= SWEEP_MS:
-            self._sweep()
+        if advance(self.state, self.config.lateness_ms):
+            self._close(ledger, changes)
+            if self.state.watermark - self._swept >= SWEEP_MS:
+                self._sweep()
+        changes.open_minute = self.state.watermark // MINUTE_MS
         return changes
 
-    def _count(self, c: Contribution, changes: Changes) -> Counted:
-        watermark = self.state.watermark
-        open_minute = watermark // MINUTE_MS
-        minute = c.at // MINUTE_MS
-        late = minute < open_minute
-        if late:
-            if c.at < watermark - self.config.max_late_ms:
+    def _take(self, c: Contribution, ledger: Ledger, changes: Changes) -> None:
+        own, first_open = c.at // MINUTE_MS, self.state.watermark // MINUTE_MS
+        minute = max(first_open, own)
+        waiting = self._waiting.get(minute)
+        before = waiting.get((c.key, c.item_id)) if waiting is not None else None
+        if before is not None:
+            changes.duplicates += not c.retracted
+            if c == before:
+                return
+        elif own < first_open:
+            counted = ledger.find(own, c.key, c.item_id)
+            if counted is not None:
+                self._correct(c, own, counted, ledger, changes)
+                return
+            if c.retracted:
+                return
+            if c.at < self.state.watermark - self.config.max_late_ms:
                 changes.stale += 1
-                return Counted(c.key, c.item_id, STALE, "", c.p_negative, c.score, c.negative)
+                changes.counted += 1
+                ledger.put(own, Counted(c.key, c.item_id, STALE, c.score, c.negative))
+                return
             changes.late += 1
-            minute = open_minute
-        story = self._join(c, minute, late, changes)
+        elif c.retracted:
+            return
+        self._wait(minute, c)
+        told = changes.waiting.get(minute)
+        if told is None:
+            changes.waiting[minute] = [c]
+        else:
+            told.append(c)
+
+    def _wait(self, minute: int, c: Contribution) -> None:
+        waiting = self._waiting.get(minute)
+        if waiting is None:
+            waiting = self._waiting[minute] = {}
+        if c.retracted:
+            waiting.pop((c.key, c.item_id), None)
+        else:
+            waiting[c.key, c.item_id] = c
+
+    def _correct(self, c: Contribution, own: int, before: Counted, ledger: Ledger, changes: Changes) -> None:
+        """A pair that was counted already: take over changed scores, take it back or in again; count nothing twice."""
+        changes.duplicates += not c.retracted
+        score, negative = (before.score, before.negative) if c.retracted else (c.score, c.negative)
+        now = Counted(c.key, c.item_id, before.minute, score, negative, c.retracted)
+        if now == before:
+            return
+        ledger.put(own, now)
+        was, there = not before.retracted, not now.retracted
+        changes.counted += there - was
+        if before.minute != STALE:
+            tick = _tick(changes, c.key, before.minute)
+            tick.items += there - was
+            tick.negative_items += (there and now.negative) - (was and before.negative)
+            tick.score_sum += there * now.score - was * before.score
+
+    def _close(self, ledger: Ledger, changes: Changes) -> None:
+        first_open = self.state.watermark // MINUTE_MS
+        for minute in sorted(minute for minute in self._waiting if minute < first_open):
+            # Each key's in order of event time; the order among keys is of no consequence.
+            for contribution in sorted(self._waiting.pop(minute).values(), key=_in_order):
+                self._count(contribution, minute, ledger, changes)
+            changes.waiting.pop(minute, None)
+
+    def _count(self, c: Contribution, minute: int, ledger: Ledger, changes: Changes) -> None:
         tick = _tick(changes, c.key, minute)
+        story = self._join(c, minute, tick)
+        changes.stories[story.id] = story
         tick.items += 1
         tick.negative_items += c.negative
         tick.score_sum += c.score
-        tick.late += late
-        changes.stories[story.id] = story
-        return Counted(c.key, c.item_id, minute, story.id, c.p_negative, c.score, c.negative)
+        own = c.at // MINUTE_MS
+        tick.late += own < minute
+        changes.counted += 1
+        ledger.put(own, Counted(c.key, c.item_id, minute, c.score, c.negative))
 
-    def _join(self, c: Contribution, minute: int, late: bool, changes: Changes) -> Story:
+    def _join(self, c: Contribution, minute: int, tick: TickDelta) -> Story:
         stories = self._open.get(c.key)
         if stories is None:
             stories = self._open[c.key] = OpenStories()
-        config, watermark = self.config, self.state.watermark
-        window = config.story_window_ms
-        story = stories.find(c.signature, c.at, window, config.similarity, watermark - window) if c.signature else None
-        if story is None:
-            story = Story(
-                id=story_id(c.key, c.item_id),
-                key=c.key,
-                first_at=c.at,
-                last_at=c.at,
-                minute=minute,
-                negative=c.negative,
-                items=1,
-                sources=(c.source,) if c.source else (),
-                title=c.title,
-                url=c.url,
-                source=c.source,
-                item_id=c.item_id,
-                p_negative=c.p_negative,
-                signature=c.signature,
-            )
-            stories.add(story)
-            tick = _tick(changes, c.key, minute)
-            tick.stories += 1
-            tick.negative_stories += c.negative
-            return story
-        story.items += 1
-        story.last_at = max(story.last_at, c.at)
-        if c.source and c.source not in story.sources and len(story.sources) < MAX_SOURCES:
-            # In order of name, not of arrival: items may overtake each other within the lateness.
-            story.sources = tuple(sorted((*story.sources, c.source)))
-        if (
-            not late
-            and (c.at, c.item_id) < (story.first_at, story.item_id)
-            and story.minute * MINUTE_MS >= (watermark // MINUTE_MS * MINUTE_MS)
-        ):
-            self._begin_earlier(story, c, minute, changes)
-        return story
-
-    def _begin_earlier(self, story: Story, c: Contribution, minute: int, changes: Changes) -> None:
-        """An earlier item came after a later one of its story, both minutes open: the story is the earlier one's."""
-        tick = _tick(changes, c.key, story.minute)
-        tick.stories -= 1
-        tick.negative_stories -= story.negative
-        tick = _tick(changes, c.key, minute)
+        window = self.config.story_window_ms
+        if c.signature:
+            # What has expired hangs on the minute alone, not on how far the watermark has jumped meanwhile.
+            open_from = minute * MINUTE_MS - window
+            story = stories.find(c.signature, c.at, window, self.config.similarity, open_from)
+            if story is not None:
+                _add_copy(story, c)
+                return story
+        story = Story(
+            id=story_id(c.key, c.item_id),
+            key=c.key,
+            first_at=c.at,
+            last_at=c.at,
+            minute=minute,
+            negative=c.negative,
+            items=1,
+            sources=(c.source,) if c.source else (),
+            title=c.title,
+            url=c.url,
+            source=c.source,
+            item_id=c.item_id,
+            item_ids=(c.item_id,),
+            p_negative=c.p_negative,
+            signature=c.signature,
+        )
+        stories.add(story)
         tick.stories += 1
         tick.negative_stories += c.negative
-        story.first_at, story.minute, story.negative = c.at, minute, c.negative
-        story.title, story.url, story.source = c.title, c.url, c.source
-        story.item_id, story.p_negative = c.item_id, c.p_negative
+        return story
 
     def _sweep(self) -> None:
         self._swept = self.state.watermark
@@ -210,16 +258,14 @@ class Counter:
                 del self._open[key]
 
 
-def _recount(c: Contribution, before: Counted, changes: Changes) -> Counted | None:
-    """A pair that was counted already: take over changed scores, count nothing twice."""
-    changes.duplicates += 1
-    if (before.p_negative, before.score, before.negative) == (c.p_negative, c.score, c.negative):
-        return None
-    if before.minute != STALE:
-        tick = _tick(changes, c.key, before.minute)
-        tick.negative_items += c.negative - before.negative
-        tick.score_sum += c.score - before.score
-    return Counted(c.key, c.item_id, before.minute, before.story_id, c.p_negative, c.score, c.negative)
+def _add_copy(story: Story, c: Contribution) -> None:
+    story.items += 1
+    if c.at > story.last_at:
+        story.last_at = c.at
+    if c.source and c.source not in story.sources and len(story.sources) < MAX_SOURCES:
+        story.sources = (*story.sources, c.source)
+    if len(story.item_ids) < MAX_ITEM_IDS:
+        story.item_ids = (*story.item_ids, c.item_id)
 
 
 def _tick(changes: Changes, key: str, minute: int) -> TickDelta:

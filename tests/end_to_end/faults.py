@@ -26,9 +26,11 @@ from monitor.settings import Settings
 from monitor.storage import tables as t
 from monitor.storage.engine import reading
 from monitor.stories import signature
-from monitor.surges.counting import Counted, Counter, CounterState, CountingConfig
+from monitor.surges.counting import Counter, CounterState, CountingConfig
 from monitor.surges.keys import partition_of
+from monitor.surges.ledger import MemoryLedger
 from monitor.surges.ticks import MINUTE_MS
+from tests.ledgers import counted_pairs
 
 BEGIN_MS = 28_400_000 * MINUTE_MS
 _WORDS = ("profit", "warning", "bank", "fraud", "probe", "shares", "fall", "outlook", "merger", "strike", "debt")
@@ -107,13 +109,12 @@ def expected(settings: Settings, stream: Sequence[list[Record]]) -> Outcome:
     """Ticks, counted pairs and stories of an undisturbed count in memory."""
     config = CountingConfig.of(settings)
     counters: dict[int, Counter] = {}
-    known: dict[tuple[str, str], Counted] = {}
+    ledgers: dict[int, MemoryLedger] = {}
     ticks: dict[tuple[str, int], list[float]] = {}
     stories: dict[str, tuple[Any, ...]] = {}
     for record in (record for batch in stream for record in batch):
-        counter = counters.setdefault(record.partition, Counter(config, CounterState(sources={}), ()))
-        changes = counter.apply(record.batch, known)
-        known.update({(one.key, one.item_id): one for one in changes.counted})
+        counter = counters.setdefault(record.partition, Counter(config, CounterState(sources={})))
+        changes = counter.apply(record.batch, ledgers.setdefault(record.partition, MemoryLedger()))
         for place, d in changes.ticks.items():
             tick = ticks.setdefault(place, [0.0] * 6)
             delta = (d.stories, d.negative_stories, d.items, d.negative_items, d.score_sum, d.late)
@@ -122,7 +123,9 @@ def expected(settings: Settings, stream: Sequence[list[Record]]) -> Outcome:
             stories[story.id] = (story.key, story.minute, story.negative, story.items, story.item_id, story.sources)
     return {
         "ticks": {place: tuple(tick) for place, tick in ticks.items()},
-        "counted": {pair: (one.minute, one.story_id, one.negative) for pair, one in known.items()},
+        "counted": {
+            (one.key, one.item_id): (one.minute, one.negative) for ledger in ledgers.values() for one in ledger
+        },
         "stories": stories,
         "watermarks": {partition: counter.state.watermark for partition, counter in counters.items()},
     }
@@ -131,14 +134,14 @@ def expected(settings: Settings, stream: Sequence[list[Record]]) -> Outcome:
 def stored(engine: Engine) -> Outcome:
     """The same, from the store."""
     with reading(engine) as connection:
-        ticks, counted, stories, places = (
-            connection.execute(select(table)).mappings().all()
-            for table in (t.ticks, t.counted, t.stories, t.partitions)
+        ticks, stories, places = (
+            connection.execute(select(table)).mappings().all() for table in (t.ticks, t.stories, t.partitions)
         )
+        counted = counted_pairs(connection)
     names = ("stories", "negative_stories", "items", "negative_items", "score_sum", "late")
     return {
         "ticks": {(row["key"], row["minute"]): tuple(float(row[name]) for name in names) for row in ticks},
-        "counted": {(r["key"], r["item_id"]): (r["minute"], r["story_id"], r["negative"]) for r in counted},
+        "counted": {pair: (one.minute, one.negative) for pair, one in counted.items()},
         "stories": {
             r["id"]: (r["key"], r["minute"], r["negative"], r["items"], r["item_id"], tuple(r["sources"]))
             for r in stories

@@ -23,6 +23,7 @@ from monitor.storage import tables as t
 from monitor.storage.engine import open_engine, reading
 from monitor.storage.status import store_status
 from monitor.supervisor import ProcessSpec, Supervisor
+from tests.ledgers import counted_pairs
 
 ROLES = ("worker", "aggregator", "notifier")
 
@@ -140,7 +141,7 @@ def _outcome(settings: Settings, receiver: DemoReceiver) -> Outcome:
         items = {r.id: (r.sentiment, r.topic, r.modality) for r in found}
         scores = {r.id: r.p_negative for r in found}
         keys = {(r.key, r.item_id) for r in c.execute(select(t.item_keys))}
-        counted = {(r.key, r.item_id) for r in c.execute(select(t.counted))}
+        counted = set(counted_pairs(c))
         ticks = {
             (r.key, r.minute): (r.stories, r.negative_stories, r.items, r.negative_items)
             for r in c.execute(select(t.ticks))

@@ -107,6 +107,7 @@ def put_story(
         "source": f"source-{number}",
         "item_id": item_id,
         "p_negative": 0.9,
+        "item_ids": [],
         "signature": [],
     }
     conn.execute(stories.insert().values(**(row | changes)))

@@ -73,18 +73,7 @@ def fill(engine: Engine, ages_days: list[float]) -> None:
                     late=0,
                 )
             )
-            for name, counted_minute in ((f"i{number}", minute), (f"stale{number}", -1)):
-                connection.execute(
-                    insert(tables.counted).values(
-                        key="ticker:AAPL",
-                        item_id=name,
-                        minute=counted_minute,
-                        story_id="s",
-                        p_negative=0.8,
-                        score=-0.7,
-                        negative=True,
-                    )
-                )
+            connection.execute(insert(tables.ledger).values(partition=0, minute=minute, counted_in=minute, pairs=b""))
             connection.execute(
                 insert(tables.stories).values(
                     id=f"s{number}",
@@ -100,6 +89,7 @@ def fill(engine: Engine, ages_days: list[float]) -> None:
                     url="",
                     source="",
                     item_id=f"i{number}",
+                    item_ids=[],
                     p_negative=0.8,
                     signature=[],
                 )
@@ -116,7 +106,7 @@ def test_each_table_loses_what_its_setting_says(store: Engine, make_settings: Ca
     settings = make_settings(retention_items_days=90, retention_charts_days=30, retention_ticks_days=60)
     dropped = drop_old(store, settings, NOW + timedelta(hours=1), QUIET, GOING, batch_rows=2)
     assert dropped == {
-        "charts": 4, "item_keys": 2, "items": 2, "awaited_charts": 0, "ticks": 3, "rollups": 0, "counted": 3 + 7,
+        "charts": 4, "item_keys": 2, "items": 2, "awaited_charts": 0, "ticks": 3, "rollups": 0, "ledger": 3,
         "stories": 3, "dead_letters": 0, "job_runs": 0,
     }  # fmt: skip
     assert [count(store, t) for t in (tables.items, tables.charts, tables.ticks, tables.stories)] == [5, 3, 4, 4]
@@ -149,8 +139,6 @@ def test_a_replay_of_history_is_kept_whatever_the_clock_says(
     store: Engine, make_settings: Callable[..., Settings]
 ) -> None:
     fill(store, [0, 1, 2])
-    with writing(store) as connection:
-        connection.execute(tables.counted.delete().where(tables.counted.c.minute == -1))
     dropped = drop_old(store, make_settings(), NOW + timedelta(days=4000), QUIET, GOING)
     assert sum(dropped.values()) == 0
 

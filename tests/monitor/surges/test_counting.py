@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitor.records import Contribution, SourceWatermark
 from monitor.stories import Story
-from monitor.surges.counting import STALE, Changes, Counted, Counter, CounterState, CountingConfig
+from monitor.surges.counting import Changes, Counter, CounterState, CountingConfig
+from monitor.surges.ledger import STALE, MemoryLedger
 from monitor.surges.ticks import TickDelta, advance, merge_sources
 from tests.monitor.surges.builders import MINUTE, batch, contribution
 
@@ -17,30 +19,42 @@ HOUR = 60 * MINUTE
 
 
 class Store:
-    """What the aggregator keeps: adds the changes up, and hands out what was counted before."""
+    """What the aggregator keeps: adds the changes up, remembers what waits and what was counted."""
 
     def __init__(self, config: CountingConfig | None = None) -> None:
         self.config = config or CountingConfig()
-        self.counter = Counter(self.config, CounterState(), ())
+        self.counter = Counter(self.config, CounterState())
+        self.ledger = MemoryLedger()
         self.ticks: dict[tuple[str, int], TickDelta] = {}
-        self.counted: dict[tuple[str, str], Counted] = {}
+        self.waiting: dict[int, list[Contribution]] = {}
         self.stories: dict[str, Story] = {}
+        self.counted = 0
 
     def apply(self, *items: Contribution, at: int | None = None, idle: bool = False) -> Changes:
-        changes = self.counter.apply(batch(*items, at=at, idle=idle), self.counted)
+        changes = self.counter.apply(batch(*items, at=at, idle=idle), self.ledger)
         for pair, delta in changes.ticks.items():
             tick = self.ticks.setdefault(pair, TickDelta())
             for name in TickDelta.__struct_fields__:
                 setattr(tick, name, getattr(tick, name) + getattr(delta, name))
-        self.counted |= {(c.key, c.item_id): c for c in changes.counted}
+        for minute in [minute for minute in self.waiting if minute < changes.open_minute]:
+            del self.waiting[minute]
+        for minute, told in changes.waiting.items():
+            self.waiting.setdefault(minute, []).extend(told)
         self.stories |= changes.stories
+        self.counted += changes.counted
         return changes
+
+    def close(self, at: int | None = None) -> Changes:
+        """All sources fall quiet after `at`: every minute up to then is counted."""
+        newest = max((c.at for told in self.waiting.values() for c in told), default=0)
+        return self.apply(at=newest if at is None else at, idle=True)
 
     def restart(self) -> None:
         """A new counter from what is stored."""
         state = self.counter.state
         open_from = self.counter.open_from(state.watermark)
-        self.counter = Counter(self.config, state, [s for s in self.stories.values() if s.last_at >= open_from])
+        still_open = [s for s in self.stories.values() if s.last_at >= open_from]
+        self.counter = Counter(self.config, state, still_open, self.waiting)
 
     def shown(self) -> dict[tuple[str, int], tuple[int, int, int, int, float, int]]:
         rows = {
@@ -50,42 +64,57 @@ class Store:
         return {pair: row for pair, row in rows.items() if any(row)}
 
 
+TEXT = "Profit warning sinks the shares of Acme"
+
+
+def test_an_item_waits_until_its_minute_closes() -> None:
+    store = Store()
+    store.apply(contribution("1", 10 * MINUTE), at=11 * MINUTE + MINUTE - 1)
+    assert (store.shown(), store.counted) == ({}, 0)
+    changes = store.apply(at=12 * MINUTE)
+    assert store.shown() == {("ticker:A", 10): (1, 0, 1, 0, -0.1, 0)}
+    assert (changes.late, store.counted, store.waiting) == (0, 1, {})
+
+
 def test_copies_count_as_items_and_once_as_a_story() -> None:
     store = Store()
     store.apply(
-        contribution("1", 10 * MINUTE, title="Profit warning sinks the shares of Acme", negative=True),
-        contribution("2", 12 * MINUTE, title="UPDATE 1-Profit warning sinks the shares of Acme", source="t"),
+        contribution("1", 10 * MINUTE, title=TEXT, negative=True),
+        contribution("2", 12 * MINUTE, title="UPDATE 1-" + TEXT, source="t"),
     )
+    store.close()
     assert store.shown() == {("ticker:A", 10): (1, 1, 1, 1, -0.9, 0), ("ticker:A", 12): (0, 0, 1, 0, -0.1, 0)}
     (story,) = store.stories.values()
-    assert (story.items, story.sources, story.item_id) == (2, ("s", "t"), "1")
+    assert (story.items, story.sources, story.item_id, story.item_ids) == (2, ("s", "t"), "1", ("1", "2"))
 
 
 def test_a_copy_in_another_key_is_a_story_there() -> None:
     store = Store()
-    text = "Profit warning sinks the shares of Acme"
-    store.apply(contribution("1", 0, title=text), contribution("1", 0, title=text, key="topic:earnings"))
+    store.apply(contribution("1", 0, title=TEXT), contribution("1", 0, title=TEXT, key="topic:earnings"))
+    store.close()
     assert {pair: row[0] for pair, row in store.shown().items()} == {("ticker:A", 0): 1, ("topic:earnings", 0): 1}
 
 
-def test_an_earlier_copy_that_comes_later_takes_the_story_over() -> None:
+def test_a_story_is_that_of_its_earliest_item_whichever_comes_first() -> None:
     store = Store()
-    text = "Profit warning sinks the shares of Acme"
-    store.apply(contribution("late copy", 12 * MINUTE, title=text), at=12 * MINUTE)
-    store.apply(contribution("first", 11 * MINUTE, title=text, negative=True))
-    assert store.shown()["ticker:A", 11][:2] == (1, 1)
-    assert store.shown()["ticker:A", 12][:2] == (0, 0)
-    assert [s.item_id for s in store.stories.values()] == ["first"]
+    store.apply(contribution("copy", 12 * MINUTE, title=TEXT), at=12 * MINUTE)
+    store.apply(contribution("first", 11 * MINUTE, title=TEXT, negative=True))
+    store.close()
+    assert {pair: row[:2] for pair, row in store.shown().items()} == {
+        ("ticker:A", 11): (1, 1),
+        ("ticker:A", 12): (0, 0),
+    }
+    assert [(s.item_id, s.item_ids) for s in store.stories.values()] == [("first", ("first", "copy"))]
 
 
 def test_a_closed_minute_keeps_its_stories_and_late_items_count_in_the_first_open_one() -> None:
     store = Store()
-    text = "Profit warning sinks the shares of Acme"
-    store.apply(contribution("1", 10 * MINUTE, title=text), at=20 * MINUTE)
+    store.apply(contribution("1", 10 * MINUTE, title=TEXT), at=20 * MINUTE)
     before = store.shown()
     assert store.counter.state.watermark == 19 * MINUTE
-    changes = store.apply(contribution("0", 9 * MINUTE, title=text, negative=True), contribution("x", 5 * MINUTE))
+    changes = store.apply(contribution("0", 9 * MINUTE, title=TEXT, negative=True), contribution("x", 5 * MINUTE))
     assert changes.late == 2
+    store.close(21 * MINUTE)
     assert store.shown() == before | {("ticker:A", 19): (1, 0, 2, 1, -1.0, 2)}
 
 
@@ -93,8 +122,8 @@ def test_a_stale_item_is_remembered_but_in_no_tick() -> None:
     store = Store()
     store.apply(at=48 * HOUR)
     changes = store.apply(contribution("old", 20 * HOUR))
-    assert (changes.stale, changes.late, changes.ticks, changes.stories) == (1, 0, {}, {})
-    assert store.counted["ticker:A", "old"].minute == STALE
+    assert (changes.stale, changes.late, changes.ticks, changes.waiting) == (1, 0, {}, {})
+    assert [one.minute for one in store.ledger] == [STALE]
     again = store.apply(contribution("old", 20 * HOUR, negative=True))
     assert (again.stale, again.duplicates, again.ticks) == (0, 1, {})
 
@@ -102,17 +131,49 @@ def test_a_stale_item_is_remembered_but_in_no_tick() -> None:
 def test_another_score_for_a_counted_item_corrects_items_but_not_stories() -> None:
     store = Store()
     store.apply(contribution("1", 0, negative=False))
+    store.close()
     changes = store.apply(contribution("1", 0, negative=True))
-    assert changes.duplicates == 1
+    assert (changes.duplicates, store.counted) == (1, 1)
     assert store.shown() == {("ticker:A", 0): (1, 0, 1, 1, -0.9, 0)}
-    assert store.counted["ticker:A", "1"].negative
+    assert [one.negative for one in store.ledger] == [True]
+
+
+def test_another_score_for_a_waiting_item_is_the_one_that_counts() -> None:
+    store = Store()
+    store.apply(contribution("1", 0, negative=False), contribution("1", 0, negative=True))
+    store.restart()
+    store.close()
+    assert store.shown() == {("ticker:A", 0): (1, 1, 1, 1, -0.9, 0)}
+
+
+def test_what_is_taken_back_is_out_of_the_sums_and_may_come_again() -> None:
+    taken_back = msgspec.structs.replace(contribution("1", 0, negative=True), retracted=True)
+    store = Store()
+    store.apply(contribution("1", 0, negative=True), contribution("2", 0))
+    store.close()
+    before = store.shown()
+    for _ in range(2):
+        store.apply(taken_back)
+        assert store.shown() == {("ticker:A", 0): (2, 1, 1, 0, -0.1, 0)}
+        assert store.counted == 1
+    store.apply(contribution("1", 0, negative=True))
+    assert (store.shown(), store.counted) == (before, 2)
+
+
+def test_what_is_taken_back_while_it_waits_is_never_counted() -> None:
+    store = Store()
+    store.apply(contribution("1", 0), msgspec.structs.replace(contribution("1", 0), retracted=True))
+    store.restart()
+    store.apply(msgspec.structs.replace(contribution("unknown", 0), retracted=True))
+    store.close()
+    assert (store.shown(), store.counted, store.stories) == ({}, 0, {})
 
 
 def test_a_story_expires_after_its_window() -> None:
-    text = "Profit warning sinks the shares of Acme"
     for gap, stories in ((24 * HOUR, 1), (24 * HOUR + 1, 2)):
         store = Store()
-        store.apply(contribution("1", 0, title=text), contribution("2", gap, title=text))
+        store.apply(contribution("1", 0, title=TEXT), contribution("2", gap, title=TEXT))
+        store.close()
         assert sum(row[0] for row in store.shown().values()) == stories
 
 
@@ -120,7 +181,7 @@ def test_memory_holds_open_stories_only() -> None:
     store = Store()
     for hour in range(100):
         store.apply(contribution(f"n{hour}", hour * HOUR), at=hour * HOUR)
-    assert store.counter.open_stories <= 24 + 4 + 2
+    assert 0 < store.counter.open_stories <= 24 + 4 + 2
 
 
 def test_the_watermark_waits_for_all_sources_and_never_goes_back() -> None:
@@ -169,20 +230,25 @@ def _items(rows: list[tuple[int, str, int, bool]]) -> list[Contribution]:
 
 @settings(max_examples=60, deadline=None)
 @given(entries, st.randoms(use_true_random=False))
-def test_order_and_chunks_within_the_lateness_change_nothing(
+def test_order_chunks_and_restarts_within_the_lateness_change_nothing(
     rows: list[tuple[int, str, int, bool]], r: random.Random
 ) -> None:
-    config = CountingConfig(lateness_ms=10 * MINUTE)
+    config = CountingConfig(lateness_ms=5 * MINUTE)
     items = _items(rows)
     one = Store(config)
-    one.apply(*items, at=5 * MINUTE)
+    one.apply(*items)
+    one.close(20 * MINUTE)
     other = Store(config)
     r.shuffle(items)
     while items:
         size = r.randint(1, len(items))
         other.apply(*items[:size], at=max(c.at for c in items[:size]))
         items = items[size:]
-    assert other.shown() == one.shown()
+        if r.random() < 0.3:
+            other.restart()
+    other.close(20 * MINUTE)
+    assert (other.shown(), other.counted) == (one.shown(), one.counted)
+    assert other.stories == one.stories
 
 
 @settings(max_examples=60, deadline=None)
@@ -196,5 +262,8 @@ def test_duplicates_and_restarts_change_nothing(rows: list[tuple[int, str, int, 
         other.apply(item, *r.sample(items[: position + 1], r.randint(0, min(3, position + 1))), at=at)
         if r.random() < 0.3:
             other.restart()
-    assert other.shown() == one.shown()
+    one.close(60 * MINUTE)
+    other.close(60 * MINUTE)
+    assert (other.shown(), other.counted) == (one.shown(), one.counted)
+    assert other.stories == one.stories
     assert other.counter.state == one.counter.state

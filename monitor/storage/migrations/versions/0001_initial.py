@@ -18,11 +18,24 @@ def upgrade() -> None:
         sa.Column("episode_id", sa.String(length=128), nullable=False),
         sa.Column("at", sa.BigInteger(), nullable=False),
         sa.Column("event", sa.String(length=32), nullable=False),
-        sa.Column("actor", sa.String(length=128), nullable=False),
+        sa.Column("actor", sa.String(length=160), nullable=False),
         sa.Column("detail", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_alert_events")),
     )
+    op.create_index(op.f("ix_alert_events_actor_at"), "alert_events", ["actor", "at"], unique=False)
     op.create_index(op.f("ix_alert_events_episode_id"), "alert_events", ["episode_id"], unique=False)
+    op.create_table(
+        "audit_log",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.Column("actor", sa.String(length=128), nullable=False),
+        sa.Column("subject", sa.String(length=160), nullable=False),
+        sa.Column("event", sa.String(length=32), nullable=False),
+        sa.Column("detail", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_audit_log")),
+    )
+    op.create_index(op.f("ix_audit_log_at"), "audit_log", ["at"], unique=False)
+    op.create_index(op.f("ix_audit_log_subject"), "audit_log", ["subject"], unique=False)
     op.create_table(
         "awaited_charts",
         sa.Column("chart_id", sa.String(length=256), nullable=False),
@@ -46,20 +59,6 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_charts_item_id"), "charts", ["item_id"], unique=False)
     op.create_index(op.f("ix_charts_published_at"), "charts", ["published_at"], unique=False)
-    op.create_table(
-        "counted",
-        sa.Column("key", sa.String(length=160), nullable=False),
-        sa.Column("item_id", sa.String(length=256), nullable=False),
-        sa.Column("minute", sa.Integer(), nullable=False),
-        sa.Column("story_id", sa.String(length=64), nullable=False),
-        sa.Column("p_negative", sa.Float(), nullable=False),
-        sa.Column("score", sa.Float(), nullable=False),
-        sa.Column("negative", sa.Boolean(), nullable=False),
-        sa.PrimaryKeyConstraint("key", "item_id", name=op.f("pk_counted")),
-        sqlite_with_rowid=False,
-    )
-    op.create_index(op.f("ix_counted_minute"), "counted", ["minute"], unique=False)
-    op.create_index(op.f("ix_counted_story_id"), "counted", ["story_id"], unique=False)
     op.create_table(
         "dead_letters",
         sa.Column("topic", sa.String(length=249), nullable=False),
@@ -199,6 +198,15 @@ def upgrade() -> None:
     op.create_index(op.f("ix_labels_created_at"), "labels", ["created_at"], unique=False)
     op.create_index(op.f("ix_labels_item_id"), "labels", ["item_id"], unique=False)
     op.create_table(
+        "ledger",
+        sa.Column("partition", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("minute", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("counted_in", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("pairs", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("partition", "minute", "counted_in", name=op.f("pk_ledger")),
+    )
+    op.create_index(op.f("ix_ledger_minute"), "ledger", ["minute"], unique=False)
+    op.create_table(
         "model_promotions",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("version", sa.String(length=128), nullable=False),
@@ -255,6 +263,7 @@ def upgrade() -> None:
         sa.Column("watermark", sa.BigInteger(), nullable=False),
         sa.Column("sources", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
         sa.Column("source_count", sa.Integer(), nullable=False),
+        sa.Column("counted", sa.BigInteger(), nullable=False),
         sa.Column("late", sa.BigInteger(), nullable=False),
         sa.Column("stale", sa.BigInteger(), nullable=False),
         sa.Column("updated_at", sa.BigInteger(), nullable=False),
@@ -269,6 +278,15 @@ def upgrade() -> None:
         sa.Column("updated_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_receivers")),
     )
+    op.create_table(
+        "retracted_keys",
+        sa.Column("item_id", sa.String(length=256), nullable=False),
+        sa.Column("key", sa.String(length=160), nullable=False),
+        sa.Column("published_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("item_id", "key", "published_at", name=op.f("pk_retracted_keys")),
+        sqlite_with_rowid=False,
+    )
+    op.create_index(op.f("ix_retracted_keys_published_at"), "retracted_keys", ["published_at"], unique=False)
     op.create_table(
         "rollups",
         sa.Column("width", sa.Integer(), autoincrement=False, nullable=False),
@@ -287,9 +305,11 @@ def upgrade() -> None:
     op.create_table(
         "rules",
         sa.Column("name", sa.String(length=128), nullable=False),
+        sa.Column("origin", sa.String(length=16), nullable=False),
         sa.Column("definition", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
         sa.Column("enabled", sa.Boolean(), nullable=False),
         sa.Column("muted_until", sa.BigInteger(), nullable=True),
+        sa.Column("author", sa.String(length=128), nullable=False),
         sa.Column("updated_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_rules")),
     )
@@ -319,6 +339,7 @@ def upgrade() -> None:
         sa.Column("url", sa.Text(), nullable=False),
         sa.Column("source", sa.Text(), nullable=False),
         sa.Column("item_id", sa.String(length=256), nullable=False),
+        sa.Column("item_ids", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
         sa.Column("p_negative", sa.Float(), nullable=False),
         sa.Column("signature", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_stories")),
@@ -339,10 +360,19 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_index(op.f("ix_ticks_minute"), "ticks", ["minute"], unique=False)
+    op.create_table(
+        "waiting",
+        sa.Column("partition", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("minute", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("offset", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("contributions", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("partition", "minute", "offset", name=op.f("pk_waiting")),
+    )
 
 
 def downgrade() -> None:
     # ### commands auto generated by Alembic - please adjust! ###
+    op.drop_table("waiting")
     op.drop_index(op.f("ix_ticks_minute"), table_name="ticks")
     op.drop_table("ticks")
     op.drop_index(op.f("ix_stories_partition_last_at"), table_name="stories")
@@ -352,6 +382,8 @@ def downgrade() -> None:
     op.drop_table("rules")
     op.drop_index(op.f("ix_rollups_width_minute"), table_name="rollups")
     op.drop_table("rollups")
+    op.drop_index(op.f("ix_retracted_keys_published_at"), table_name="retracted_keys")
+    op.drop_table("retracted_keys")
     op.drop_table("receivers")
     op.drop_table("partitions")
     op.drop_index(
@@ -369,6 +401,8 @@ def downgrade() -> None:
     op.drop_table("outbox")
     op.drop_table("models")
     op.drop_table("model_promotions")
+    op.drop_index(op.f("ix_ledger_minute"), table_name="ledger")
+    op.drop_table("ledger")
     op.drop_index(op.f("ix_labels_item_id"), table_name="labels")
     op.drop_index(op.f("ix_labels_created_at"), table_name="labels")
     op.drop_table("labels")
@@ -391,13 +425,14 @@ def downgrade() -> None:
     op.drop_table("deliveries")
     op.drop_index(op.f("ix_dead_letters_failed_at"), table_name="dead_letters")
     op.drop_table("dead_letters")
-    op.drop_index(op.f("ix_counted_story_id"), table_name="counted")
-    op.drop_index(op.f("ix_counted_minute"), table_name="counted")
-    op.drop_table("counted")
     op.drop_index(op.f("ix_charts_published_at"), table_name="charts")
     op.drop_index(op.f("ix_charts_item_id"), table_name="charts")
     op.drop_table("charts")
     op.drop_index(op.f("ix_awaited_charts_published_at"), table_name="awaited_charts")
     op.drop_table("awaited_charts")
+    op.drop_index(op.f("ix_audit_log_subject"), table_name="audit_log")
+    op.drop_index(op.f("ix_audit_log_at"), table_name="audit_log")
+    op.drop_table("audit_log")
     op.drop_index(op.f("ix_alert_events_episode_id"), table_name="alert_events")
+    op.drop_index(op.f("ix_alert_events_actor_at"), table_name="alert_events")
     op.drop_table("alert_events")
