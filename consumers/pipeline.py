@@ -27,8 +27,8 @@ from monitor.pairing import Group
 from monitor.records import Contribution, ScoredItem
 from monitor.storage.dead_letters import DeadLetter, LetterId, store_dead_letters
 from monitor.storage.engine import reading, writing
-from monitor.storage.items import join_stored, lock_pairing, store_scored
-from monitor.surges.keys import contributions
+from monitor.storage.items import RetractedKey, join_stored, lock_pairing, store_scored
+from monitor.surges.keys import contributions, retraction
 from monitor.telemetry import get_logger
 
 __all__ = ["Pipeline"]
@@ -140,6 +140,7 @@ class Pipeline:
         answers, refusals = self._sort_out(outcome)
         refusals = [*refused, *refusals]
         entries: list[Entry] = []
+        retracted: list[RetractedKey] = []
         for join in range(MAX_JOINS):
             entries = [
                 (group, item, contributions(item))
@@ -147,7 +148,7 @@ class Pipeline:
                 if any(self._owns(origin) for origin in group.tokens)
             ]
             refusals = [refusal for refusal in refusals if self._owns(refusal.origin)]
-            merged, changed = self._write(entries, refusals, chase=join < MAX_JOINS - 1)
+            merged, changed, retracted = self._write(entries, refusals, chase=join < MAX_JOINS - 1)
             if not changed:
                 break
             # The other half of a pair was stored meanwhile: score the pair, then try again.
@@ -155,7 +156,7 @@ class Pipeline:
             more, refused = self._sort_out(self._start([group for group in merged if group.key in changed]).result())
             answers |= more
             refusals += refused
-        self._publish(entries, refusals)
+        self._publish(entries, refusals, retracted)
         metrics.STORING_SECONDS.observe(time.monotonic() - began)
 
     def _sort_out(self, outcome: Scored[Origin]) -> tuple[dict[str, tuple[Group[Origin], ScoredItem]], list[Refusal]]:
@@ -180,23 +181,29 @@ class Pipeline:
 
     def _write(
         self, entries: Sequence[Entry], refusals: Sequence[Refusal], *, chase: bool
-    ) -> tuple[list[Group[Origin]], set[str]]:
-        """Store a batch, unless the store has the other half of a pair: then those groups are returned, completed."""
+    ) -> tuple[list[Group[Origin]], set[str], list[RetractedKey]]:
+        """Store a batch, unless the store has the other half of a pair: then those groups are returned, completed.
+
+        Also returns the keys that the stored items no longer count under.
+        """
         groups = [group for group, _, _ in entries]
         pictures = {o.chart_id: o.picture for group in groups for o in group.tokens if o.picture is not None}
         letters = [_letter(refusal) for refusal in refusals]
 
-        def write(connection: Connection) -> tuple[list[Group[Origin]], set[str]]:
+        def write(connection: Connection) -> tuple[list[Group[Origin]], set[str], list[RetractedKey]]:
             lock_pairing(connection, exclusive=any(group.charts or group.missing for group in groups))
             merged, changed = join_stored(connection, groups) if chase else (groups, set())
-            if not changed:
-                store_scored(connection, entries, pictures)
-                store_dead_letters(connection, letters)
-            return merged, changed
+            if changed:
+                return merged, changed, []
+            retracted = store_scored(connection, entries, pictures)
+            store_dead_letters(connection, letters)
+            return merged, changed, retracted
 
         return self._patiently(writing, write)
 
-    def _publish(self, entries: Sequence[Entry], refusals: Sequence[Refusal]) -> None:
+    def _publish(
+        self, entries: Sequence[Entry], refusals: Sequence[Refusal], retracted: Sequence[RetractedKey]
+    ) -> None:
         outgoing = [scored_record(item) for _, item, _ in entries]
         outgoing += [dead_letter_record(refusal.origin.record, refusal.rejected) for refusal in refusals]
         # Done before it is sent: what is sent tells how far this batch brings each partition. Nothing is committed
@@ -206,7 +213,9 @@ class Pipeline:
                 origin.done()
         for refusal in refusals:
             refusal.origin.done()
-        self._send(outgoing, [one for _, _, found in entries for one in found])
+        # Taken back before anything is added: a record tells one key's story in order.
+        taken_back = [retraction(one.key, one.item_id, one.published_at) for one in retracted]
+        self._send(outgoing, taken_back + [one for _, _, found in entries for one in found])
         for _, item, _ in entries:
             metrics.SCORED.labels(item.modality.value).inc()
         for refusal in refusals:

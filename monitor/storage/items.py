@@ -6,17 +6,20 @@ Everything is idempotent: writing a batch twice leaves the store as writing it o
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from datetime import datetime
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, delete, or_, select, update
+from sqlalchemy import Connection, delete, or_, select, tuple_, update
 
 from monitor.pairing import LONE_CHART, MAX_CHARTS, Group, merge
 from monitor.records import Chart, Contribution, NewsItem, ScoredItem
-from monitor.storage.tables import awaited_charts, charts, item_keys, items
+from monitor.storage.tables import awaited_charts, charts, item_keys, items, retracted_keys
 from monitor.storage.upsert import insert_missing, upsert
+from monitor.surges.keys import epoch_ms
+from monitor.surges.ticks import MINUTE_MS
 
-__all__ = ["Picture", "join_stored", "lock_pairing", "store_scored"]
+__all__ = ["Picture", "RetractedKey", "join_stored", "lock_pairing", "store_scored"]
 
 T = TypeVar("T")
 
@@ -30,6 +33,19 @@ class Picture(msgspec.Struct, frozen=True):
     media_type: str
     width: int
     height: int
+
+
+class RetractedKey(NamedTuple):
+    """A key that an item was counted under, at the event time that it had then, and no longer is."""
+
+    item_id: str
+    key: str
+    published_at: datetime
+
+    @property
+    def place(self) -> tuple[str, str, int]:
+        """What the counts tell apart: item, key and minute."""
+        return self.item_id, self.key, epoch_ms(self.published_at) // MINUTE_MS
 
 
 def lock_pairing(connection: Connection, *, exclusive: bool) -> None:
@@ -164,22 +180,59 @@ def store_scored(
     connection: Connection,
     scored: Sequence[tuple[Group[T], ScoredItem, Sequence[Contribution]]],
     pictures: Mapping[str, Picture],
-) -> None:
+) -> list[RetractedKey]:
     """Write scored groups, each item once: items, their keys, their charts.
 
     `pictures` has the newly read charts by id; a chart that is not among them came from the store. A chart that was
-    stored as an item of its own before its item came loses that place. Raises `StorageError` through `writing`.
+    stored as an item of its own before its item came loses that place.
+
+    Returns every key that these items (and charts that were items) were ever counted under and no longer are: it must
+    be taken back. What was returned is remembered, so that writing the batch again after a crash returns it again.
+    Raises `StorageError` through `writing`.
     """
     ordered = sorted(scored, key=lambda entry: entry[1].id)
     if not ordered:
-        return
-    ids = [item.id for _, item, _ in ordered]
+        return []
+    # First: two workers that write the same item wait for each other here, and the second sees the first one's keys.
     upsert(connection, items, [_row(item) for _, item, _ in ordered])
-    connection.execute(delete(item_keys).where(item_keys.c.item_id.in_(ids)))
+    alone = [f"{LONE_CHART}{chart_id}" for group, _, _ in ordered if group.item for chart_id in group.charts]
+    if alone:
+        connection.execute(delete(items).where(items.c.id.in_(alone)))
     keys = [_key_row(item, contribution) for _, item, found in ordered for contribution in found]
-    upsert(connection, item_keys, sorted(keys, key=lambda row: (row["key"], row["item_id"])))
+    retracted = _replace_keys(connection, [item.id for _, item, _ in ordered], alone, keys)
     _store_charts(connection, [group for group, _, _ in ordered if group.charts], pictures)
     _remember_awaited(connection, [group for group, _, _ in ordered if group.item])
+    return retracted
+
+
+def _replace_keys(
+    connection: Connection, ids: Sequence[str], alone: Sequence[str], keys: Sequence[dict[str, Any]]
+) -> list[RetractedKey]:
+    key_of = (item_keys.c.item_id, item_keys.c.key, item_keys.c.published_at)
+    forget = delete(item_keys).where(item_keys.c.item_id.in_([*ids, *alone])).returning(*key_of)
+    before = [RetractedKey(*row) for row in connection.execute(forget)]
+    upsert(connection, item_keys, sorted(keys, key=lambda row: (row["key"], row["item_id"])))
+    # Items that are new, nearly all of them, end here.
+    known = {row.item_id for row in before}.union(alone)
+    if not known:
+        return []
+    now = {RetractedKey(row["item_id"], row["key"], row["published_at"]).place for row in keys}
+    return _retract(connection, known, {row for row in before if row.place not in now}, now)
+
+
+def _retract(
+    connection: Connection, known: set[str], gone: set[RetractedKey], now: set[tuple[str, str, int]]
+) -> list[RetractedKey]:
+    """Remember what is gone and forget what has come back. Returns all that is retracted of the items `known`."""
+    table = retracted_keys
+    columns = (table.c.item_id, table.c.key, table.c.published_at)
+    stored = {RetractedKey(*row) for row in connection.execute(select(*columns).where(table.c.item_id.in_(known)))}
+    back = {row for row in stored if row.place in now}
+    if back:
+        connection.execute(delete(table).where(tuple_(*columns).in_(back)))
+    kept = stored - back
+    insert_missing(connection, table, [row._asdict() for row in sorted(gone - kept)])
+    return sorted(kept | gone)
 
 
 def _store_charts(connection: Connection, groups: Sequence[Group[T]], pictures: Mapping[str, Picture]) -> None:
@@ -204,10 +257,6 @@ def _store_charts(connection: Connection, groups: Sequence[Group[T]], pictures: 
     # One statement a chart: images of a batch do not fit into one.
     for chart_id in sorted(rows):
         upsert(connection, charts, [rows[chart_id]])
-    alone = [f"{LONE_CHART}{chart_id}" for group in groups if group.item for chart_id in group.charts]
-    if alone:
-        connection.execute(delete(items).where(items.c.id.in_(alone)))
-        connection.execute(delete(item_keys).where(item_keys.c.item_id.in_(alone)))
 
 
 def _remember_awaited(connection: Connection, groups: Sequence[Group[T]]) -> None:

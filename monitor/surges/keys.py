@@ -9,7 +9,7 @@ from typing import Final
 from monitor.records import Contribution, ScoredItem, Sentiment, SentimentScore, normalise_tickers
 from monitor.stories import signature
 
-__all__ = ["MARKET", "TICKER", "TOPIC", "contributions", "epoch_ms", "keys_of", "partition_of"]
+__all__ = ["MARKET", "TICKER", "TOPIC", "contributions", "epoch_ms", "keys_of", "partition_of", "retraction"]
 
 MARKET: Final = "market"
 TICKER: Final = "ticker:"
@@ -62,3 +62,17 @@ def contributions(item: ScoredItem) -> list[Contribution]:
         )
         for key, sentiment in keys_of(item).items()
     ]
+
+
+def retraction(key: str, item_id: str, published_at: datetime) -> Contribution:
+    """Takes back what an item added to a key at an event time."""
+    return Contribution(
+        key=key,
+        item_id=item_id,
+        at=epoch_ms(published_at),
+        p_negative=0.0,
+        score=0.0,
+        negative=False,
+        signature=(),
+        retracted=True,
+    )

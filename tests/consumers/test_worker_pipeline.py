@@ -122,6 +122,22 @@ def test_taking_in_a_batch_twice_changes_nothing(bench: Bench) -> None:
     assert bench.progress.pending == 0
 
 
+def test_an_item_scored_again_takes_back_the_keys_it_has_lost(bench: Bench) -> None:
+    bench.work(bench.group(news(2)), bench.group(news(4)))
+    again = news(2, tickers=("NVDA", "AAPL"))
+    bench.away = True
+    with pytest.raises(BrokerError):
+        bench.work(bench.group(again))
+    bench.away = False
+    # Stored but not sent, then read and stored again: what was lost the first time is still told.
+    bench.work(bench.group(again), bench.group(news(6)))
+    (_, first), (_, second) = bench.sent
+    assert not any(one.retracted for one in first)
+    assert [(one.key, one.item_id, one.at) for one in second if one.retracted] == [("ticker:MSFT", "i2", first[0].at)]
+    assert second[0].retracted
+    assert {one.key for one in second if one.item_id == "i2" and not one.retracted} >= {"ticker:NVDA", "ticker:AAPL"}
+
+
 @pytest.mark.parametrize("late", ["item", "chart"])
 def test_a_half_that_another_worker_stores_meanwhile_is_joined(bench: Bench, late: str) -> None:
     halves: dict[str, Callable[[], Group[Origin]]] = {
@@ -136,7 +152,8 @@ def test_a_half_that_another_worker_stores_meanwhile_is_joined(bench: Bench, lat
     other.pipeline.close()
     rows = stored(bench.store)
     assert {key: row.modality for key, row in rows.items()} == {"i1": "both"}
-    assert [one.item_id for one in bench.sent[0][1]] == ["i1"] * len(bench.sent[0][1])
+    told = {(one.item_id, one.retracted) for one in bench.sent[0][1]}
+    assert told == ({("i1", False)} if late == "chart" else {("i1", False), ("chart:c", True)})
     assert bench.progress.pending == 0
 
 
