@@ -16,7 +16,7 @@ class RowScore(NamedTuple):
     """What the model said of one row: `sentiment` (3,), `topic` (T,), `chart` (3,), each calibrated, float32.
 
     `p_chart` is the probability that its picture is a chart (0 without one); `used_chart` that the picture took part
-    in the sentiment; `said` that its text had any token.
+    in the sentiment; `said` that its text had any token; `truncated` that not all of the text fitted.
     """
 
     sentiment: NDArray[np.float32]
@@ -25,6 +25,7 @@ class RowScore(NamedTuple):
     p_chart: float
     used_chart: bool
     said: bool
+    truncated: bool = False
 
 
 def row_key(version: str, text: str, entity: tuple[int, int] | None, image_hash: bytes) -> bytes:

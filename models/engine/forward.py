@@ -95,6 +95,7 @@ class Forward:
                 float(said.p_chart[i]),
                 bool(said.used_chart[i]),
                 bool(row.ids),
+                row.truncated,
             )
             for i, row in enumerate(chosen)
         ]

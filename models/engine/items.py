@@ -39,6 +39,7 @@ class Flag:
     CHART_UNREADABLE: Final = "chart_unreadable"
     NOT_A_CHART: Final = "not_a_chart"
     NO_TEXT: Final = "no_text"
+    # The model reads so many characters and tokens, and no more.
     TRUNCATED: Final = "text_truncated"
 
 
@@ -125,6 +126,8 @@ def answer(
     """
     item = question.item
     flags = list(question.flags)
+    if whole.truncated:
+        flags.append(Flag.TRUNCATED)
     if item.text and question.language is None and not whole.said:
         flags.append(Flag.NO_TEXT)
     chart = _trend(question.chart, whole, threshold) if question.chart is not None else None

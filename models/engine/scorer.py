@@ -206,6 +206,8 @@ class Scorer:
         language = serving.guard.unreadable(text)
         if language is not None:
             flags.append(Flag.LANGUAGE)
+        if len(text) < len(item.text):
+            flags.append(Flag.TRUNCATED)
         tickers = (*item.tickers, *(ticker for chart in request.charts for ticker in chart.tickers))
         mentions = link(text, tickers, title_chars=len(item.title) or None, table=self._companies)
         question = Question(
