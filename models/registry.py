@@ -41,6 +41,7 @@ __all__ = [
     "Resolved",
     "check_folder",
     "existing_store",
+    "gate_result",
     "models_folder",
     "promote",
     "register",
@@ -197,11 +198,12 @@ def register(
     return version
 
 
-def promote(settings: Settings, engine: Engine, name: str, *, actor: str, reason: str) -> str:
+def promote(settings: Settings, engine: Engine, name: str, *, actor: str, reason: str, force: bool = False) -> str:
     """Make a model the active one; workers take it up at their next look. Returns its version.
 
     `name` is a registered version, a shipped name or the path of a model folder (which is registered first). Its
-    files are checked before anything changes. Raises `ModelError` or `StorageError`.
+    files are checked before anything changes. Raises `StorageError`, or `ModelError`: also for a version that the gate
+    rejected, unless `force` is given, which the log then tells.
     """
     found = resolve(settings, engine, name)
     file = check_folder(found.path)
@@ -220,9 +222,21 @@ def promote(settings: Settings, engine: Engine, name: str, *, actor: str, reason
         known = get_model(connection, file.version)
     if known is None:
         register(settings, engine, found.path, reason=reason)
+    elif gate_result(known) == "rejected":
+        if not force:
+            raise ModelError(
+                f"The gate rejected {known.version}: {known.reason}",
+                "`models promote --force` puts it in force all the same.",
+            )
+        reason = f"against the gate: {reason}"
     with writing(engine) as connection:
         promote_model(connection, file.version, actor=actor, reason=reason)
     return file.version
+
+
+def gate_result(model: RegisteredModel) -> str:
+    """`passed`, `rejected`, or empty for a version that no gate has judged. It outlives what happens to the version."""
+    return "rejected" if model.state == "rejected" else str(model.metrics.get("gate", ""))
 
 
 def rollback(settings: Settings, engine: Engine, *, actor: str, reason: str = "rollback") -> Promotion:

@@ -27,7 +27,8 @@ from models.training.datasets import (
     read_labelled,
     select,
 )
-from models.training.gate import Verdict, judge
+from models.training.frozen import frozen_pairs
+from models.training.gate import Answers, Verdict, answers, judge
 from models.training.train import Cancelled, fine_tune
 from monitor.jobs.catalogue import Progress
 from monitor.storage.engine import open_engine, reading
@@ -46,7 +47,6 @@ log = get_logger(__name__)
 REASON: Final = "retraining"
 _HELD_OUT: Final = 0.25
 _VALIDATION_ROWS: Final = 400
-_TEST_ROWS: Final = 2_000
 # Corrections are few: they are repeated up to this often, or until they make up a quarter of what is learned from.
 _MOST_COPIES: Final = 8
 _SHARE: Final = 0.25
@@ -170,13 +170,16 @@ def retrain(
         cancelled=cancelled,
     )
     old, new = load_model(active, device=device), load_model(out, device=device)
-    test = examples_of(base["test"], old.taxonomy)[:_TEST_ROWS]
+    test = examples_of(base["test"], old.taxonomy)
     held = examples_of(corrections.held_out, old.taxonomy)
-    progress(0, 2, "measuring the model in force")
-    before, held_before = _ask(old, test, cancelled), _ask(old, held, cancelled)
-    progress(1, 2, "measuring the candidate")
-    after, held_after = _ask(new, test, cancelled), _ask(new, held, cancelled)
-    return judge(before, after, test, held_before, held_after, held), new
+    pairs = frozen_pairs(test)
+    measured: list[tuple[dict[str, Answers], dict[str, Answers]]] = []
+    for number, model in enumerate((old, new)):
+        progress(number, 2, f"measuring the {'candidate' if number else 'model in force'}")
+        said = answers(_ask(model, test, cancelled), test) | pairs.ask(model, cancelled)
+        measured.append((said, answers(_ask(model, held, cancelled), held)))
+    (before, held_before), (after, held_after) = measured
+    return judge(before, after, held_before, held_after), new
 
 
 def _last_run(engine: Any) -> datetime | None:

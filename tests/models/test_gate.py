@@ -7,8 +7,9 @@ import pytest
 from numpy.typing import NDArray
 
 from models.bundle import Predictions
+from models.calibration import expected_calibration_error
 from models.training.datasets import Example
-from models.training.gate import MARGIN, Verdict, judge, lower_bound
+from models.training.gate import MARGIN, MAX_ECE_GROWTH, Answers, Verdict, answers, ece_growth, judge, lower_bound
 
 TOPICS = 20
 
@@ -45,11 +46,13 @@ def said(examples: list[Example], wrong: set[int], confidence: float = 0.9) -> P
     )
 
 
+def told(examples: list[Example], wrong: set[int], confidence: float = 0.9) -> dict[str, Answers]:
+    return answers(said(examples, wrong, confidence), examples)
+
+
 def verdict(before: set[int], after: set[int], held_before: set[int], held_after: set[int], **more: float) -> Verdict:
     test, held = questions(900), questions(20, seed=1)
-    return judge(
-        said(test, before), said(test, after, **more), test, said(held, held_before), said(held, held_after), held
-    )
+    return judge(told(test, before), told(test, after, **more), told(held, held_before), told(held, held_after))
 
 
 ONE_IN_TEN = set(range(0, 900, 10))
@@ -63,6 +66,7 @@ def test_better_on_corrections_and_nowhere_worse_passes() -> None:
     assert found.corrections[1] < found.corrections[2]
     assert "Nowhere worse" in found.reason
     assert found.metrics()["heads"]["topic"]["n"] == 600
+    assert found.metrics()["gate"] == "passed"
 
 
 def test_worse_on_corrections_does_not_pass() -> None:
@@ -76,7 +80,8 @@ def test_one_worse_head_is_enough() -> None:
     found = verdict(ONE_IN_TEN, ONE_IN_TEN | set(range(0, 900, 15)), {1, 2}, set())
     assert not found.passed
     assert "entities" in found.reason
-    assert {one.head: one.passed for one in found.heads} == {"sentiment": True, "entities": False, "topic": True}
+    assert [one.head for one in found.heads if one.problem] == ["entities"]
+    assert found.metrics()["gate"] == "rejected"
 
 
 def test_lost_calibration_does_not_pass() -> None:
@@ -87,15 +92,22 @@ def test_lost_calibration_does_not_pass() -> None:
 
 def test_without_test_rows_or_corrections_nothing_passes() -> None:
     few, held = questions(20), questions(10, seed=1)
-    nothing = said([], set())
-    assert (
-        "nothing can be compared"
-        in judge(said(few, set()), said(few, set()), few, said(held, set()), said(held, set()), held).reason
-    )
+    found = judge(told(few, set()), told(few, set()), told(held, set()), told(held, set()))
+    assert not found.passed
+    assert "nothing can be compared" in found.reason
     many = questions(300)
-    found = judge(said(many, set()), said(many, set()), many, nothing, nothing, [])
+    found = judge(told(many, set()), told(many, set()), {}, {})
     assert not found.passed
     assert "held out" in found.reason
+
+
+def test_answers_about_charts_are_judged_as_well() -> None:
+    test, held = told(questions(900), set()), told(questions(20, seed=1), set())
+    good = Answers(_sure([0] * 300, set(), 3, 0.9), np.zeros(300, dtype=np.int64))
+    bad = Answers(_sure([0] * 300, set(range(40)), 3, 0.9), np.zeros(300, dtype=np.int64))
+    found = judge(test | {"fused": good}, test | {"fused": bad}, held, held)
+    assert not found.passed
+    assert "Worse on fused" in found.reason
 
 
 def test_the_interval_is_that_of_paired_differences() -> None:
@@ -109,3 +121,20 @@ def test_the_interval_is_that_of_paired_differences() -> None:
     assert lower_bound(before, after) == pytest.approx(-1.645 * np.sqrt(20) / n, abs=1e-3)
     after[:60] = False
     assert lower_bound(before, after) < -MARGIN
+
+
+def test_the_growth_of_the_calibration_error_is_bounded_from_above() -> None:
+    n = 1000
+    rng = np.random.default_rng(0)
+    right = rng.random(n) < 0.8
+    labels = np.zeros(n, dtype=np.int64)
+
+    def sure(confidence: float) -> Answers:
+        return Answers(_sure([0] * n, set(np.flatnonzero(~right).tolist()), 3, confidence), labels)
+
+    calm, bold = sure(0.8), sure(0.95)
+    assert ece_growth(calm, calm) == 0.0
+    growth = expected_calibration_error(*bold) - expected_calibration_error(*calm)
+    assert growth < ece_growth(calm, bold) < growth + 0.03
+    assert ece_growth(calm, bold) > MAX_ECE_GROWTH
+    assert ece_growth(bold, calm) < 0
