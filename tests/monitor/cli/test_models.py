@@ -59,9 +59,7 @@ def test_a_rejected_version_is_promoted_only_by_force(cli: Cli, rejected: str, s
     assert [promotion["reason"] for promotion in shown["promotions"]] == ["against the gate: a try"]
 
 
-def test_list_and_show_tell_what_the_gate_measured(
-    cli: Cli, rejected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_list_and_show_tell_what_the_gate_measured(cli: Cli, rejected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     listed = cli("models", "list").out
     assert "Accuracy: topic 0.900 > 0.700, held-out corrections 0.250 > 0.500." in listed
