@@ -1,7 +1,8 @@
 """Errors that a user may see.
 
 MonitorError
-├── ConfigurationError      a setting, a rules file or an input option is wrong
+├── ConfigurationError      a setting or an input option is wrong
+│   └── RuleError           a file of rules, receivers or routes is wrong (names the line)
 ├── InputError              a line of a user's file is wrong (names the line)
 ├── StorageError            the database cannot be reached or is not migrated
 ├── BrokerError             the Kafka cluster cannot be reached or lacks a topic
@@ -21,6 +22,7 @@ __all__ = [
     "InputError",
     "ModelError",
     "MonitorError",
+    "RuleError",
     "StorageError",
 ]
 
@@ -49,6 +51,14 @@ class ConfigurationError(MonitorError):
     """A setting, a rules file or a command's option is wrong."""
 
     exit_code = 2
+
+
+class RuleError(ConfigurationError):
+    """Rules, receivers or routes are wrong as they are written; `line`, counted from 1, is where."""
+
+    def __init__(self, message: str, hint: str = "", *, line: int = 1) -> None:
+        super().__init__(message, hint)
+        self.line = line
 
 
 class InputError(MonitorError):

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import zoneinfo
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from datetime import time, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import msgspec
 
-from monitor.alerts.calendars import CalendarHours, known_calendars
+from monitor.alerts.calendars import WEEKDAYS, calendar_hours, weekly_hours
 from monitor.alerts.durations import parse_duration
 from monitor.alerts.egress import EgressPolicy
 from monitor.alerts.receivers import Receiver, receivers_from_entries, receivers_from_settings
 from monitor.alerts.records import SEVERITIES
-from monitor.alerts.routing import EVENTS, GROUP_FIELDS, WEEKDAYS, Mute, Route
+from monitor.alerts.routing import EVENTS, GROUP_FIELDS, Mute, Route
 from monitor.alerts.rules import Rules, load_rules
 from monitor.alerts.tomlfile import Entry, read_entries
-from monitor.errors import ConfigurationError
+from monitor.errors import ConfigurationError, RuleError
 from monitor.settings import Settings
 from monitor.surges.judge import JudgeConfig
 
-__all__ = ["NotificationConfig", "load_notifications"]
+__all__ = ["NotificationConfig", "check_receivers", "load_notifications"]
 
 
 @dataclass(frozen=True)
@@ -65,13 +64,6 @@ class RouteEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inhibit: bool = True
 
 
-def _clock(entry: Entry, field: str, text: str) -> time:
-    try:
-        return time.fromisoformat(text)
-    except ValueError:
-        entry.fail(f"{text!r} is not a time of day such as 08:30", field)
-
-
 def _length(entry: Entry, field: str, text: str) -> timedelta | None:
     if not text:
         return None
@@ -83,22 +75,7 @@ def _length(entry: Entry, field: str, text: str) -> timedelta | None:
 
 def _mute(entry: Entry) -> Mute:
     fields = entry.convert(MuteEntry)
-    entry.check("days", fields.days, WEEKDAYS)
-    entry.check("when", (fields.when,), ("closed", "open"))
-    if fields.calendar:
-        entry.check("calendar", (fields.calendar,), known_calendars())
-    try:
-        zone = zoneinfo.ZoneInfo(fields.timezone)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError):
-        entry.fail(f"{fields.timezone!r} is no time zone such as Europe/Zurich", "timezone")
-    return Mute(
-        name=fields.name,
-        days=fields.days,
-        start=_clock(entry, "start", fields.start),
-        end=_clock(entry, "end", fields.end),
-        zone=zone,
-        hours=CalendarHours(fields.calendar, fields.when) if fields.calendar else None,
-    )
+    return Mute(name=fields.name, week=weekly_hours(entry, fields), hours=calendar_hours(entry, fields))
 
 
 def _route(entry: Entry, receivers: Mapping[str, Receiver], mutes: Mapping[str, Mute]) -> Route:
@@ -131,6 +108,17 @@ def _route(entry: Entry, receivers: Mapping[str, Receiver], mutes: Mapping[str, 
     )
 
 
+def check_receivers(rules: Rules, receivers: Collection[str]) -> None:
+    """Raises `RuleError` when a rule tells a receiver that is not set up."""
+    for rule in rules.rules:
+        unknown = [name for name in rule.receivers if name not in receivers]
+        if unknown:
+            raise RuleError(
+                f"The rule {rule.name!r} tells the receiver {unknown[0]!r}, which is not set up.",
+                f"There are: {', '.join(receivers) or 'none'}.",
+            )
+
+
 def load_notifications(settings: Settings) -> NotificationConfig:
     """Receivers and routes in force. The receivers of `webhook_urls` get every alert, uninhibited; those of a file
     without routes get every alert that no wider one explains.
@@ -155,4 +143,6 @@ def load_notifications(settings: Settings) -> NotificationConfig:
         named = tuple(name for name in receivers if name not in {receiver.name for receiver in plain})
         if named and not entries["routes"]:
             routes.append(Route(receivers=named))
-    return NotificationConfig(receivers, tuple(routes), policy, load_rules(settings))
+    rules = load_rules(settings)
+    check_receivers(rules, receivers)
+    return NotificationConfig(receivers, tuple(routes), policy, rules)

@@ -24,15 +24,16 @@ from monitor.alerts.config import NotificationConfig
 from monitor.alerts.lifecycle import NOTIFIER, announce_again, release_held, route_outbox
 from monitor.alerts.receivers import ReceiverKind
 from monitor.alerts.records import MAX_PAYLOAD_BYTES, Digest, DigestContent, DigestEntry, Notice
+from monitor.alerts.rulebook import take_up
 from monitor.alerts.schedule import ATTEMPTS, TokenBucket, next_attempt
 from monitor.alerts.senders import Outcome, Sender
 from monitor.errors import StorageError
 from monitor.storage import deliveries
-from monitor.storage.alerts import add_event, waits_for_routing
-from monitor.storage.deliveries import DIGEST, Delivery
+from monitor.storage.alerts import add_event, any_firing, waits_for_routing
+from monitor.storage.audit import note_change
+from monitor.storage.deliveries import DIGEST, TEST, Delivery
 from monitor.storage.engine import reading, writing
 from monitor.storage.receivers import disable, list_receivers, sync
-from monitor.storage.rules import sync_rules
 from monitor.telemetry import get_logger
 
 __all__ = ["Dispatcher", "holder_name"]
@@ -44,6 +45,8 @@ IN_FLIGHT_PER_RECEIVER: Final = 4
 LOOK_AHEAD: Final = 200
 # Silences and mute times end and repeats fall due on a scale of minutes.
 REVIEW_S: Final = 2.0
+# A rule that names receivers of its own may take an alert long after it fired, with nothing held back until then.
+RECONSIDER_S: Final = 15.0
 STORE_PAUSE_S: Final = 1.0
 
 
@@ -88,7 +91,7 @@ class Dispatcher:
         self._attempts: dict[str, asyncio.Task[None]] = {}
         self._in_flight: Counter[str] = Counter()
         self._quiet_until: dict[str, datetime] = {}
-        self._renewed = self._reviewed = datetime.min.replace(tzinfo=UTC)
+        self._renewed = self._reviewed = self._reconsidered = datetime.min.replace(tzinfo=UTC)
         self._wake = asyncio.Event()
         # One thread: the store's transactions come one after the other, and never on the event loop.
         self._store = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
@@ -100,26 +103,26 @@ class Dispatcher:
 
         return await asyncio.get_running_loop().run_in_executor(self._store, run)
 
-    async def _look(self, now: datetime) -> tuple[bool, bool, bool]:
-        """Whether there is an event to route, a notice held back, a notice due."""
+    async def _look(self, now: datetime) -> tuple[bool, bool, bool, bool]:
+        """Whether there is an event to route, an alert that fires, a notice held back, a notice due."""
 
-        def run() -> tuple[bool, bool, bool]:
+        def run() -> tuple[bool, bool, bool, bool]:
             with reading(self._engine) as conn:
-                return waits_for_routing(conn), deliveries.any_held(conn), deliveries.any_due(conn, now)
+                held, due = deliveries.any_held(conn), deliveries.any_due(conn, now)
+                return waits_for_routing(conn), any_firing(conn), held, due
 
         return await asyncio.get_running_loop().run_in_executor(self._store, run)
 
     async def start(self) -> None:
         """Tell the store which receivers and rules there are. Raises `StorageError`."""
         receivers = {name: receiver.definition for name, receiver in self._config.receivers.items()}
-        rules = {rule.name: rule.definition for rule in self._config.rules.rules}
 
-        def take_up(conn: Connection) -> None:
+        def tell(conn: Connection) -> None:
             for gone in sync(conn, receivers, self._clock()):
                 deliveries.give_up_all(conn, gone, "The receiver is no longer configured.")
-            sync_rules(conn, rules, self._clock())
+            take_up(conn, self._config.rules, self._clock())
 
-        await self._transaction(take_up)
+        await self._transaction(tell)
 
     async def run(self, stop: asyncio.Event, *, grace_s: float = 20.0) -> None:
         """Deliver until `stop` is set; attempts under way then have `grace_s` seconds to end.
@@ -154,13 +157,14 @@ class Dispatcher:
         """
         now = self._clock()
         # Most looks find nothing: reading first leaves the store's write lock to those who have something to write.
-        unrouted, held, due = await self._look(now)
+        unrouted, firing, held, due = await self._look(now)
         if unrouted:
             await self._transaction(lambda conn: route_outbox(conn, self._config, now))
         if now - self._reviewed >= timedelta(seconds=REVIEW_S):
-            if held:
+            if firing and (held or now - self._reconsidered >= timedelta(seconds=RECONSIDER_S)):
                 await self._transaction(lambda conn: release_held(conn, self._config, now))
-            if any(route.repeat or route.escalate_after for route in self._config.routes):
+                self._reconsidered = now
+            if firing and any(route.repeat or route.escalate_after for route in self._config.routes):
                 await self._transaction(lambda conn: announce_again(conn, self._config, now))
             due = True
             self._reviewed = now
@@ -182,9 +186,12 @@ class Dispatcher:
         for name, receiver in self._config.receivers.items():
             room = IN_FLIGHT_PER_RECEIVER - self._in_flight[name]
             allowed = self._buckets[name].available(now)
-            if name in off or room <= 0 or allowed <= 0 or self._quiet_until.get(name, now) > now:
+            if room <= 0 or allowed <= 0 or self._quiet_until.get(name, now) > now:
                 continue
             rows = [row for row in deliveries.due(conn, name, now, LOOK_AHEAD) if row.id not in self._attempts]
+            if name in off:
+                # A test may show that it is worth switching on again.
+                rows = [row for row in rows if row.event == TEST]
             # A pager opens and closes one incident per alert: there what exceeds the rate waits.
             if receiver.kind is not ReceiverKind.PAGERDUTY:
                 rows = _fewer(conn, rows, allowed, now)
@@ -229,7 +236,7 @@ class Dispatcher:
             line.info("delivered", status=outcome.status, attempts=delivery.attempts + 1)
             return
         again = next_attempt(delivery.attempts + 1, now, retry_after_s=outcome.retry_after_s)
-        if again is None or outcome.gone:
+        if again is None or outcome.gone or delivery.event == TEST:
             if deliveries.give_up(conn, delivery.id, outcome.status, outcome.error):
                 self._audit(conn, delivery, now, "undelivered", error=outcome.error, attempts=delivery.attempts + 1)
             line.error("given up", error=outcome.error, attempts=delivery.attempts + 1)
@@ -248,6 +255,9 @@ class Dispatcher:
             self._quiet_until[delivery.receiver] = until
 
     def _audit(self, conn: Connection, delivery: Delivery, at: datetime, event: str, **detail: object) -> None:
+        if delivery.event == TEST:
+            note_change(conn, at, NOTIFIER, f"receiver:{delivery.receiver}", f"test {event}", dict(detail))
+            return
         rows = deliveries.members(conn, delivery.id) if delivery.event == DIGEST else [delivery]
         for row in rows:
             told = {"receiver": row.receiver, "event": row.event, "webhook_id": delivery.id} | detail
@@ -282,7 +292,7 @@ def _fewer(conn: Connection, rows: Sequence[Delivery], allowed: int, now: dateti
     groups: dict[str, list[Delivery]] = {}
     single: list[Delivery] = []
     for row in rows:
-        if row.group_key and not row.attempts and row.event != DIGEST:
+        if row.group_key and not row.attempts and row.event not in (DIGEST, TEST):
             groups.setdefault(row.group_key, []).append(row)
         else:
             single.append(row)
@@ -291,7 +301,7 @@ def _fewer(conn: Connection, rows: Sequence[Delivery], allowed: int, now: dateti
     single.sort(key=lambda row: (row.position, row.id))
     if len(single) <= allowed:
         return single
-    fresh = [row for row in single[allowed - 1 :] if not row.attempts and row.event != DIGEST]
+    fresh = [row for row in single[allowed - 1 :] if not row.attempts and row.event not in (DIGEST, TEST)]
     if len(fresh) < 2:
         return single
     kept = [row for row in single if row not in fresh]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -18,16 +18,18 @@ from sqlalchemy import Connection, select
 from monitor.alerts.config import NotificationConfig
 from monitor.alerts.receivers import ReceiverKind
 from monitor.alerts.records import Alert, AlertState, AlertStory, AlertWindow, Notice, view_link
-from monitor.alerts.routing import Route, Situation, targets
+from monitor.alerts.routing import Route, Situation, Target, routes_for, targets
+from monitor.alerts.rulebook import in_force
 from monitor.storage import alerts as store
 from monitor.storage import deliveries
-from monitor.storage.deliveries import DELIVERED, DROPPED, FAILED, HELD, PENDING, Delivery, delivery_id
+from monitor.storage.audit import note_change
+from monitor.storage.deliveries import DELIVERED, DROPPED, FAILED, HELD, PENDING, TEST, Delivery, delivery_id
 from monitor.storage.receivers import list_receivers
-from monitor.storage.rules import muted_rules
+from monitor.storage.rules import TAKEN, muted_rules, rule_actor
 from monitor.storage.silences import list_silences
 from monitor.storage.tables import items
 
-__all__ = ["NOTIFIER", "announce_again", "notice_body", "release_held", "route_outbox", "trial_notice"]
+__all__ = ["NOTIFIER", "announce_again", "notice_body", "release_held", "request_trial", "route_outbox", "trial_notice"]
 
 NOTIFIER: Final = "notifier"
 ACTIVE: Final = (AlertState.FIRING.value, AlertState.ACKNOWLEDGED.value)
@@ -78,23 +80,51 @@ def trial_notice(receiver: str, now: datetime, dashboard_url: str) -> tuple[str,
     return delivery_id(alert_id, alert.state, receiver), notice_body(alert)
 
 
+def request_trial(conn: Connection, receiver: str, now: datetime, dashboard_url: str, *, by: str) -> str:
+    """Have the notifier send a test notice, once and without retries; returns the notice's id."""
+    webhook_id, body = trial_notice(receiver, now, dashboard_url)
+    row = Delivery(
+        id=webhook_id,
+        episode_id=f"{TEST}:{receiver}"[:128],
+        event=TEST,
+        receiver=receiver,
+        position=0,
+        payload=body,
+        created_at=now,
+        next_attempt_at=now,
+    )
+    deliveries.add(conn, [row])
+    note_change(conn, now, by, f"receiver:{receiver}", "test requested", {"webhook_id": webhook_id})
+    return webhook_id
+
+
 class _Circumstances:
     """What routing has to know of the store, read once per transaction."""
 
     def __init__(self, conn: Connection, config: NotificationConfig, now: datetime) -> None:
         self._conn = conn
-        self._rules = config.rules
+        self._rules = in_force(conn, config.rules)
         self._now = now
         self._silences = list_silences(conn, now)
         self._muted = muted_rules(conn, now)
         self._active = store.list_alerts(conn, states=ACTIVE)
+        self._config = config
         self.switched_off = {r.name: r.disabled_reason or "" for r in list_receivers(conn) if not r.enabled}
 
     def of(self, alert: Alert) -> Situation:
         ids = [story.item_id for story in alert.stories]
         topics = Counter(self._conn.scalars(select(items.c.topic).where(items.c.id.in_(ids)))) if ids else Counter()
-        objection = self._rules.objection(alert, self._now, self._muted)
-        return Situation(self._now, self._silences, objection, self._active, topics)
+        verdict = self._rules.verdict(alert, self._now, self._muted)
+        return Situation(self._now, self._silences, verdict, self._active, topics)
+
+    def targets(self, alert: Alert, situation: Situation) -> list[Target]:
+        """Who is to be told that the alert fires. Which rules took it goes into its trail, each once."""
+        if situation.verdict.taken_by:
+            known = store.rules_that_took(self._conn, alert.id)
+            for rule in situation.verdict.taken_by:
+                if rule.name not in known:
+                    store.add_event(self._conn, alert.id, self._now, TAKEN, rule_actor(rule.name))
+        return targets(self._config.routes, alert, situation, self._config.receivers)
 
 
 def _notice(
@@ -115,38 +145,43 @@ def _notice(
     )
 
 
-def _fire(
-    conn: Connection,
-    config: NotificationConfig,
-    entry: store.OutboxEntry,
-    now: datetime,
-    circumstances: _Circumstances,
-) -> None:
-    alert = msgspec.structs.replace(entry.alert, state=AlertState.FIRING)
-    told = {row.receiver for row in deliveries.of_episode(conn, entry.episode_id)}
-    for target in targets(config.routes, alert, circumstances.of(alert)):
+def _tell(
+    conn: Connection, alert: Alert, position: int, told: Collection[str], now: datetime, circumstances: _Circumstances
+) -> int:
+    """Notices that the alert fires for those who are not `told` yet; returns how many."""
+    added = 0
+    for target in circumstances.targets(alert, circumstances.of(alert)):
         if target.receiver in told:
             continue
-        row = _notice(alert, AlertState.FIRING, target.receiver, entry.position, now, circumstances)
+        row = _notice(alert, AlertState.FIRING, target.receiver, position, now, circumstances)
         if row.state == PENDING:
             collecting = deliveries.group_due(conn, target.receiver, target.group_key) if target.group_key else None
             due = collecting or now + target.group_wait
             row = msgspec.structs.replace(row, group_key=target.group_key, next_attempt_at=due)
             if target.held:
                 row = msgspec.structs.replace(row, state=HELD, last_error=target.held, next_attempt_at=None)
-        if deliveries.add(conn, [row]) and row.state == HELD:
-            detail = {"receiver": target.receiver, "reason": target.held}
-            store.add_event(conn, alert.id, now, HELD, NOTIFIER, detail)
+        if deliveries.add(conn, [row]):
+            added += 1
+            if row.state == HELD:
+                detail = {"receiver": target.receiver, "reason": target.held}
+                store.add_event(conn, alert.id, now, HELD, NOTIFIER, detail)
+    return added
 
 
-def _takes(config: NotificationConfig, alert: Alert, receiver: str, event: str) -> bool:
+def _fire(conn: Connection, entry: store.OutboxEntry, now: datetime, circumstances: _Circumstances) -> None:
+    alert = msgspec.structs.replace(entry.alert, state=AlertState.FIRING)
+    told = {row.receiver for row in deliveries.of_episode(conn, entry.episode_id)}
+    _tell(conn, alert, entry.position, told, now, circumstances)
+
+
+def _takes(config: NotificationConfig, alert: Alert, situation: Situation, receiver: str, event: str) -> bool:
     """False when every route by which the receiver gets this alert leaves the event out. A receiver that was told of
     the alert by escalation, or by a route that is no longer there, is told the rest. Incidents are acknowledged in
     the pager itself, which cannot be told."""
     known = config.receivers.get(receiver)
     if known is not None and known.kind is ReceiverKind.PAGERDUTY and event == AlertState.ACKNOWLEDGED:
         return False
-    mine = [route for route in config.routes if receiver in route.receivers and route.matches(alert)]
+    mine = [route for route in routes_for(config.routes, alert, situation) if receiver in route.receivers]
     return not mine or any(event in route.events for route in mine)
 
 
@@ -157,6 +192,7 @@ def _follow_up(
     now: datetime,
     circumstances: _Circumstances,
 ) -> None:
+    situation = circumstances.of(entry.alert)
     for known in deliveries.of_episode(conn, entry.episode_id):
         if known.event != AlertState.FIRING or known.state == DROPPED:
             continue
@@ -164,7 +200,7 @@ def _follow_up(
             deliveries.drop(conn, known.id, f"{entry.event} while held: {known.last_error}")
             detail = {"receiver": known.receiver, "reason": known.last_error}
             store.add_event(conn, entry.episode_id, now, DROPPED, NOTIFIER, detail)
-        elif _takes(config, entry.alert, known.receiver, entry.event):
+        elif _takes(config, entry.alert, situation, known.receiver, entry.event):
             row = _notice(entry.alert, entry.event, known.receiver, entry.position, now, circumstances)
             deliveries.add(conn, [row])
 
@@ -179,30 +215,87 @@ def route_outbox(conn: Connection, config: NotificationConfig, now: datetime, li
         if entry.event in (AlertState.ACKNOWLEDGED, AlertState.RESOLVED):
             _follow_up(conn, config, entry, now, circumstances)
         else:
-            _fire(conn, config, entry, now, circumstances)
+            _fire(conn, entry, now, circumstances)
     store.mark_routed(conn, [entry.position for entry in entries], now)
     return len(entries)
 
 
 def release_held(conn: Connection, config: NotificationConfig, now: datetime) -> int:
-    """Let go what nothing holds back any more, if its alert still fires; returns how many notices."""
-    rows = deliveries.held(conn)
-    if not rows:
+    """Look again at what fires: let go what nothing holds back any more, and tell those whom a rule that takes the
+    alert only now names. Returns how many notices are new or free."""
+    firing = store.list_alerts(conn, states=[AlertState.FIRING])
+    if not firing:
         return 0
     circumstances = _Circumstances(conn, config, now)
     freed = 0
-    for row in rows:
-        alert = store.get_alert(conn, row.episode_id)
-        if alert is None or alert.state is not AlertState.FIRING:
+    for alert in reversed(firing):
+        rows = deliveries.of_episode(conn, alert.id)
+        position = store.firing_position(conn, alert.id)
+        if position is None:
+            # Not routed yet: that is what `route_outbox` is for.
             continue
-        wanted = {target.receiver: target for target in targets(config.routes, alert, circumstances.of(alert))}
-        target = wanted.get(row.receiver)
-        if target is None or target.held:
-            continue
-        deliveries.set_free(conn, row.id, notice_body(alert), now)
-        store.add_event(conn, alert.id, now, "released", NOTIFIER, {"receiver": row.receiver, "was": row.last_error})
-        freed += 1
+        held = {row.receiver: row for row in rows if row.state == HELD}
+        freed += _tell(conn, alert, position, {row.receiver for row in rows}, now, circumstances)
+        for target in circumstances.targets(alert, circumstances.of(alert)) if held else ():
+            row = held.get(target.receiver)
+            if row is None or target.held:
+                continue
+            deliveries.set_free(conn, row.id, notice_body(alert), now)
+            detail = {"receiver": row.receiver, "was": row.last_error}
+            store.add_event(conn, alert.id, now, "released", NOTIFIER, detail)
+            freed += 1
     return freed
+
+
+class _Insistence:
+    """One alert that fires on: what has been sent about it, and what its routes still want sent."""
+
+    def __init__(self, conn: Connection, alert: Alert, now: datetime, circumstances: _Circumstances) -> None:
+        self._conn = conn
+        self._alert = alert
+        self._now = now
+        self._circumstances = circumstances
+        self._rows = deliveries.of_episode(conn, alert.id)
+        situation = circumstances.of(alert)
+        self._situation = situation
+        self._free = {target.receiver for target in circumstances.targets(alert, situation) if not target.held}
+
+    def matches(self, route: Route) -> bool:
+        return route.matches(self._alert, self._situation.names(self._alert))
+
+    def _send(self, event: str, receiver: str, position: int, said: str) -> int:
+        row = _notice(self._alert, event, receiver, position, self._now, self._circumstances)
+        if not deliveries.add(self._conn, [row]):
+            return 0
+        detail = {"receiver": receiver, "webhook_id": row.id}
+        store.add_event(self._conn, self._alert.id, self._now, said, NOTIFIER, detail)
+        return 1
+
+    def repeat(self, route: Route) -> int:
+        """Tell again whoever was told longer ago than the route's interval."""
+        if route.repeat is None:
+            return 0
+        added = 0
+        for receiver in sorted(self._free.intersection(route.receivers)):
+            sent = [row for row in self._rows if row.receiver == receiver]
+            last = max(sent, key=lambda row: (row.position, row.created_at), default=None)
+            if last is None or last.state != DELIVERED or last.delivered_at is None:
+                continue
+            if self._now - last.delivered_at >= route.repeat:
+                number = 1 + sum(row.event.startswith("repeat:") for row in sent)
+                added += self._send(f"repeat:{number}", receiver, last.position, "repeated")
+        return added
+
+    def escalate(self, route: Route) -> int:
+        """Tell the next ones when the first were told long enough ago."""
+        first = [r for r in self._rows if r.receiver in self._free.intersection(route.receivers) and r.state != HELD]
+        if route.escalate_after is None or not first:
+            return 0
+        if self._now - min(row.created_at for row in first) < route.escalate_after:
+            return 0
+        told = {row.receiver for row in self._rows}
+        next_ones = [receiver for receiver in route.escalate_to if receiver not in told]
+        return sum(self._send(AlertState.FIRING, one, first[0].position, "escalated") for one in next_ones)
 
 
 def announce_again(conn: Connection, config: NotificationConfig, now: datetime) -> int:
@@ -211,69 +304,13 @@ def announce_again(conn: Connection, config: NotificationConfig, now: datetime) 
     Silenced, muted and inhibited alerts are neither repeated nor escalated.
     """
     insistent = [route for route in config.routes if route.repeat or route.escalate_after]
-    if not insistent:
+    firing = store.list_alerts(conn, states=[AlertState.FIRING]) if insistent else []
+    if not firing:
         return 0
     circumstances = _Circumstances(conn, config, now)
     added = 0
-    for alert in store.list_alerts(conn, states=[AlertState.FIRING]):
-        matching = [route for route in insistent if route.matches(alert)]
-        if not matching:
-            continue
-        rows = deliveries.of_episode(conn, alert.id)
-        free = {t.receiver for t in targets(matching, alert, circumstances.of(alert)) if not t.held}
-        for route in matching:
-            added += _repeat(conn, route, alert, rows, free, now, circumstances)
-            added += _escalate(conn, route, alert, rows, free, now, circumstances)
-    return added
-
-
-def _repeat(
-    conn: Connection,
-    route: Route,
-    alert: Alert,
-    rows: Sequence[Delivery],
-    free: set[str],
-    now: datetime,
-    circumstances: _Circumstances,
-) -> int:
-    if route.repeat is None:
-        return 0
-    added = 0
-    for receiver in free.intersection(route.receivers):
-        sent = [row for row in rows if row.receiver == receiver]
-        last = max(sent, key=lambda row: (row.position, row.created_at), default=None)
-        if (
-            last is None
-            or last.state != DELIVERED
-            or last.delivered_at is None
-            or now - last.delivered_at < route.repeat
-        ):
-            continue
-        event = f"repeat:{sum(row.event.startswith('repeat:') for row in sent) + 1}"
-        row = _notice(alert, event, receiver, last.position, now, circumstances)
-        added += len(deliveries.add(conn, [row]))
-    return added
-
-
-def _escalate(
-    conn: Connection,
-    route: Route,
-    alert: Alert,
-    rows: Sequence[Delivery],
-    free: set[str],
-    now: datetime,
-    circumstances: _Circumstances,
-) -> int:
-    if route.escalate_after is None:
-        return 0
-    first = [row for row in rows if row.receiver in free.intersection(route.receivers) and row.state != HELD]
-    if not first or now - min(row.created_at for row in first) < route.escalate_after:
-        return 0
-    told = {row.receiver for row in rows}
-    added = 0
-    for receiver in (name for name in route.escalate_to if name not in told):
-        row = _notice(alert, AlertState.FIRING, receiver, first[0].position, now, circumstances)
-        if deliveries.add(conn, [row]):
-            store.add_event(conn, alert.id, now, "escalated", NOTIFIER, {"receiver": receiver})
-            added += 1
+    for alert in firing:
+        insistence = _Insistence(conn, alert, now, circumstances)
+        for route in filter(insistence.matches, insistent):
+            added += insistence.repeat(route) + insistence.escalate(route)
     return added

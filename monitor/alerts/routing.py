@@ -7,52 +7,38 @@ while the alert still fires.
 
 from __future__ import annotations
 
-import zoneinfo
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, time, timedelta
+from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
-from monitor.alerts.calendars import CalendarHours
+from monitor.alerts.calendars import CalendarHours, WeeklyHours
 from monitor.alerts.records import SEVERITIES, Alert, AlertState
+from monitor.alerts.rules import BUILT_IN, Verdict
 
 if TYPE_CHECKING:
     from monitor.storage.silences import Silence
 
-__all__ = ["EVENTS", "Mute", "Route", "Situation", "Target", "inhibited_by", "targets"]
+__all__ = ["EVENTS", "Mute", "Route", "Situation", "Target", "inhibited_by", "routes_for", "targets"]
 
 EVENTS: Final = ("firing", "acknowledged", "resolved")
 GROUP_FIELDS: Final = ("rule", "key", "kind", "severity")
-WEEKDAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 # A ticker's alert is explained by a topic's when at least this share of its stories is about that topic.
 COVERED_SHARE: Final = 0.5
 
 
 @dataclass(frozen=True)
 class Mute:
-    """Times when a route is quiet: hours of weekdays in a time zone, or when an exchange is `closed` or `open`.
-
-    `start` to `end` may pass midnight; the weekday is that of its beginning. Both empty: the whole day.
-    """
+    """Times when a route is quiet: hours of weekdays, or when an exchange is `closed` or `open`."""
 
     name: str
-    days: tuple[str, ...] = WEEKDAYS
-    start: time = time(0)
-    end: time = time(0)
-    zone: zoneinfo.ZoneInfo = field(default_factory=lambda: zoneinfo.ZoneInfo("UTC"))
+    week: WeeklyHours = field(default_factory=WeeklyHours)
     hours: CalendarHours | None = None
 
     def active(self, at: datetime) -> bool:
         """True when the route is quiet at the time `at`."""
-        if self.hours is not None:
-            return self.hours.hold(at)
-        local = at.astimezone(self.zone)
-        today, yesterday = WEEKDAYS[local.weekday()], WEEKDAYS[local.weekday() - 1]
-        now = local.time()
-        if self.start < self.end:
-            return today in self.days and self.start <= now < self.end
-        return (today in self.days and now >= self.start) or (yesterday in self.days and now < self.end)
+        return (self.hours or self.week).hold(at)
 
 
 @dataclass(frozen=True)
@@ -72,12 +58,13 @@ class Route:
     mutes: tuple[Mute, ...] = ()
     inhibit: bool = True
 
-    def matches(self, alert: Alert) -> bool:
-        """True when this route takes the alert."""
+    def matches(self, alert: Alert, rules: Collection[str] = ()) -> bool:
+        """True when this route takes the alert. `rules` are the names of those that take it; the name of what found
+        the surge counts as well."""
         return (
             alert.severity in self.severities
             and any(fnmatchcase(alert.key, pattern) for pattern in self.keys)
-            and any(fnmatchcase(alert.rule, pattern) for pattern in self.rules)
+            and any(fnmatchcase(name, pattern) for name in (alert.rule, *rules) for pattern in self.rules)
         )
 
     def group_of(self, alert: Alert) -> str:
@@ -90,14 +77,18 @@ class Route:
 
 @dataclass(frozen=True)
 class Situation:
-    """What is known besides the alert itself when it is routed. `topics` counts the topics of the alert's stories;
-    `objection` says why no rule takes the alert, empty when one does."""
+    """What is known besides the alert itself when it is routed: what the rules say to it, and the topics of its
+    stories, counted."""
 
     now: datetime
     silences: Sequence[Silence] = ()
-    objection: str = ""
+    verdict: Verdict = field(default_factory=lambda: Verdict((BUILT_IN,)))
     active: Sequence[Alert] = ()
     topics: Mapping[str, int] = field(default_factory=dict)
+
+    def names(self, alert: Alert) -> tuple[str, ...]:
+        """Names by which silences and routes know what takes the alert: of its detector and of the rules."""
+        return (alert.rule, *(rule.name for rule in self.verdict.taken_by))
 
 
 @dataclass(frozen=True)
@@ -133,10 +124,10 @@ def inhibited_by(alert: Alert, situation: Situation) -> Alert | None:
 
 def _held(route: Route, alert: Alert, situation: Situation) -> str:
     for silence in situation.silences:
-        if silence.covers(key=alert.key, rule=alert.rule, at=situation.now):
+        if silence.covers(key=alert.key, rules=situation.names(alert), at=situation.now):
             return f"silence {silence.id} by {silence.author}"
-    if situation.objection:
-        return situation.objection
+    if situation.verdict.objection:
+        return situation.verdict.objection
     for mute in route.mutes:
         if mute.active(situation.now):
             return f"mute time {mute.name}"
@@ -144,15 +135,26 @@ def _held(route: Route, alert: Alert, situation: Situation) -> str:
     return f"inhibited by {wider.key} ({wider.id})" if wider else ""
 
 
-def targets(routes: Iterable[Route], alert: Alert, situation: Situation) -> list[Target]:
+def routes_for(routes: Iterable[Route], alert: Alert, situation: Situation) -> list[Route]:
+    """The routes that take the alert, and one for each rule that takes it and names receivers of its own."""
+    names = situation.names(alert)
+    mine = [route for route in routes if route.matches(alert, names)]
+    return mine + [Route(rule.receivers, rules=(rule.name,)) for rule in situation.verdict.taken_by if rule.receivers]
+
+
+def targets(
+    routes: Iterable[Route], alert: Alert, situation: Situation, known: Collection[str] | None = None
+) -> list[Target]:
     """Everybody who is to be told that this alert fires, each once. A receiver that any route tells at once is told
-    at once."""
+    at once. `known` are the receivers that there are; None: all that are named."""
     found: dict[str, Target] = {}
-    for route in routes:
-        if not route.matches(alert) or "firing" not in route.events:
+    for route in routes_for(routes, alert, situation):
+        if "firing" not in route.events:
             continue
         held = _held(route, alert, situation)
         for name in route.receivers:
+            if known is not None and name not in known:
+                continue
             if name not in found or (found[name].held and not held):
                 found[name] = Target(name, held, route.group_of(alert), route.group_wait)
     return list(found.values())

@@ -1,49 +1,95 @@
-"""Alert rules: what the judge goes by, and which of the surges that it finds are announced.
+"""Alert rules: what the judge goes by, and which of the surges that it finds are announced to whom.
 
-The TOML file `rules_file` has one `[judge]` table and any number of `[[rules]]`. A surge is announced when one enabled
-rule takes it; until then it is held back and looked at again when it gets worse. Without a file, or without `[[rules]]`
-in it, the built-in rule `negative-surge` takes everything.
+The TOML file `rules_file` has one `[judge]` table and any number of `[[rules]]`; more rules are made in the dashboard
+or with `rules add` and kept in the store. A surge is announced when one enabled rule takes it; until then it is held
+back and looked at again. As long as the file has no `[[rules]]`, the built-in rule `negative-surge` takes everything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
-from datetime import datetime
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, time
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from monitor.alerts.calendars import CalendarHours, known_calendars
+from monitor.alerts.calendars import WEEKDAYS, CalendarHours, WeeklyHours, calendar_hours, weekly_hours
 from monitor.alerts.records import SEVERITIES, Alert
-from monitor.alerts.tomlfile import Entry, read_entries
+from monitor.alerts.tomlfile import Entry, parse_entries, read_entries
 from monitor.settings import Settings
 from monitor.surges.judge import JudgeConfig
 
-__all__ = ["BUILT_IN", "Rule", "Rules", "load_rules"]
+__all__ = ["BUILT_IN", "Rule", "RuleEntry", "Rules", "Verdict", "load_rules", "parse_rules", "read_rules", "rule_of"]
+
+KINDS: Final = ("market", "topic", "ticker")
+MAX_PATTERNS: Final = 500
+MAX_PATTERN_CHARS: Final = 160
+MAX_WINDOWS: Final = 8
+MAX_WINDOW_MINUTES: Final = 14 * 24 * 60
+MAX_MINUTES: Final = 366 * 24 * 60
+
+
+class RuleEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[[rules]]` of the file, and a rule as the store and the dashboard know it.
+
+    Scope: `keys`, `exclude` (patterns), `severities`, `windows` (minutes; empty: any). Evidence: `min_...`,
+    `max_p_value`. Hours: those of an exchange, and of weekdays. `receivers` are told besides those of the routes.
+    """
+
+    name: str
+    description: str = ""
+    keys: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    severities: tuple[str, ...] = SEVERITIES
+    windows: tuple[int, ...] = ()
+    min_negative_stories: int = 0
+    min_sources: int = 0
+    min_share: float = 0.0
+    max_p_value: float = 1.0
+    calendar: str = ""
+    when: str = "open"
+    days: tuple[str, ...] = WEEKDAYS
+    start: str = "00:00"
+    end: str = "00:00"
+    timezone: str = "UTC"
+    receivers: tuple[str, ...] = ()
+    enabled: bool = True
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Which surges are announced: keys by pattern, severity, evidence, and hours of an exchange."""
+    """Which surges are announced: keys by pattern, severity, windows, evidence, and hours; see `RuleEntry`."""
 
     name: str
     keys: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     severities: tuple[str, ...] = SEVERITIES
+    windows: tuple[int, ...] = ()
     min_negative_stories: int = 0
     min_sources: int = 0
+    min_share: float = 0.0
+    max_p_value: float = 1.0
     hours: CalendarHours | None = None
+    week: WeeklyHours = field(default_factory=WeeklyHours)
+    receivers: tuple[str, ...] = ()
     enabled: bool = True
+    description: str = ""
 
     @property
     def definition(self) -> dict[str, Any]:
-        """What the store and the dashboard show of it."""
+        """The fields of `RuleEntry` that differ from its defaults, as the store keeps them."""
         fields = {name: getattr(self, name) for name in RuleEntry.__struct_fields__ if hasattr(self, name)}
-        hours = {"calendar": self.hours.calendar, "when": self.hours.when} if self.hours else {}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in (fields | hours).items()}
+        if self.hours:
+            fields |= {"calendar": self.hours.calendar, "when": self.hours.when}
+        fields |= {"days": self.week.days, "start": _clock(self.week.start), "end": _clock(self.week.end)}
+        entry = msgspec.structs.asdict(RuleEntry(**fields, timezone=self.week.zone.key))
+        usual = msgspec.structs.asdict(RuleEntry(""))
+        shown = {name: value for name, value in entry.items() if name == "name" or value != usual[name]}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in shown.items()}
 
     def objection(self, alert: Alert, at: datetime) -> str:
         """Why this rule does not take the alert at the time `at`; empty when it does."""
@@ -55,16 +101,36 @@ class Rule:
             return f"leaves {alert.key} out"
         if alert.severity not in self.severities:
             return f"takes {', '.join(self.severities)} alone"
+        if self.windows and alert.window.minutes not in self.windows:
+            return f"looks at windows of {', '.join(map(str, self.windows))} minutes"
         if alert.observed < self.min_negative_stories:
             return f"wants {self.min_negative_stories} negative stories"
         if alert.sources < self.min_sources:
             return f"wants {self.min_sources} sources"
+        if alert.share < self.min_share:
+            return f"wants a negative share of {self.min_share:.0%}"
+        if alert.p_value > self.max_p_value:
+            return f"wants a p-value of {self.max_p_value:g} at most"
         if self.hours is not None and not self.hours.hold(at):
             return f"waits until {self.hours.calendar} is {self.hours.when}"
+        if not self.week.always and not self.week.hold(at):
+            return f"waits for its hours, {_clock(self.week.start)} to {_clock(self.week.end)} {self.week.zone.key}"
         return ""
 
 
-BUILT_IN: Final = Rule("negative-surge")
+def _clock(at: time) -> str:
+    return at.isoformat("auto" if at.second or at.microsecond else "minutes")
+
+
+BUILT_IN: Final = Rule("negative-surge", description="Takes every surge; there as long as the file has no rules.")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which rules take an alert; when none does, `objection` says why, rule by rule."""
+
+    taken_by: tuple[Rule, ...] = ()
+    objection: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,32 +140,17 @@ class Rules:
     judge: JudgeConfig
     rules: tuple[Rule, ...] = (BUILT_IN,)
 
-    def objection(self, alert: Alert, at: datetime, muted: Collection[str] = ()) -> str:
-        """Why no rule takes the alert; empty when one does. `muted` are the names of rules muted for a while."""
-        objections = []
-        for rule in self.rules:
-            objection = "is muted" if rule.name in muted else rule.objection(alert, at)
-            if not objection:
-                return ""
-            objections.append(f"{rule.name} {objection}")
-        return f"rule {'; '.join(objections)}"
+    def verdict(self, alert: Alert, at: datetime, muted: Collection[str] = ()) -> Verdict:
+        """What the rules say to an alert at the time `at`. `muted` are the names of rules muted for a while."""
+        objections = {rule.name: "is muted" if rule.name in muted else rule.objection(alert, at) for rule in self.rules}
+        taken_by = tuple(rule for rule in self.rules if not objections[rule.name])
+        if taken_by:
+            return Verdict(taken_by)
+        told = "; ".join(f"{name} {objection}" for name, objection in objections.items())
+        return Verdict((), f"rule {told}" if told else "there is no rule")
 
 
-class RuleEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[[rules]]` of the file."""
-
-    name: str
-    keys: tuple[str, ...] = ("*",)
-    exclude: tuple[str, ...] = ()
-    severities: tuple[str, ...] = SEVERITIES
-    min_negative_stories: int = 0
-    min_sources: int = 0
-    calendar: str = ""
-    when: str = "open"
-    enabled: bool = True
-
-
-class JudgeEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class JudgeEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[judge]` of the file: settings of the statistic, as in `JudgeConfig`. Left out: as it is there. The budget of
     false alarms is the setting `surge_budget`."""
 
@@ -110,27 +161,68 @@ class JudgeEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     hold_off_minutes: int | None = None
 
 
-def _rule(entry: Entry) -> Rule:
+def _patterns(entry: Entry, name: str, patterns: tuple[str, ...]) -> None:
+    if len(patterns) > MAX_PATTERNS:
+        entry.fail(f"{name} holds more than {MAX_PATTERNS} patterns", name)
+    for pattern in patterns:
+        if not pattern or len(pattern) > MAX_PATTERN_CHARS or not pattern.isprintable():
+            entry.fail(f"a pattern in {name} must have 1 to {MAX_PATTERN_CHARS} printable characters", name)
+        if not any(fnmatchcase(kind, pattern.partition(":")[0]) for kind in KINDS):
+            entry.fail(f"{pattern!r} matches no key: keys are market, topic:NAME and ticker:SYMBOL", name)
+
+
+def _bounded(entry: Entry, name: str, value: float, low: float, high: float) -> None:
+    if math.isnan(value) or value < low:
+        entry.fail(f"{name} must not be below {low:g}", name)
+    if value > high:
+        entry.fail(f"{name} must not be above {high:g}", name)
+
+
+def _windows(entry: Entry, windows: tuple[int, ...]) -> None:
+    if len(windows) > MAX_WINDOWS:
+        entry.fail(f"there can be {MAX_WINDOWS} windows at most", "windows")
+    if len(set(windows)) != len(windows):
+        entry.fail("a window stands there twice", "windows")
+    for minutes in windows:
+        _bounded(entry, "windows", minutes, 1, MAX_WINDOW_MINUTES)
+
+
+def rule_of(entry: Entry, judge: JudgeConfig) -> Rule:
+    """A rule from its entry. Raises `RuleError` naming the line."""
     fields = entry.convert(RuleEntry)
-    if not fields.name or len(fields.name) > 128:
-        entry.fail("the name must have 1 to 128 characters", "name")
-    for name, given, known in (
-        ("severities", fields.severities, SEVERITIES),
-        ("when", (fields.when,), ("open", "closed")),
-        ("calendar", (fields.calendar,) if fields.calendar else (), known_calendars() if fields.calendar else ()),
-    ):
-        entry.check(name, given, known)
-    for name in ("min_negative_stories", "min_sources"):
-        if getattr(fields, name) < 0:
-            entry.fail(f"{name} must not be below 0", name)
+    if not 1 <= len(fields.name) <= 128 or not fields.name.isprintable() or fields.name != fields.name.strip():
+        entry.fail("the name must have 1 to 128 printable characters and no space around", "name")
+    if len(fields.description) > 500 or not fields.description.isprintable():
+        entry.fail("the description must have at most 500 printable characters", "description")
+    _patterns(entry, "keys", fields.keys)
+    _patterns(entry, "exclude", fields.exclude)
+    if not fields.keys:
+        entry.fail("keys must name one pattern at least", "keys")
+    entry.check("severities", fields.severities, SEVERITIES)
+    if not fields.severities:
+        entry.fail("severities must name one at least", "severities")
+    _windows(entry, fields.windows)
+    entry.check("windows", tuple(map(str, fields.windows)), tuple(map(str, judge.windows)))
+    _bounded(entry, "min_negative_stories", fields.min_negative_stories, 0, 1e6)
+    _bounded(entry, "min_sources", fields.min_sources, 0, 1e6)
+    _bounded(entry, "min_share", fields.min_share, 0, 1)
+    _bounded(entry, "max_p_value", fields.max_p_value, 0, 1)
+    if len(fields.receivers) > 100 or not all(0 < len(name) <= 128 and name.isprintable() for name in fields.receivers):
+        entry.fail("receivers must be names of receivers", "receivers")
     return Rule(
         name=fields.name,
+        description=fields.description,
         keys=fields.keys,
         exclude=fields.exclude,
         severities=fields.severities,
+        windows=fields.windows,
         min_negative_stories=fields.min_negative_stories,
         min_sources=fields.min_sources,
-        hours=CalendarHours(fields.calendar, fields.when) if fields.calendar else None,
+        min_share=fields.min_share,
+        max_p_value=fields.max_p_value,
+        hours=calendar_hours(entry, fields),
+        week=weekly_hours(entry, fields),
+        receivers=fields.receivers,
         enabled=fields.enabled,
     )
 
@@ -141,8 +233,8 @@ def _judge(entry: Entry, base: JudgeConfig) -> JudgeConfig:
         name: getattr(fields, name) for name in JudgeEntry.__struct_fields__ if getattr(fields, name) is not None
     }
     for name in ("min_stories", "min_age_minutes", "calm_minutes", "hold_off_minutes"):
-        if changes.get(name, 0) < 0:
-            entry.fail(f"{name} must not be below 0", name)
+        _bounded(entry, name, changes.get(name, 0), 0, MAX_MINUTES)
+    _windows(entry, changes.get("windows", base.windows))
     try:
         # `replace` does not run the checks of the constructor.
         return JudgeConfig(**(msgspec.structs.asdict(base) | changes))
@@ -150,17 +242,28 @@ def _judge(entry: Entry, base: JudgeConfig) -> JudgeConfig:
         entry.fail(str(error), "windows" if "windows" in changes else "")
 
 
-def load_rules(settings: Settings) -> Rules:
-    """The rules in force. Raises `ConfigurationError` naming file, line and entry."""
-    base = JudgeConfig.of(settings)
-    if not settings.rules_file:
-        return Rules(base)
-    entries = read_entries(Path(settings.rules_file), ("judge", "rules"), single=("judge",))
+def _rules(entries: Mapping[str, list[Entry]], base: JudgeConfig) -> Rules:
+    judge = _judge(entries["judge"][0], base) if entries["judge"] else base
     rules: dict[str, Rule] = {}
     for entry in entries["rules"]:
-        rule = _rule(entry)
+        rule = rule_of(entry, judge)
         if rule.name in rules:
             entry.fail("there is another rule of this name", "name")
         rules[rule.name] = rule
-    judge = _judge(entries["judge"][0], base) if entries["judge"] else base
     return Rules(judge, tuple(rules.values()) or (BUILT_IN,))
+
+
+def parse_rules(text: str, base: JudgeConfig, source: str = "rules") -> Rules:
+    """The rules of a TOML text. Raises `RuleError` naming the line; `source` is what the text is called there."""
+    return _rules(parse_entries(source, text, ("judge", "rules"), single=("judge",)), base)
+
+
+def read_rules(path: Path, base: JudgeConfig) -> Rules:
+    """The rules of a TOML file. Raises `RuleError` naming file, line and entry."""
+    return _rules(read_entries(path, ("judge", "rules"), single=("judge",)), base)
+
+
+def load_rules(settings: Settings) -> Rules:
+    """The rules of the configuration. Raises `RuleError` naming file, line and entry."""
+    base = JudgeConfig.of(settings)
+    return read_rules(Path(settings.rules_file), base) if settings.rules_file else Rules(base)

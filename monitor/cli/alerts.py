@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import getpass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from monitor.cli.context import current_settings, err, open_store, out
+from monitor.cli.tables import moment, parse_length, plain_table, user_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,25 +37,6 @@ def root() -> None:
     """Alerts and the notices that went out about them."""
 
 
-def _user(given: str) -> str:
-    if given:
-        return given
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "cli"
-
-
-def _table(*headers: str) -> Table:
-    from rich.table import Table
-
-    return Table(*headers, box=None, pad_edge=False)
-
-
-def _time(at: datetime | None) -> str:
-    return f"{at:%Y-%m-%d %H:%M:%S}" if at else ""
-
-
 @app.command("list")
 def list_command(
     state: Annotated[list[State] | None, typer.Option(help="Only these; may be given several times.")] = None,
@@ -79,7 +60,7 @@ def list_command(
     if not found:
         err.print("No alerts.")
         return
-    table = _table("id", "state", "severity", "key", "negative / expected", "fired (UTC)", "resolved (UTC)")
+    table = plain_table("id", "state", "severity", "key", "negative / expected", "fired (UTC)", "resolved (UTC)")
     for alert in found:
         table.add_row(
             Text(alert.id),
@@ -87,8 +68,8 @@ def list_command(
             alert.severity,
             Text(alert.key),
             f"{alert.observed} / {alert.expected:.1f}",
-            _time(alert.fired_at),
-            _time(alert.resolved_at),
+            moment(alert.fired_at),
+            moment(alert.resolved_at),
         )
     out.print(table)
 
@@ -127,20 +108,20 @@ def show(
     out.print(f"{alert.title} ({alert.key}): {alert.state.value}, {alert.severity}", style="bold", markup=False)
     out.print(
         f"{alert.observed} negative of {alert.total} stories in the {window.minutes} minutes to "
-        f"{_time(window.end)} UTC; {expectation(alert.expected)} expected, "
+        f"{moment(window.end)} UTC; {expectation(alert.expected)} expected, "
         f"share {alert.share:.0%} against {alert.expected_share:.0%}, p = {alert.p_value:.1e}, {alert.sources} sources",
         markup=False,
     )
     out.print(alert.link, markup=False)
-    stories = _table("p(negative)", "copies", "source", "title", "address")
+    stories = plain_table("p(negative)", "copies", "source", "title", "address")
     for story in alert.stories:
         row = (Text(story.source), Text(story.title), Text(story.url))
         stories.add_row(f"{story.p_negative:.2f}", str(story.copies), *row)
     out.print(stories)
-    events = _table("at (UTC)", "event", "by", "detail")
+    events = plain_table("at (UTC)", "event", "by", "detail")
     for entry in trail:
         detail = ", ".join(f"{name}: {value}" for name, value in entry["detail"].items())
-        events.add_row(_time(entry["at"]), entry["event"], Text(entry["actor"]), Text(detail))
+        events.add_row(moment(entry["at"]), entry["event"], Text(entry["actor"]), Text(detail))
     out.print(events)
     if sent:
         out.print(_deliveries(sent))
@@ -156,18 +137,8 @@ def ack(
     from monitor.storage.engine import writing
 
     with writing(open_store(current_settings())) as connection:
-        alert = acknowledge(connection, alert_id, by=_user(by), at=datetime.now(UTC))
+        alert = acknowledge(connection, alert_id, by=user_name(by), at=datetime.now(UTC))
     out.print(f"{alert.key} is acknowledged by {alert.acknowledged_by}.", markup=False)
-
-
-def _length(text: str) -> timedelta:
-    from monitor.alerts.durations import parse_duration
-    from monitor.errors import ConfigurationError
-
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise ConfigurationError(f"--for: {error}.") from error
 
 
 @app.command()
@@ -183,12 +154,12 @@ def silence(
     from monitor.storage.silences import add_silence
 
     now = datetime.now(UTC)
-    ends_at = now + _length(length)
+    ends_at = now + parse_length(length)
     with writing(open_store(current_settings())) as connection:
         made = add_silence(
-            connection, key=key, rule=rule, starts_at=now, ends_at=ends_at, comment=comment, author=_user(by)
+            connection, key=key, rule=rule, starts_at=now, ends_at=ends_at, comment=comment, author=user_name(by)
         )
-    out.print(f"Silence {made.id} on {key} until {_time(ends_at)} UTC.", markup=False)
+    out.print(f"Silence {made.id} on {key} until {moment(ends_at)} UTC.", markup=False)
 
 
 @app.command()
@@ -209,66 +180,24 @@ def silences(json: Annotated[bool, typer.Option("--json", help="JSON Lines inste
     if not found:
         err.print("No silences.")
         return
-    table = _table("id", "key", "rule", "until (UTC)", "by", "why")
+    table = plain_table("id", "key", "rule", "until (UTC)", "by", "why")
     for one in found:
-        table.add_row(one.id, Text(one.key), Text(one.rule), _time(one.ends_at), Text(one.author), Text(one.comment))
+        table.add_row(one.id, Text(one.key), Text(one.rule), moment(one.ends_at), Text(one.author), Text(one.comment))
     out.print(table)
 
 
 @app.command()
-def unsilence(silence_id: Annotated[str, typer.Argument(metavar="ID", help="The silence's id.")]) -> None:
+def unsilence(
+    silence_id: Annotated[str, typer.Argument(metavar="ID", help="The silence's id.")],
+    by: Annotated[str, typer.Option(help="Who ends it; else your user name.")] = "",
+) -> None:
     """End a silence early."""
     from monitor.storage.engine import writing
     from monitor.storage.silences import end_silence
 
     with writing(open_store(current_settings())) as connection:
-        end_silence(connection, silence_id, datetime.now(UTC))
+        end_silence(connection, silence_id, datetime.now(UTC), by=user_name(by))
     out.print(f"Silence {silence_id} has ended.", markup=False)
-
-
-@app.command()
-def rules(json: Annotated[bool, typer.Option("--json", help="JSON Lines instead of a table.")] = False) -> None:
-    """Check the rules file, and show the rules in force and which of them are muted."""
-    from rich.text import Text
-
-    from monitor.alerts.rules import load_rules
-    from monitor.records import encode
-    from monitor.storage.engine import writing
-    from monitor.storage.rules import list_rules, sync_rules
-
-    settings = current_settings()
-    now = datetime.now(UTC)
-    definitions = {rule.name: rule.definition for rule in load_rules(settings).rules}
-    with writing(open_store(settings)) as connection:
-        sync_rules(connection, definitions, now)
-        found = list_rules(connection)
-    if json:
-        for one in found:
-            typer.echo(encode(one).decode())
-        return
-    table = _table("name", "keys", "severities", "state")
-    for one in found:
-        muted = one.muted_until is not None and one.muted_until > now
-        state = f"muted until {_time(one.muted_until)} UTC" if muted else "on" if one.enabled else "off"
-        keys, severities = (Text(", ".join(one.definition[name])) for name in ("keys", "severities"))
-        table.add_row(Text(one.name), keys, severities, state)
-    out.print(table)
-
-
-@app.command()
-def mute(
-    rule: Annotated[str, typer.Argument(metavar="RULE", help="The rule's name.")],
-    length: Annotated[str, typer.Option("--for", help="How long: 30m, 2h, 1d.")],
-) -> None:
-    """Mute a rule for a while. What it would have announced and still fires then is announced then."""
-    from monitor.storage.engine import writing
-    from monitor.storage.rules import mute_rule
-
-    now = datetime.now(UTC)
-    until = now + _length(length)
-    with writing(open_store(current_settings())) as connection:
-        mute_rule(connection, rule, until, now)
-    out.print(f"The rule {rule} is muted until {_time(until)} UTC.", markup=False)
 
 
 @app.command()
@@ -289,7 +218,7 @@ def receivers(json: Annotated[bool, typer.Option("--json", help="JSON Lines inst
     if not found:
         err.print("No receivers yet: set webhook_urls or receivers_file and start the notifier.")
         return
-    table = _table("name", "kind", "address", "state")
+    table = plain_table("name", "kind", "address", "state")
     for one in found:
         state = "on" if one.enabled else f"off: {one.disabled_reason}"
         table.add_row(Text(one.name), one.definition["kind"], Text(one.definition["address"]), Text(state))
@@ -304,7 +233,7 @@ def enable(name: Annotated[str, typer.Argument(metavar="RECEIVER", help="The rec
     from monitor.storage.receivers import enable as switch_on
 
     with writing(open_store(current_settings())) as connection:
-        if not switch_on(connection, name, datetime.now(UTC)):
+        if not switch_on(connection, name, datetime.now(UTC), by=user_name("")):
             raise ConfigurationError(
                 f"There is no receiver {name}.", "`sentiment-monitor alerts receivers` shows them."
             )
@@ -357,7 +286,7 @@ def try_receivers(name: Annotated[str, typer.Argument(metavar="[RECEIVER]", help
 def _deliveries(rows: Sequence[Delivery]) -> Table:
     from rich.text import Text
 
-    table = _table("id", "receiver", "alert", "event", "state", "attempts", "next (UTC)", "last error")
+    table = plain_table("id", "receiver", "alert", "event", "state", "attempts", "next (UTC)", "last error")
     for row in rows:
         table.add_row(
             row.id,
@@ -366,7 +295,7 @@ def _deliveries(rows: Sequence[Delivery]) -> Table:
             row.event,
             row.state,
             str(row.attempts),
-            _time(row.next_attempt_at),
+            moment(row.next_attempt_at),
             Text(row.last_error or ""),
         )
     return table
@@ -404,7 +333,7 @@ def replay(
     if bool(ids) == all:
         raise ConfigurationError("Name the ids to replay, or say --all.", "`sentiment-monitor alerts undelivered`")
     with writing(open_store(current_settings())) as connection:
-        number = send_again(connection, datetime.now(UTC), None if all else ids)
+        number = send_again(connection, datetime.now(UTC), None if all else ids, by=user_name(""))
     if ids and not number:
         raise ConfigurationError("None of these is undelivered.", "`sentiment-monitor alerts undelivered` shows them.")
     out.print(f"{number} to be sent again." if number else "Nothing to send again.")

@@ -42,6 +42,7 @@ VERBS: dict[str, Verb] = {
     "models": Verb("models:app", "The model registry: list, show, promote, rollback."),
     "backtest": Verb("backtest:backtest", "Run surge detection over history."),
     "alerts": Verb("alerts:app", "Work with alerts and undelivered notifications."),
+    "rules": Verb("rules:app", "Which surges are announced: list, check, test on history, mute, look back."),
     "labels": Verb("labels:app", "Analysts' corrections: list, import, export."),
     "jobs": Verb("jobs:app", "The scheduler's jobs: list, run, cancel, history."),
     "dead-letters": Verb("dead_letters:app", "Records that could not be processed: list, show, replay."),

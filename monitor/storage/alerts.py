@@ -41,17 +41,22 @@ __all__ = [
     "OutboxEntry",
     "acknowledge",
     "add_event",
+    "alert_of",
+    "any_firing",
     "audit_trail",
     "claim_unpublished",
+    "firing_position",
     "get_alert",
     "list_alerts",
     "mark_published",
     "mark_routed",
     "record_decisions",
     "resolve_forgotten",
+    "rules_that_took",
     "unrouted",
     "waits_for_publication",
     "waits_for_routing",
+    "worsened",
 ]
 
 JUDGE: Final = "judge"
@@ -127,8 +132,8 @@ def _evidence(conn: Connection, key: str, start: datetime, end: datetime) -> tup
     return telling, len(sources), versions.most_common(1)[0][0] if versions else ""
 
 
-def _alert_of(conn: Connection, decision: Decision, dashboard_url: str) -> Alert:
-    """The alert that a decision describes, with the stories of its window."""
+def alert_of(conn: Connection, decision: Decision, dashboard_url: str) -> Alert:
+    """The alert that a decision describes, firing, with the stories of its window from the store."""
     end = decision.at
     start = end - timedelta(minutes=decision.window_minutes)
     telling, sources, model_version = _evidence(conn, decision.key, start, end)
@@ -195,7 +200,7 @@ def _locked(conn: Connection, episode_id: str) -> Alert | None:
 
 
 def _fire(conn: Connection, decision: Decision, dashboard_url: str) -> None:
-    alert = _alert_of(conn, decision, dashboard_url)
+    alert = alert_of(conn, decision, dashboard_url)
     row = {
         "id": alert.id,
         "rule": alert.rule,
@@ -221,15 +226,13 @@ def _rank(severity: str) -> int:
     return SEVERITIES.index(severity) if severity in SEVERITIES else -1
 
 
-def _worsen(conn: Connection, decision: Decision, dashboard_url: str) -> None:
-    known = _locked(conn, decision.episode_id)
-    if known is None or known.state is AlertState.RESOLVED:
-        return
+def worsened(conn: Connection, known: Alert, decision: Decision, dashboard_url: str) -> Alert | None:
+    """The alert with the figures of an update; None when these are no worse than the known ones."""
     raised = _rank(decision.severity) > _rank(known.severity)
     if not raised and (decision.p_value, -decision.observed) >= (known.p_value, -known.observed):
-        return
-    worse = msgspec.structs.replace(
-        _alert_of(conn, decision, dashboard_url),
+        return None
+    return msgspec.structs.replace(
+        alert_of(conn, decision, dashboard_url),
         state=known.state,
         severity=decision.severity if raised else known.severity,
         started_at=known.started_at,
@@ -237,8 +240,17 @@ def _worsen(conn: Connection, decision: Decision, dashboard_url: str) -> None:
         acknowledged_at=known.acknowledged_at,
         acknowledged_by=known.acknowledged_by,
     )
+
+
+def _worsen(conn: Connection, decision: Decision, dashboard_url: str) -> None:
+    known = _locked(conn, decision.episode_id)
+    if known is None or known.state is AlertState.RESOLVED:
+        return
+    worse = worsened(conn, known, decision, dashboard_url)
+    if worse is None:
+        return
     _store(conn, worse)
-    if raised:
+    if worse.severity != known.severity:
         add_event(conn, worse.id, decision.at, "raised", JUDGE, {"from": known.severity, "to": worse.severity})
         # Not a public event: routing looks again for receivers that take only the higher severity.
         _announce(conn, worse, f"raised:{worse.severity}")
@@ -327,11 +339,36 @@ def audit_trail(conn: Connection, episode_id: str) -> list[dict[str, Any]]:
     return [dict(row) for row in conn.execute(query).mappings()]
 
 
+def rules_that_took(conn: Connection, episode_id: str) -> set[str]:
+    """Names of the rules that have taken an alert so far, from its trail."""
+    c = alert_events.c
+    took = conn.scalars(select(c.actor).where(c.episode_id == episode_id, c.event == "taken"))
+    return {actor.partition(":")[2] for actor in took}
+
+
+def firing_position(conn: Connection, episode_id: str) -> int | None:
+    """Where the firing of an episode stands in the outbox; None as long as it has not been routed."""
+    position: int | None = conn.scalar(
+        select(outbox.c.id).where(
+            outbox.c.episode_id == episode_id,
+            outbox.c.event == AlertState.FIRING.value,
+            outbox.c.routed_at.is_not(None),
+        )
+    )
+    return position
+
+
 def _entry(row: Any) -> OutboxEntry:
     return OutboxEntry(row.id, row.episode_id, row.event, alert_from_builtins(row.payload), row.created_at)
 
 
 _PUBLIC: Final = and_(outbox.c.published_at.is_(None), ~outbox.c.event.startswith("raised:"))
+
+
+def any_firing(conn: Connection) -> bool:
+    """True when an alert fires that nobody has acknowledged."""
+    fires = episodes.c.state == AlertState.FIRING.value
+    return conn.scalar(select(episodes.c.id).where(fires).limit(1)) is not None
 
 
 def waits_for_routing(conn: Connection) -> bool:

@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import Connection, and_, or_, select, update
 
+from monitor.storage.audit import note_change
 from monitor.storage.tables import deliveries
 from monitor.storage.upsert import insert_missing
 
@@ -25,6 +26,7 @@ __all__ = [
     "FAILED",
     "HELD",
     "PENDING",
+    "TEST",
     "Delivery",
     "add",
     "any_due",
@@ -37,7 +39,6 @@ __all__ = [
     "give_up",
     "give_up_all",
     "group_due",
-    "held",
     "hurry",
     "lease",
     "members",
@@ -48,6 +49,7 @@ __all__ = [
     "replay",
     "retry",
     "set_free",
+    "tests_of_receivers",
     "undelivered",
 ]
 
@@ -57,6 +59,8 @@ DELIVERED: Final = "delivered"
 FAILED: Final = "failed"
 DROPPED: Final = "dropped"
 DIGEST: Final = "digest"
+# The event of a test notice that somebody asked for: sent once, in no list of what has not arrived.
+TEST: Final = "test"
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
@@ -275,12 +279,6 @@ def group_due(conn: Connection, receiver: str, group_key: str) -> datetime | Non
     return conn.scalar(collecting.order_by(deliveries.c.next_attempt_at).limit(1))
 
 
-def held(conn: Connection, limit: int = 1000) -> list[Delivery]:
-    """What is held back, in order."""
-    query = select(*_columns).where(deliveries.c.state == HELD).order_by(deliveries.c.position).limit(limit)
-    return _read(conn, query.with_for_update(of=deliveries))
-
-
 def set_free(conn: Connection, row: str, payload: str, now: datetime) -> None:
     """Nothing holds it back any more: it goes out with the alert as it stands now."""
     conn.execute(
@@ -321,7 +319,8 @@ def undelivered(conn: Connection, *, limit: int = 1000) -> list[Delivery]:
                 and_(
                     deliveries.c.state == PENDING, or_(deliveries.c.attempts > 0, deliveries.c.last_error.is_not(None))
                 ),
-            )
+            ),
+            deliveries.c.event != TEST,
         )
         .order_by(deliveries.c.position, deliveries.c.id)
         .limit(limit)
@@ -329,12 +328,21 @@ def undelivered(conn: Connection, *, limit: int = 1000) -> list[Delivery]:
     return _read(conn, query)
 
 
-def replay(conn: Connection, now: datetime, ids: Sequence[str] | None = None) -> int:
+def tests_of_receivers(conn: Connection) -> dict[str, Delivery]:
+    """The newest test notice of each receiver that was ever asked for."""
+    query = select(*_columns).where(deliveries.c.event == TEST).order_by(deliveries.c.created_at, deliveries.c.id)
+    return {row.receiver: row for row in _read(conn, query)}
+
+
+def replay(conn: Connection, now: datetime, ids: Sequence[str] | None = None, *, by: str = "cli") -> int:
     """Make failed and waiting notifications due at once, with a fresh schedule and the same ids; `ids` None: all.
 
     A digest is replayed as a whole. Returns how many are due now.
     """
-    chosen = or_(deliveries.c.state == FAILED, and_(deliveries.c.state == PENDING, deliveries.c.attempts > 0))
+    chosen = and_(
+        deliveries.c.event != TEST,
+        or_(deliveries.c.state == FAILED, and_(deliveries.c.state == PENDING, deliveries.c.attempts > 0)),
+    )
     if ids is not None:
         digests = select(deliveries.c.digest_id).where(deliveries.c.id.in_(ids), deliveries.c.digest_id.is_not(None))
         chosen = and_(chosen, or_(deliveries.c.id.in_(ids), deliveries.c.id.in_(digests)))
@@ -344,4 +352,6 @@ def replay(conn: Connection, now: datetime, ids: Sequence[str] | None = None) ->
     conn.execute(
         update(deliveries).where(deliveries.c.digest_id.in_(rows), deliveries.c.state == FAILED).values(state=PENDING)
     )
+    for row in rows:
+        note_change(conn, now, by, f"notice:{row}", "replayed")
     return len(rows)

@@ -22,6 +22,7 @@ __all__ = [
     "JudgeRow",
     "LostLeaseError",
     "first_minute",
+    "judged_to",
     "minute_counts",
     "release_lease",
     "save_judged",
@@ -49,6 +50,12 @@ def first_minute(connection: Connection) -> int | None:
     """The earliest epoch minute in which anything is counted."""
     first: int | None = connection.scalar(select(func.min(t.ticks.c.minute)))
     return first
+
+
+def judged_to(connection: Connection) -> int | None:
+    """The last epoch minute that has been judged; None before the first."""
+    last: int | None = connection.scalar(select(t.judge.c.judged_to).where(t.judge.c.name == NAME))
+    return last
 
 
 def take_lease(connection: Connection, holder: str, now: datetime, lease: timedelta, begin_at: int) -> JudgeRow | None:

@@ -7,12 +7,21 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, case, func, select, update
 
-from monitor.storage.tables import receivers
+from monitor.storage.audit import note_change
+from monitor.storage.tables import deliveries, receivers
 from monitor.storage.upsert import upsert
 
-__all__ = ["ReceiverStatus", "disable", "enable", "list_receivers", "sync"]
+__all__ = [
+    "ReceiverHealth",
+    "ReceiverStatus",
+    "disable",
+    "enable",
+    "list_receivers",
+    "receiver_health",
+    "sync",
+]
 
 
 class ReceiverStatus(msgspec.Struct, frozen=True):
@@ -23,6 +32,14 @@ class ReceiverStatus(msgspec.Struct, frozen=True):
     enabled: bool
     disabled_reason: str | None
     updated_at: datetime
+
+
+class ReceiverHealth(msgspec.Struct, frozen=True):
+    """How many notices wait for a receiver, how many were given up, and when one last arrived."""
+
+    waiting: int
+    failed: int
+    last_delivered_at: datetime | None
 
 
 def list_receivers(conn: Connection) -> list[ReceiverStatus]:
@@ -47,13 +64,30 @@ def sync(conn: Connection, definitions: Mapping[str, dict[str, Any]], now: datet
     return gone
 
 
-def disable(conn: Connection, name: str, reason: str, now: datetime) -> None:
+def disable(conn: Connection, name: str, reason: str, now: datetime, *, by: str = "notifier") -> None:
     """Switch a receiver off until somebody switches it on again."""
     values = {"enabled": False, "disabled_reason": reason, "updated_at": now}
-    conn.execute(update(receivers).where(receivers.c.name == name).values(**values))
+    if conn.execute(update(receivers).where(receivers.c.name == name).values(**values)).rowcount:
+        note_change(conn, now, by, f"receiver:{name}", "switched off", {"reason": reason})
 
 
-def enable(conn: Connection, name: str, now: datetime) -> bool:
+def enable(conn: Connection, name: str, now: datetime, *, by: str) -> bool:
     """Switch a receiver on; False when there is none of this name."""
     values = {"enabled": True, "disabled_reason": None, "updated_at": now}
-    return bool(conn.execute(update(receivers).where(receivers.c.name == name).values(**values)).rowcount)
+    if not conn.execute(update(receivers).where(receivers.c.name == name).values(**values)).rowcount:
+        return False
+    note_change(conn, now, by, f"receiver:{name}", "switched on")
+    return True
+
+
+def receiver_health(conn: Connection) -> dict[str, ReceiverHealth]:
+    """How each receiver that was ever sent anything is doing, by name."""
+    d = deliveries.c
+    waits = func.sum(case((d.state == "pending", 1), else_=0))
+    failed = func.sum(case((d.state == "failed", 1), else_=0))
+    query = (
+        select(d.receiver, waits, failed, func.max(d.delivered_at))
+        .where(d.digest_id.is_(None), d.event != "test")
+        .group_by(d.receiver)
+    )
+    return {name: ReceiverHealth(int(w), int(f), at) for name, w, f, at in conn.execute(query)}

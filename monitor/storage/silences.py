@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Collection
 from datetime import datetime
 from fnmatch import fnmatchcase
 
@@ -10,6 +11,7 @@ import msgspec
 from sqlalchemy import Connection, select, update
 
 from monitor.errors import ConfigurationError
+from monitor.storage.audit import note_change
 from monitor.storage.tables import silences
 
 __all__ = ["Silence", "add_silence", "end_silence", "list_silences"]
@@ -26,9 +28,13 @@ class Silence(msgspec.Struct, frozen=True, kw_only=True):
     comment: str
     author: str
 
-    def covers(self, *, key: str, rule: str, at: datetime) -> bool:
-        """True when this silence holds back an alert of `rule` on `key` at the time `at`."""
-        return self.starts_at <= at < self.ends_at and fnmatchcase(key, self.key) and fnmatchcase(rule, self.rule)
+    def covers(self, *, key: str, rules: Collection[str], at: datetime) -> bool:
+        """True when this silence holds back an alert that these rules take on `key` at the time `at`."""
+        return (
+            self.starts_at <= at < self.ends_at
+            and fnmatchcase(key, self.key)
+            and any(fnmatchcase(rule, self.rule) for rule in rules)
+        )
 
 
 def add_silence(
@@ -44,7 +50,7 @@ def add_silence(
     """A new silence. Raises `ConfigurationError` when it would end before it starts or matches nothing."""
     if ends_at <= starts_at:
         raise ConfigurationError("A silence must end after it starts.")
-    if not key or not rule:
+    if not 0 < len(key) <= 160 or not 0 < len(rule) <= 160:
         raise ConfigurationError("A silence needs a key or a pattern, such as ticker:AAPL or topic:*.")
     silence = Silence(
         id=uuid.uuid4().hex[:12],
@@ -66,6 +72,8 @@ def add_silence(
             created_at=starts_at,
         )
     )
+    detail = {"key": key, "rule": rule, "until": ends_at.isoformat(), "comment": comment}
+    note_change(conn, starts_at, author, f"silence:{silence.id}", "added", detail)
     return silence
 
 
@@ -88,8 +96,9 @@ def list_silences(conn: Connection, now: datetime | None = None) -> list[Silence
     ]
 
 
-def end_silence(conn: Connection, silence_id: str, now: datetime) -> None:
+def end_silence(conn: Connection, silence_id: str, now: datetime, *, by: str) -> None:
     """End a silence early. Raises `ConfigurationError` when there is none of this id that still holds."""
     running = (silences.c.id == silence_id) & (silences.c.ends_at > now)
     if not conn.execute(update(silences).where(running).values(ends_at=now)).rowcount:
         raise ConfigurationError(f"There is no silence {silence_id} that still holds.")
+    note_change(conn, now, by, f"silence:{silence_id}", "ended")

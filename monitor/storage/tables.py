@@ -155,6 +155,8 @@ partitions = Table(
     "partitions",
     metadata,
     Column("partition", Integer, primary_key=True, autoincrement=False),
+    # Which log the offset belongs to: cluster and topic.
+    Column("log", String(300), nullable=False),
     Column("next_offset", BigInteger, nullable=False),
     Column("watermark", BigInteger, nullable=False),
     Column("sources", Json, nullable=False),

@@ -155,7 +155,7 @@ def test_firing_and_resolved_arrive_signed_once_and_in_order(store: Engine) -> N
     assert resolved["resolved_at"] == "2026-03-02T15:30:00Z"
     with reading(store) as conn:
         trail = [entry["event"] for entry in audit_trail(conn, decision().episode_id)]
-    assert trail == ["pending", "firing", "resolved", "delivered", "delivered"]
+    assert trail == ["pending", "firing", "resolved", "taken", "delivered", "delivered"]
 
 
 def test_a_receiver_with_another_secret_refuses(store: Engine) -> None:

@@ -11,15 +11,16 @@ from sqlalchemy import Connection, Engine, select
 
 from monitor.alerts.config import NotificationConfig
 from monitor.alerts.egress import EgressPolicy
-from monitor.alerts.lifecycle import announce_again, release_held, route_outbox
+from monitor.alerts.lifecycle import announce_again, release_held, request_trial, route_outbox
 from monitor.alerts.receivers import Receiver, ReceiverKind
 from monitor.alerts.routing import Route
 from monitor.alerts.rules import Rule, Rules
 from monitor.storage import deliveries
 from monitor.storage.alerts import acknowledge, audit_trail, record_decisions
+from monitor.storage.audit import changes
 from monitor.storage.engine import writing
 from monitor.storage.receivers import disable, sync
-from monitor.storage.rules import mute_rule, sync_rules
+from monitor.storage.rules import alerts_taken, mute_rule, save_rule, sync_rules, taken_counts
 from monitor.storage.silences import add_silence
 from monitor.storage.tables import deliveries as delivery_table
 from monitor.storage.tables import items
@@ -92,7 +93,7 @@ def test_a_silence_holds_back_and_its_end_lets_go_with_what_is_known_then(store:
         assert release_held(conn, DESK, end) == 1
         (row,) = deliveries.due(conn, "desk", end, 10)
         assert msgspec.json.decode(row.payload)["data"]["observed"] == 40
-        assert trail(conn) == ["pending", "firing", "held", "released"]
+        assert trail(conn) == ["pending", "firing", "taken", "held", "released"]
 
 
 @pytest.mark.parametrize("end", ["resolve", "acknowledge"])
@@ -143,7 +144,8 @@ def test_rules_hold_back_until_the_evidence_suffices(store: Engine) -> None:
     with writing(store) as conn:
         record(conn, decision())
         route_outbox(conn, config, NOW)
-        (row,) = deliveries.held(conn)
+        (row,) = deliveries.of_episode(conn, ID)
+        assert row.state == "held"
         assert row.last_error == "rule many wants 20 negative stories; market is not about ticker:AAPL"
         record(conn, decision("update", observed=25, p_value=1e-9))
         assert release_held(conn, config, NOW) == 1
@@ -152,7 +154,7 @@ def test_rules_hold_back_until_the_evidence_suffices(store: Engine) -> None:
 def test_a_muted_rule_holds_back(store: Engine) -> None:
     with writing(store) as conn:
         sync_rules(conn, {"negative-surge": Rule("negative-surge").definition}, AT)
-        mute_rule(conn, "negative-surge", NOW + timedelta(hours=1), AT)
+        mute_rule(conn, "negative-surge", NOW + timedelta(hours=1), AT, by="ada")
         record(conn, decision())
         route_outbox(conn, DESK, NOW)
         assert notices(conn) == {("desk", ID, "firing"): "held"}
@@ -210,6 +212,7 @@ def test_repeats_until_acknowledged(store: Engine) -> None:
         acknowledge(conn, ID, by="ada", at=NOW)
         assert announce_again(conn, config, NOW + timedelta(days=1)) == 0
         assert [row.event for row in deliveries.of_episode(conn, ID)] == ["firing", "repeat:1", "repeat:2"]
+        assert trail(conn).count("repeated") == 2
         assert len({row.id for row in deliveries.of_episode(conn, ID)}) == 3
 
 
@@ -247,6 +250,59 @@ def test_what_a_switched_off_receiver_misses_is_listed(store: Engine) -> None:
         (row,) = deliveries.undelivered(conn)
         assert (row.state, row.last_error) == ("failed", "The receiver is switched off: It answered 410 (gone).")
         assert deliveries.replay(conn, NOW) == 1
+
+
+def test_which_rules_took_an_alert_is_in_its_trail_and_can_be_looked_back_on(store: Engine) -> None:
+    config = config_of(Route(("desk",)), rules=(Rule("all"), Rule("grave", severities=("critical",))))
+    with writing(store) as conn:
+        record(conn, decision(), decision(key="ticker:MSFT", episode_id="other"))
+        route_outbox(conn, config, NOW)
+        assert [alert.id for alert in alerts_taken(conn, "all", since=AT)] == [ID, "other"]
+        assert alerts_taken(conn, "grave", since=AT) == []
+        record(conn, decision("update", severity="critical", p_value=1e-9))
+        route_outbox(conn, config, NOW)
+        assert [alert.id for alert in alerts_taken(conn, "grave", since=AT)] == [ID]
+        assert taken_counts(conn, NOW, 1) == {"all": 2, "grave": 1}
+        assert alerts_taken(conn, "all", since=AT + timedelta(days=1)) == []
+
+
+def test_a_rule_that_takes_an_alert_later_tells_its_own_receivers_then(store: Engine) -> None:
+    boss = Rule("own", min_negative_stories=20, receivers=("boss", "nobody"))
+    config = config_of(Route(("desk",)), Route(("boss",), keys=("market",)), rules=(Rule("all"), boss))
+    with writing(store) as conn:
+        record(conn, decision())
+        route_outbox(conn, config, NOW)
+        assert release_held(conn, config, NOW) == 0
+        assert notices(conn) == {("desk", ID, "firing"): "pending"}
+        record(conn, decision("update", observed=25, p_value=1e-9))
+        assert release_held(conn, config, NOW) == 1
+        assert release_held(conn, config, NOW) == 0
+        record(conn, decision("resolve"))
+        route_outbox(conn, config, NOW)
+        assert {event for receiver, _, event in notices(conn) if receiver == "boss"} == {"firing", "resolved"}
+
+
+def test_a_rule_made_in_the_store_holds_at_once(store: Engine) -> None:
+    config = config_of(Route(("desk",)), rules=(Rule("market", keys=("market",)),))
+    with writing(store) as conn:
+        record(conn, decision())
+        route_outbox(conn, config, NOW)
+        assert notices(conn) == {("desk", ID, "firing"): "held"}
+        save_rule(conn, Rule("tickers", keys=("ticker:*",)).definition, author="ada", now=NOW)
+        assert release_held(conn, config, NOW) == 1
+
+
+def test_a_test_notice_is_asked_for_and_noted(store: Engine) -> None:
+    with writing(store) as conn:
+        webhook_id = request_trial(conn, "desk", NOW, DASHBOARD, by="ada")
+        (row,) = deliveries.due(conn, "desk", NOW, 10)
+        assert (row.id, row.event) == (webhook_id, "test")
+        assert deliveries.undelivered(conn) == []
+        deliveries.give_up(conn, row.id, 500, "The receiver answered 500.")
+        assert deliveries.undelivered(conn) == []
+        assert deliveries.replay(conn, NOW) == 0
+        assert deliveries.tests_of_receivers(conn)["desk"].last_error == "The receiver answered 500."
+        assert [(change.actor, change.event) for change in changes(conn)] == [("ada", "test requested")]
 
 
 def test_without_receivers_events_are_routed_to_nobody(store: Engine) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import zoneinfo
+from dataclasses import replace
 from datetime import UTC, datetime, time, timedelta
 from typing import Any
 
 import msgspec
 import pytest
 
-from monitor.alerts.calendars import CalendarHours
+from monitor.alerts.calendars import CalendarHours, WeeklyHours
 from monitor.alerts.durations import parse_duration
 from monitor.alerts.records import Alert, AlertState
 from monitor.alerts.routing import Mute, Route, Situation, inhibited_by, targets
+from monitor.alerts.rules import Rule, Verdict
 from monitor.storage.silences import Silence
 from tests.monitor.alerts.builders import AT, an_alert
 
@@ -80,6 +82,23 @@ def test_a_wider_alert_inhibits_what_it_explains() -> None:
     }
 
 
+def test_routes_and_silences_know_an_alert_by_the_rules_that_take_it() -> None:
+    situation = Situation(AT, verdict=Verdict((Rule("bank watch"), Rule("all", receivers=("own", "nobody")))))
+    routes = [
+        Route(("desk",), rules=("bank*",)),
+        Route(("found",), rules=("negative-surge",)),
+        Route(("x",), rules=("y",)),
+    ]
+    assert told(routes, alert(), situation) == {"desk": "", "found": "", "own": "", "nobody": ""}
+    known = targets(routes, alert(), situation, known=["desk", "own"])
+    assert [target.receiver for target in known] == ["desk", "own"]
+    silence = Silence(
+        id="s1", key="*", rule="bank*", starts_at=AT, ends_at=AT + timedelta(hours=1), comment="", author="ada"
+    )
+    silenced = replace(situation, silences=[silence])
+    assert set(told(routes, alert(), silenced).values()) == {"silence s1 by ada"}
+
+
 def test_groups_are_named_by_what_their_alerts_share() -> None:
     route = Route(("desk",), group_by=("kind", "severity"))
     assert route.group_of(alert()) == route.group_of(alert("ticker:MSFT")) == "kind=ticker,severity=warning"
@@ -100,13 +119,13 @@ def test_groups_are_named_by_what_their_alerts_share() -> None:
 )
 def test_a_night_belongs_to_the_day_it_begins_on(local: str, quiet: bool) -> None:
     zone = zoneinfo.ZoneInfo("Europe/Zurich")
-    nights = Mute("nights", ("mon", "tue", "wed", "thu", "fri"), time(22), time(6), zone)
+    nights = Mute("nights", WeeklyHours(("mon", "tue", "wed", "thu", "fri"), time(22), time(6), zone))
     assert nights.active(datetime.fromisoformat(local).replace(tzinfo=zone).astimezone(UTC)) is quiet
 
 
 def test_a_whole_day_and_a_part_of_one() -> None:
-    weekend = Mute("weekend", ("sat", "sun"))
-    lunch = Mute("lunch", start=time(12), end=time(13))
+    weekend = Mute("weekend", WeeklyHours(("sat", "sun")))
+    lunch = Mute("lunch", WeeklyHours(start=time(12), end=time(13)))
     saturday, sunday_end = datetime(2026, 3, 7, 0, 0, tzinfo=UTC), datetime(2026, 3, 8, 23, 59, tzinfo=UTC)
     assert weekend.active(saturday)
     assert weekend.active(sunday_end)

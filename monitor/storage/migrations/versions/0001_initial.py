@@ -259,6 +259,7 @@ def upgrade() -> None:
     op.create_table(
         "partitions",
         sa.Column("partition", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("log", sa.String(length=300), nullable=False),
         sa.Column("next_offset", sa.BigInteger(), nullable=False),
         sa.Column("watermark", sa.BigInteger(), nullable=False),
         sa.Column("sources", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
