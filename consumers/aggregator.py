@@ -24,13 +24,14 @@ from sqlalchemy import Engine
 
 from consumers import aggregator_metrics as metrics
 from consumers.clients import HEARTBEATS_PER_SESSION, LARGEST_RECORD_BYTES, group_id
+from consumers.place import LogPlace, align
 from consumers.publisher import Publisher, dead_letter_record
 from consumers.topics import CONTRIBUTIONS, ensure_topics
 from monitor.errors import BrokerError, MonitorError, StorageError
 from monitor.health import Health
 from monitor.records import ContributionBatch, Rejected, decode_strict
 from monitor.settings import Settings
-from monitor.storage.checkpoint import Applied, ContributionRecord, PartitionCheckpoint
+from monitor.storage.checkpoint import Applied, ContributionRecord, GapError, PartitionCheckpoint
 from monitor.storage.dead_letters import DeadLetter, LetterId, store_dead_letters
 from monitor.storage.engine import open_engine, writing
 from monitor.storage.migrate import upgrade
@@ -84,11 +85,12 @@ class Aggregation:
     """Counts batches of records. All calls but `forget` come from one thread at a time.
 
     Raises `StorageError` or `BrokerError` when an outage lasts longer than `worker_outage_s`, or at once when
-    `stopping` is set.
+    `stopping` is set; `BrokerError` also when reading does not go on where the store is.
     """
 
-    def __init__(self, settings: Settings, engine: Engine, stopping: threading.Event) -> None:
+    def __init__(self, settings: Settings, engine: Engine, stopping: threading.Event, place: LogPlace) -> None:
         self._settings = settings
+        self._place = place
         self._engine = engine
         self._stopping = stopping
         self._config = CountingConfig.of(settings)
@@ -124,10 +126,19 @@ class Aggregation:
         ]
         checkpoint = self._partitions.get(partition)
         if checkpoint is None:
-            checkpoint = self._partitions[partition] = PartitionCheckpoint(self._engine, partition, self._config)
-        for attempt in self._attempts():
-            with attempt:
-                _tell(partition, checkpoint.apply(wanted))
+            log, begin = self._place.identity, self._place.begins.get(partition, 0)
+            checkpoint = PartitionCheckpoint(self._engine, partition, self._config, log=log, begin=begin)
+            self._partitions[partition] = checkpoint
+        try:
+            for attempt in self._attempts():
+                with attempt:
+                    _tell(partition, checkpoint.apply(wanted))
+        except GapError as gap:
+            raise BrokerError(
+                f"Partition {gap.partition} of contributions was counted up to offset {gap.stored}, but reading goes on "
+                f"at {gap.found}.",
+                "Stop every aggregator and start one: it reads on from where the store is.",
+            ) from gap
 
     def _attempts(self) -> Iterable[stamina.Attempt]:
         return stamina.retry_context(
@@ -295,8 +306,9 @@ def run_aggregator(settings: Settings) -> None:
     engine = open_engine(settings.database)
     upgrade(engine)
     partitions = ensure_topics(settings)[CONTRIBUTIONS]
+    place = align(settings, engine)
     stopping, failure = threading.Event(), _Failure()
-    aggregation = Aggregation(settings, engine, stopping)
+    aggregation = Aggregation(settings, engine, stopping, place)
     judge = LiveJudge(engine, settings, partitions)
     pool = ThreadPoolExecutor(1, thread_name_prefix="count")
 

@@ -25,7 +25,7 @@ from monitor.storage.upsert import upsert
 from monitor.surges.counting import Changes, Counter, CounterState, CountingConfig, Story
 from monitor.surges.ticks import MINUTE_MS, TickDelta
 
-__all__ = ["Applied", "ContributionRecord", "PartitionCheckpoint", "partition_watermarks"]
+__all__ = ["Applied", "ContributionRecord", "GapError", "PartitionCheckpoint", "partition_watermarks"]
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[Contribution])
@@ -50,6 +50,14 @@ class Applied(msgspec.Struct, frozen=True):
     watermark: int
 
 
+class GapError(Exception):
+    """Records before these would never be counted: reading has to begin at `stored`."""
+
+    def __init__(self, partition: int, stored: int, found: int) -> None:
+        super().__init__(f"partition {partition}: counted up to offset {stored}, but reading goes on at {found}")
+        self.partition, self.stored, self.found = partition, stored, found
+
+
 class _StaleMemoryError(Exception):
     """Another process has moved the partition on."""
 
@@ -58,6 +66,7 @@ class PartitionCheckpoint:
     """One contributions partition: its counter in memory and its rows in the store.
 
     Not to be used by two threads at the same time. `before_commit` is called inside each transaction that counts.
+    `log` is the identity of the log, `begin` the partition's first offset in it.
     """
 
     def __init__(
@@ -66,17 +75,23 @@ class PartitionCheckpoint:
         partition: int,
         config: CountingConfig,
         before_commit: Callable[[Connection], None] | None = None,
+        *,
+        log: str = "",
+        begin: int = 0,
     ) -> None:
         self.partition = partition
         self._engine = engine
         self._config = config
+        self._log = log
+        self._begin = begin
         self._before_commit = before_commit
         self._counter: Counter | None = None
 
     def apply(self, records: Sequence[ContributionRecord]) -> Applied:
         """Count records, in order of their offsets, in one transaction.
 
-        Raises `StorageError`; nothing is counted then, and calling again with the same records is right.
+        Raises `StorageError`, and `GapError` when records between the stored place and these are missing; nothing is
+        counted then, and after a `StorageError` calling again with the same records is right.
         """
         while True:
             counter = self._counter = self._counter or self._load()
@@ -94,7 +109,7 @@ class PartitionCheckpoint:
     def _load(self) -> Counter:
         with reading(self._engine) as connection:
             row = connection.execute(select(t.partitions).where(t.partitions.c.partition == self.partition)).first()
-            state = CounterState(sources={})
+            state = CounterState(sources={}, next_offset=self._begin)
             if row is not None:
                 sources = msgspec.convert(row.sources, list[SourceWatermark])
                 state = CounterState(
@@ -109,13 +124,18 @@ class PartitionCheckpoint:
 
     def _apply(self, connection: Connection, counter: Counter, records: Sequence[ContributionRecord]) -> Applied:
         state, begun = counter.state, counter.state.next_offset
-        place = select(t.partitions.c.next_offset).where(t.partitions.c.partition == self.partition).with_for_update()
-        stored: int | None = connection.scalar(place)
-        if (stored or 0) != begun:
+        c = t.partitions.c
+        place = select(c.next_offset, c.log).where(c.partition == self.partition).with_for_update()
+        stored = connection.execute(place).first()
+        if (self._begin if stored is None else stored.next_offset) != begun:
             raise _StaleMemoryError
+        if stored is not None and stored.log != self._log:
+            raise GapError(self.partition, begun, records[0].offset)
         fresh = [record for record in records if record.offset >= begun]
         if not fresh:
             return Applied(0, len(records), 0, 0, 0, 0, state.watermark)
+        if fresh[0].offset > begun:
+            raise GapError(self.partition, begun, fresh[0].offset)
         batches = [record.batch for record in fresh if record.batch is not None]
         changes, ledger = Changes(open_minute=state.watermark // MINUTE_MS), StoredLedger(connection, self.partition)
         before = changes.open_minute
@@ -173,7 +193,7 @@ class PartitionCheckpoint:
         row = t.partitions
         totals = {name: getattr(changes, name) for name in ("counted", "late", "stale")}
         if first:
-            connection.execute(insert(row).values(partition=self.partition, **values, **totals))
+            connection.execute(insert(row).values(partition=self.partition, log=self._log, **values, **totals))
             return
         more = {name: row.c[name] + total for name, total in totals.items()}
         mine = (row.c.partition == self.partition) & (row.c.next_offset == begun)

@@ -107,7 +107,7 @@ item_keys = Table(
     sqlite_with_rowid=False,
 )
 
-# Keys that an item was once counted under and no longer is: it was scored again, to another topic or with other tickers.
+# Keys that an item was once counted under and is no longer: scored again, it has another topic or other tickers.
 retracted_keys = Table(
     "retracted_keys",
     metadata,

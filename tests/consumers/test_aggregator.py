@@ -12,6 +12,7 @@ from sqlalchemy import Engine, select
 
 from consumers.aggregator import Aggregation, KafkaRecord, decode_batch, run_aggregator
 from consumers.dead_letters import read_original
+from consumers.place import LogPlace
 from consumers.topics import ensure_topics
 from monitor.errors import StorageError
 from monitor.records import Contribution, ContributionBatch, Rejected, SourceWatermark, encode
@@ -60,7 +61,7 @@ def test_bad_records_are_put_aside_and_the_rest_is_counted(kafka_settings: Setti
     topic = kafka_settings.topic("contributions")
     values = [value(item_id="a"), b"poison", value(item_id="b"), None]
     records = [KafkaRecord(topic, 2, offset, AT, b"k", found) for offset, found in enumerate(values)]
-    aggregation = Aggregation(kafka_settings, store, threading.Event())
+    aggregation = Aggregation(kafka_settings, store, threading.Event(), LogPlace("log", {}))
     try:
         aggregation.count(records)
         aggregation.count(records)  # redelivered
@@ -83,7 +84,7 @@ def test_a_store_that_stays_away_is_an_error_and_not_a_silent_loop(
 ) -> None:
     empty = open_engine(f"sqlite:///{tmp_path / 'no-tables.db'}")
     settings = make_settings(kafka_bootstrap_servers="127.0.0.1:1", worker_outage_s=0.3)
-    aggregation = Aggregation(settings, empty, threading.Event())
+    aggregation = Aggregation(settings, empty, threading.Event(), LogPlace("log", {}))
     with pytest.raises(StorageError, match="no tables"):
         aggregation.count([KafkaRecord("contributions", 0, 0, AT, None, value())])
     empty.dispose()

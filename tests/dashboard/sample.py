@@ -293,7 +293,7 @@ def store_items(engine: Any, items: list[ScoredItem], images: dict[str, bytes] |
         )
         with writing(engine) as connection:
             store_scored(connection, groups, pictures)
-        checkpoint.apply([ContributionRecord(start, contributed)])
+        checkpoint.apply([ContributionRecord(start // 256, contributed)])
 
 
 def surge_decision(action: str = "fire", **more: Any) -> Decision:

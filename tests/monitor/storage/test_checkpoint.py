@@ -8,8 +8,9 @@ from sqlalchemy import Connection, Engine, select
 
 from monitor.records import Contribution, ContributionBatch, SourceWatermark
 from monitor.storage import tables as t
-from monitor.storage.checkpoint import ContributionRecord, PartitionCheckpoint, partition_watermarks
-from monitor.storage.engine import reading
+from monitor.storage.checkpoint import ContributionRecord, GapError, PartitionCheckpoint, partition_watermarks
+from monitor.storage.engine import reading, writing
+from monitor.storage.places import places, restart_places
 from monitor.stories import signature
 from monitor.surges.counting import CountingConfig
 from monitor.surges.ticks import MINUTE_MS
@@ -156,6 +157,25 @@ def test_a_changed_score_replaces_the_old_one(store: Engine, checkpoint: Partiti
     with reading(store) as connection:
         tick = connection.execute(select(t.ticks)).one()
     assert (tick.items, tick.negative_items, tick.score_sum) == (1, 0, 0.5)
+
+
+def test_records_after_a_gap_or_of_another_log_are_refused(store: Engine) -> None:
+    PartitionCheckpoint(store, 0, CONFIG, log="a", begin=7).apply([record(7, ["a"])])
+    for log, offset in (("a", 9), ("b", 8)):
+        with pytest.raises(GapError) as told:
+            PartitionCheckpoint(store, 0, CONFIG, log=log).apply([record(offset, ["b"])])
+        assert (told.value.stored, told.value.found) == (8, offset)
+    assert PartitionCheckpoint(store, 0, CONFIG, log="a").apply([record(8, ["b"]), heartbeat(9, 5)]).records == 2
+    assert ticks(store) == {0: (2, 2, 2)}
+
+
+def test_another_log_may_use_the_same_offsets_for_what_waits(store: Engine) -> None:
+    for log, item in (("a", "x"), ("b", "y"), ("c", "z")):
+        with writing(store) as connection:
+            restart_places(connection, log, dict.fromkeys(places(connection), 0))
+        PartitionCheckpoint(store, 0, CONFIG, log=log).apply([record(0, [item])])
+    PartitionCheckpoint(store, 0, CONFIG, log="c").apply([heartbeat(1, 5)])
+    assert ticks(store) == {0: (3, 3, 3)}
 
 
 def test_watermarks_are_stored_with_the_counts(store: Engine, checkpoint: PartitionCheckpoint) -> None:

@@ -69,7 +69,7 @@ def set_watermark(store: Engine, partition: int, minute: int) -> None:
     with writing(store) as connection:
         there = connection.execute(update(t.partitions).where(t.partitions.c.partition == partition).values(**values))
         if not there.rowcount:
-            rest = {"next_offset": 1, "sources": [], "source_count": 0, "counted": 0, "late": 0, "stale": 0}
+            rest = {"next_offset": 1, "sources": [], "source_count": 0, "log": "", "counted": 0, "late": 0, "stale": 0}
             connection.execute(insert(t.partitions).values(partition=partition, **values, **rest))
 
 
