@@ -98,7 +98,8 @@ class Scorer:
         )
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
         self._turn = threading.Lock()
-        self._refused = ""
+        # None, as "" is a version too: that of the shipped default.
+        self._refused: str | None = None
         found = resolve(settings, engine, name)
         self._serving = self._load(found.path, found.version)
 
@@ -149,7 +150,7 @@ class Scorer:
             self._refused = found.version
             log.error("promoted model cannot be loaded, the old one stays", version=found.version, error=str(error))
             return False
-        self._refused = ""
+        self._refused = None
         self._serving = serving
         return True
 

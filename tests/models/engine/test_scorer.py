@@ -260,6 +260,28 @@ def test_a_promoted_model_is_taken_up_between_batches(tmp_path: Path, backbone: 
     assert before.sentiment != after.sentiment
 
 
+@pytest.mark.parametrize("by", ["rollback", "promotion"])
+def test_the_shipped_default_is_taken_up_again(
+    by: str, tmp_path: Path, backbone: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = settings.model_copy(update={"model": ""})
+    engine = open_engine(pinned.database)
+    upgrade(engine)
+    monkeypatch.setattr(registry, "_weights", lambda: tmp_path / "weights")
+    default = tiny_model(tmp_path / "weights" / "default", backbone, name="default")
+    better = tiny_model(tmp_path / "better", backbone, name="better", seed=5)
+    registry.promote(pinned, engine, str(tmp_path / "better"), actor="t", reason="better")
+    scorer = open_scorer(pinned, engine)
+    assert scorer.model_version == better.version
+    if by == "rollback":
+        registry.rollback(pinned, engine, actor="t")
+    else:
+        registry.promote(pinned, engine, "default", actor="t", reason="back")
+    assert scorer.refresh() is True
+    assert scorer.model_version == default.version
+    assert scorer.refresh() is False
+
+
 def test_a_damaged_promoted_model_leaves_the_old_one(tmp_path: Path, backbone: Path, settings: Settings) -> None:
     pinned = settings.model_copy(update={"model": ""})
     engine = open_engine(pinned.database)
