@@ -7,7 +7,7 @@ installations on one cluster never share a consumer group.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
@@ -28,7 +28,7 @@ from kafka.errors import (
 from monitor.errors import BrokerError
 from monitor.settings import Settings
 
-__all__ = ["admin", "broker_errors", "connection", "consumer", "group_id", "producer"]
+__all__ = ["admin", "broker_errors", "connection", "consumer", "drop", "group_id", "producer"]
 
 CLIENT_ID: Final = "sentiment-monitor"
 BOOTSTRAP_TIMEOUT_MS: Final = 10_000
@@ -124,6 +124,17 @@ def producer(settings: Settings, **overrides: Any) -> KafkaProducer:
     }
     with broker_errors(settings):
         return KafkaProducer(**options)
+
+
+def drop(client: KafkaProducer) -> None:
+    """Close a producer at once; what it has not sent will not be sent.
+
+    Its own `close` flushes first, and when that fails leaves its thread running, which sends what it holds when the
+    broker is back: after, or between, what a newer producer sends.
+    """
+    client._sender.force_close()
+    with suppress(KafkaError):
+        client.close(timeout=0)
 
 
 def consumer(settings: Settings, group: str | None, topics: Sequence[str] = (), **overrides: Any) -> KafkaConsumer:

@@ -16,7 +16,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError
 from sqlalchemy import Engine
 
-from consumers.clients import broker_errors, producer
+from consumers.clients import broker_errors, drop, producer
 from consumers.topics import ALERTS, ensure_topics
 from monitor.alerts.config import NotificationConfig, load_notifications
 from monitor.alerts.delivery import Dispatcher, holder_name
@@ -84,7 +84,9 @@ class AlertPublisher(threading.Thread):
             self._send(entries)
         except BrokerError:
             # A producer that has failed may hold records which it would send later, out of order.
-            self._close()
+            if self._producer is not None:
+                drop(self._producer)
+                self._producer = None
             raise
         with writing(self._engine) as conn:
             mark_published(conn, [entry.position for entry in entries], datetime.now(UTC))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -10,9 +11,9 @@ from typing import Any, Final
 import msgspec
 import stamina
 from kafka import KafkaProducer
-from kafka.errors import KafkaError, MessageSizeTooLargeError
+from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 
-from consumers.clients import broker_errors, producer
+from consumers.clients import broker_errors, drop, producer
 from consumers.topics import CONTRIBUTIONS, DEAD_LETTERS, SCORED
 from monitor.errors import BrokerError
 from monitor.records import Contribution, ContributionBatch, Rejected, ScoredItem, SourceWatermark, encode
@@ -24,7 +25,13 @@ __all__ = ["Outgoing", "Publisher", "contribution_records", "dead_letter_record"
 
 log = get_logger(__name__)
 
+# A producer gives a record up after this time.
 SEND_TIMEOUT_S: Final = 30.0
+# What can block before a record is handed over: finding the cluster, room and metadata for a record.
+BLOCK_S: Final = 5.0
+# Told to stop, what is on its way is waited for this long; supervisors kill after `shutdown_s`, 20 s unless changed.
+STOP_GRACE_S: Final = 4.0
+LOOK_EVERY_S: Final = 0.25
 # Half of what one record of the topic may hold.
 CONTRIBUTION_BYTES: Final = 8 << 20
 MAX_TITLE_CHARS: Final = 300
@@ -103,7 +110,7 @@ class Publisher:
     Parameters
     ----------
     patience_s : how long an outage is waited for.
-    going_on : asked between attempts; False gives up at once.
+    going_on : asked all the time; False gives up what is not acknowledged within some seconds, and tries no more.
     """
 
     def __init__(self, settings: Settings, patience_s: float, going_on: Callable[[], bool] = lambda: True) -> None:
@@ -151,9 +158,10 @@ class Publisher:
         if self._producer is None:
             self._producer = producer(
                 self._settings,
+                bootstrap_timeout_ms=int(BLOCK_S * 1000),
                 delivery_timeout_ms=int(SEND_TIMEOUT_S * 1000),
                 request_timeout_ms=int(SEND_TIMEOUT_S * 1000) // 2,
-                max_block_ms=int(SEND_TIMEOUT_S * 1000),
+                max_block_ms=int(BLOCK_S * 1000),
             )
         try:
             futures = [
@@ -162,13 +170,28 @@ class Publisher:
                 )
                 for record in records
             ]
-            self._producer.flush(timeout=2 * SEND_TIMEOUT_S)
+            self._flush(self._producer)
             for future in futures:
-                future.get(timeout=SEND_TIMEOUT_S)
+                future.get(timeout=0)
         except KafkaError:
             # An idempotent producer may not go on after a record was given up: start with a fresh one.
-            self.close()
+            drop(self._producer)
+            self._producer = None
             raise
+
+    def _flush(self, client: KafkaProducer) -> None:
+        """Until every record is acknowledged or given up. Raises `KafkaTimeoutError` when told to stop meanwhile."""
+        give_up_at = time.monotonic() + 2 * SEND_TIMEOUT_S
+        stopping = False
+        while True:
+            try:
+                client.flush(timeout=LOOK_EVERY_S)
+                return
+            except KafkaTimeoutError:
+                if not stopping and not self._going_on():
+                    stopping, give_up_at = True, time.monotonic() + STOP_GRACE_S
+                if time.monotonic() > give_up_at:
+                    raise
 
 
 def _cut(record: Outgoing) -> Outgoing:

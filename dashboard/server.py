@@ -13,7 +13,7 @@ from monitor.errors import ConfigurationError
 from monitor.settings import ENV_PREFIX, Settings
 from monitor.telemetry import get_logger
 
-__all__ = ["environment", "run_dashboard"]
+__all__ = ["environment", "free_port", "run_dashboard"]
 
 log = get_logger(__name__)
 
@@ -24,8 +24,8 @@ def environment(settings: Settings) -> dict[str, str]:
     return {f"{ENV_PREFIX}{name}".upper(): str(value) for name, value in settings if not isinstance(value, SecretStr)}
 
 
-def _bound_port(host: str, port: int) -> int:
-    """`port`, or a free one for 0. Raises `ConfigurationError` when it cannot be had."""
+def free_port(host: str, port: int) -> int:
+    """`port`, or any free one for 0. Raises `ConfigurationError` when it cannot be listened on."""
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
@@ -71,7 +71,7 @@ def run_dashboard(settings: Settings) -> None:
 
     Raises `ConfigurationError` when the address cannot be listened on.
     """
-    port = _bound_port(settings.dashboard_host, settings.dashboard_port)
+    port = free_port(settings.dashboard_host, settings.dashboard_port)
     os.environ.update(environment(settings))
     # Streamlit looks for its settings in the home folder and in the working folder: only those given here count.
     from streamlit.web import bootstrap

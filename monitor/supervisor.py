@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from monitor.errors import MonitorError
@@ -31,7 +32,8 @@ _PR_SET_PDEATHSIG = 1
 class ProcessSpec:
     """One process: its command line, and `ready`, which is asked until it says True before the next one starts.
 
-    `environment` is set for this process alone, on top of the supervisor's.
+    `serves` says that the others need it to stop well: it stops after them. `environment` is set for this process
+    alone, on top of the supervisor's.
     """
 
     name: str
@@ -39,6 +41,7 @@ class ProcessSpec:
     ready: Callable[[], bool] = lambda: True
     ready_s: float = 60.0
     restart: bool = True
+    serves: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -47,6 +50,8 @@ class _Child:
     spec: ProcessSpec
     process: subprocess.Popen[bytes]
     started: float
+    # It has stayed up once: whatever ends it later may pass, so that it is tried again and again.
+    proven: bool = False
     quick_exits: int = 0
     restart_at: float | None = None
     finished: bool = False
@@ -58,7 +63,7 @@ class Supervisor:
 
     Parameters
     ----------
-    specs : the processes, in the order in which they start; they stop in the opposite order.
+    specs : the processes, in the order in which they start; they stop side by side, those that serve others last.
     environment : variables set for the children on top of this process's own.
     log_dir : each child's output goes to `<log_dir>/<name>.log`.
     shutdown_s : seconds a child may take to stop before it is killed.
@@ -92,7 +97,7 @@ class Supervisor:
         self.on_event(f"{spec.name} started")
 
     def check(self) -> None:
-        """Call often: restarts what has died, with growing pauses. Raises `MonitorError` when one keeps dying."""
+        """Call often: restarts what has died, with growing pauses. Raises `MonitorError` when one never stays up."""
         now = time.monotonic()
         for child in self._children.values():
             code = child.process.poll()
@@ -104,15 +109,18 @@ class Supervisor:
                     raise self._gave_up(child)
                 continue
             if child.restart_at is None:
-                child.quick_exits = child.quick_exits + 1 if now - child.started < QUICK_EXIT_S else 1
-                if child.quick_exits >= QUICK_EXITS:
+                long = now - child.started >= QUICK_EXIT_S
+                child.proven = child.proven or long
+                child.quick_exits = 1 if long else child.quick_exits + 1
+                if child.quick_exits >= QUICK_EXITS and not child.proven:
                     raise self._gave_up(child)
                 pause = min(RESTART_MAX_S, RESTART_FIRST_S * 2 ** (child.quick_exits - 1))
                 child.restart_at = now + pause
-                self.on_event(f"{child.spec.name} ended with code {code}; it starts again in {pause:.0f} s")
+                why = f" ({self._last_words(child)})" if code > 0 else ""
+                self.on_event(f"{child.spec.name} ended with code {code}{why}; it starts again in {pause:.0f} s")
             elif now >= child.restart_at:
                 fresh = self._launch(child.spec)
-                fresh.quick_exits = child.quick_exits
+                fresh.quick_exits, fresh.proven = child.quick_exits, child.proven
                 self._children[child.spec.name] = fresh
                 self.on_event(f"{child.spec.name} started again")
 
@@ -126,19 +134,36 @@ class Supervisor:
         return self._children[name].process.pid
 
     def stop(self) -> list[str]:
-        """Stop all, last started first; returns the names of those that had to be killed."""
+        """Stop all; returns the names of those that had to be killed. Takes `shutdown_s` at the most, twice that when
+        a process that serves others is among them."""
+        children = list(self._children.values())
         killed = []
-        for child in reversed(list(self._children.values())):
+        try:
+            for serving in (False, True):
+                # The broker stays up until its clients have flushed and left.
+                killed += self._stop([child for child in children if child.spec.serves is serving])
+        except BaseException:
+            # A second Ctrl-C: whoever is in such a hurry gets it, and leaves nothing behind.
+            for child in children:
+                child.process.kill()
+            raise
+        finally:
+            self._children.clear()
+        return killed
+
+    def _stop(self, children: Sequence[_Child]) -> list[str]:
+        killed = []
+        for child in children:
             if child.process.poll() is None:
                 child.process.terminate()
-            # The broker is started first: it stays up until its clients have flushed and left.
+        deadline = time.monotonic() + self.shutdown_s
+        for child in children:
             try:
-                child.process.wait(self.shutdown_s)
+                child.process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 child.process.kill()
                 child.process.wait()
                 killed.append(child.spec.name)
-        self._children.clear()
         return killed
 
     def _log(self, spec: ProcessSpec) -> Path:
@@ -154,17 +179,30 @@ class Supervisor:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **self.environment, **spec.environment},
                 start_new_session=True,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                preexec_fn=partial(_die_with, os.getpid()) if _libc is not None else None,
             )
         return _Child(spec, process, time.monotonic())
 
-    def _gave_up(self, child: _Child) -> MonitorError:
+    def _last_words(self, child: _Child) -> str:
         log = self._log(child.spec)
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
         errors = [line for line in lines if line.startswith("error: ")]
-        last = (errors or lines or ["no output"])[-1].removeprefix("error: ")
-        return MonitorError(f"The {child.spec.name} does not stay up: {last}", f"Its whole output is in {log}.")
+        return (errors or lines or ["no output"])[-1].removeprefix("error: ")
+
+    def _gave_up(self, child: _Child) -> MonitorError:
+        return MonitorError(
+            f"The {child.spec.name} does not stay up: {self._last_words(child)}",
+            f"Its whole output is in {self._log(child.spec)}.",
+        )
 
 
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+# Looked up here: between fork and exec nothing may be loaded.
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def _die_with(parent: int) -> None:
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            # It died before it could be told of.
+            os._exit(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,11 +23,21 @@ log = get_logger(__name__)
 def _broker(settings: Settings) -> EmbeddedBroker:
     return EmbeddedBroker(
         settings.broker_address_file.parent,
-        port=settings.broker_port,
+        port=settings.broker_port or _former_port(settings.broker_address_file),
         retention_bytes=settings.broker_retention_bytes,
         retention_hours=settings.broker_retention_hours,
         default_partitions=settings.kafka_partitions,
     )
+
+
+def _former_port(address_file: Path) -> int:
+    """The port of a broker that was killed: its clients look for it there. 0 when there was none or it is taken."""
+    try:
+        host, _, port = address_file.read_text().rpartition(":")
+        with socket.create_server((host, int(port))):
+            return int(port)
+    except (OSError, ValueError):
+        return 0
 
 
 def run_broker(settings: Settings) -> None:

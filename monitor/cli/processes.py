@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -104,11 +103,13 @@ def signals_as_interrupt() -> Iterator[None]:
 
 
 def free_dashboard_port(settings: Settings) -> dict[str, int]:
-    """The flag that puts a free port in the place of dashboard_port 0, so that the address can be told."""
-    if settings.dashboard_port:
-        return {}
-    with socket.create_server((settings.dashboard_host, 0)) as probe:
-        return {"dashboard_port": probe.getsockname()[1]}
+    """The flag that makes the dashboard's port known before anything starts: the one set, or a free one for 0.
+
+    Raises `ConfigurationError` when it is taken.
+    """
+    from dashboard.server import free_port
+
+    return {"dashboard_port": free_port(settings.dashboard_host, settings.dashboard_port)}
 
 
 def process_specs(settings: Settings, roles: tuple[str, ...] = ROLES) -> list[ProcessSpec]:
@@ -129,6 +130,7 @@ def process_specs(settings: Settings, roles: tuple[str, ...] = ROLES) -> list[Pr
                 (sys.executable, "-m", "monitor.cli.app", "broker"),
                 ready=settings.broker_address_file.exists,
                 ready_s=30.0,
+                serves=True,
             ),
         )
     return specs

@@ -128,7 +128,14 @@ def test_processes_of_one_machine_serve_their_metrics_on_different_ports(tmp_pat
     assert served == {"worker": "9100", "aggregator": "9101"}
 
 
-def test_a_free_dashboard_port_is_told(tmp_path: Path) -> None:
-    settings = load_settings(data_dir=tmp_path, dashboard_port=0)
-    assert free_dashboard_port(settings)["dashboard_port"] > 0
-    assert free_dashboard_port(load_settings(data_dir=tmp_path, dashboard_port=8600)) == {}
+def test_the_dashboard_port_is_known_and_free_before_anything_starts(tmp_path: Path) -> None:
+    chosen = free_dashboard_port(load_settings(data_dir=tmp_path, dashboard_port=0))["dashboard_port"]
+    assert free_dashboard_port(load_settings(data_dir=tmp_path, dashboard_port=chosen)) == {"dashboard_port": chosen}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for verb in ("demo", "up"):
+            done = run("--data-dir", str(tmp_path / verb), verb, SENTIMENT_MONITOR_DASHBOARD_PORT=str(port), DISPLAY="")
+            assert done.returncode == 2
+            assert f"127.0.0.1:{port}: Address already in use." in done.stderr
+            assert "Traceback" not in done.stderr
+            assert not (tmp_path / verb / "logs").exists()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from monitor import supervisor as supervisor_module
 from monitor.errors import MonitorError
 from monitor.supervisor import ProcessSpec, Supervisor
 
@@ -79,6 +80,52 @@ def test_one_that_will_not_stop_is_killed_and_named(tmp_path: Path) -> None:
     pid = supervisor.pid("deaf")
     assert supervisor.stop() == ["deaf"]
     assert not alive(pid)
+
+
+def test_all_stop_side_by_side_and_those_that_serve_others_last(tmp_path: Path) -> None:
+    def slow(name: str) -> ProcessSpec:
+        """Takes a second to stop and notes when it was told to and when it had."""
+        script = (
+            "import signal, time, sys\n"
+            "def stop(*_):\n"
+            f"    begin = time.monotonic(); time.sleep(1); open({str(tmp_path / name)!r}, 'w').write("
+            "f'{begin} {time.monotonic()}'); sys.exit()\n"
+            "signal.signal(signal.SIGTERM, stop); print('up', flush=True); time.sleep(60)"
+        )
+        log = tmp_path / f"{name}.log"
+        return ProcessSpec(
+            name, (sys.executable, "-c", script), lambda: "up" in log.read_text(), serves=name == "broker"
+        )
+
+    supervisor = Supervisor([slow("broker"), slow("a"), slow("b")], {}, tmp_path, 5)
+    supervisor.start()
+    assert supervisor.stop() == []
+    told = {name: [float(x) for x in (tmp_path / name).read_text().split()] for name in ("broker", "a", "b")}
+    assert max(told["a"][0], told["b"][0]) < min(told["a"][1], told["b"][1])
+    assert told["broker"][0] >= max(told["a"][1], told["b"][1])
+
+
+def test_one_that_has_been_up_is_tried_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "QUICK_EXIT_S", 1.0)
+    monkeypatch.setattr(supervisor_module, "RESTART_FIRST_S", 0.01)
+    monkeypatch.setattr(supervisor_module, "RESTART_MAX_S", 0.05)
+    once = (
+        "import pathlib, sys, time; mark = pathlib.Path(sys.argv[1])\n"
+        "if not mark.exists(): mark.touch(); time.sleep(1.2)\n"
+        "print('error: No broker answers.'); sys.exit(3)"
+    )
+    events: list[str] = []
+    spec = ProcessSpec("a", (sys.executable, "-c", once, str(tmp_path / "mark")))
+    supervisor = Supervisor([spec], {}, tmp_path, 5, events.append)
+    supervisor.start()
+
+    def often() -> bool:
+        supervisor.check()
+        return sum("started again" in event for event in events) > 2 * supervisor_module.QUICK_EXITS
+
+    assert until(often)
+    assert any("(No broker answers.)" in event for event in events)
+    supervisor.stop()
 
 
 def test_a_finished_one_is_not_restarted(tmp_path: Path) -> None:
