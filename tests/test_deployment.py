@@ -55,6 +55,20 @@ def test_every_lasting_service_has_a_health_check_and_restarts() -> None:
             assert service["restart"] == "unless-stopped", name
 
 
+def test_what_must_outlive_a_container_lies_on_its_volume() -> None:
+    services = COMPOSE["services"]
+    image = (ROOT / "Dockerfile").read_text()
+    places = {
+        "kafka": services["kafka"]["environment"]["KAFKA_LOG_DIRS"],
+        # Where PostgreSQL's image keeps the database unless PGDATA says otherwise.
+        "postgres": services["postgres"]["environment"].get("PGDATA", "/var/lib/postgresql/data"),
+        "data": re.findall(rf"{ENV_PREFIX}DATA_DIR=(\S+)", image)[0],
+    }
+    assert set(places) == set(COMPOSE["volumes"])
+    mounted = {volume for service in services.values() for volume in service["volumes"]}
+    assert mounted == {f"{volume}:{place}" for volume, place in places.items()}
+
+
 def test_no_password_stands_in_the_file_and_ports_are_loopback() -> None:
     for name, service in COMPOSE["services"].items():
         for variable, value in service.get("environment", {}).items():
