@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 NAME: Final = "surges"
+MAX_GAP_MINUTES: Final = 90 * 24 * 60
 
 
 class LostLeaseError(Exception):
@@ -47,9 +48,18 @@ class JudgeRow(msgspec.Struct, frozen=True):
 
 
 def first_minute(connection: Connection) -> int | None:
-    """The earliest epoch minute in which anything is counted."""
-    first: int | None = connection.scalar(select(func.min(t.ticks.c.minute)))
-    return first
+    """The epoch minute to begin judging with: the earliest in which anything is counted, after the last stretch of
+    more than `MAX_GAP_MINUTES` without anything. One item dated years ago must not have all those years judged."""
+    minute = t.ticks.c.minute
+    begin: int | None = connection.scalar(select(func.min(minute)))
+    at = begin
+    while at is not None:
+        last = connection.scalar(select(func.max(minute)).where(minute.between(at, at + MAX_GAP_MINUTES)))
+        if last == at:
+            last = connection.scalar(select(func.min(minute)).where(minute > at))
+            begin = begin if last is None else last
+        at = last
+    return begin
 
 
 def judged_to(connection: Connection) -> int | None:

@@ -105,6 +105,8 @@ class LiveJudge:
             row = self._hold(begin)
             if row is None or row.judged_to >= closed_to:
                 return 0
+            if row.judged_to < begin - 1:
+                row = self._begin_again(row, begin)
             judge = self._judge = self._judge or self._recover(row, begin)
             return self._judge_on(judge, row, closed_to)
         except LostLeaseError:
@@ -131,6 +133,17 @@ class LiveJudge:
             log.info("judging", judged_to=_iso(row.judged_to))
         self._row = row
         return row
+
+    def _begin_again(self, row: JudgeRow, begin: int) -> JudgeRow:
+        """After a long stretch without anything: a judge that knows nothing yet goes on at minute `begin`."""
+        judge = self._judge = Judge(self._config)
+        with writing(self._engine) as connection:
+            until = datetime.now(UTC) + self._lease
+            save_judged(connection, self._holder, row.version, begin - 1, until, judge.snapshot())
+            resolve_forgotten(connection, self._config.rule, judge.firing(), datetime.fromtimestamp(begin * 60, UTC))
+        log.warning("nothing was counted for months: judging anew", since=_iso(row.judged_to), begin=_iso(begin))
+        self._row = JudgeRow(begin - 1, row.version + 1, None, None)
+        return self._row
 
     def _recover(self, row: JudgeRow, begin: int) -> Judge:
         """The judge as it was at the end of `row.judged_to`."""

@@ -13,6 +13,7 @@ from sqlalchemy import Engine, insert, select, update
 from monitor.settings import Settings
 from monitor.storage import tables as t
 from monitor.storage.engine import reading, writing
+from monitor.storage.judging import first_minute
 from monitor.surges.decisions import Decision, MinuteCounts
 from monitor.surges.judge import Judge, JudgeConfig
 from monitor.surges.live import LiveJudge
@@ -202,6 +203,25 @@ def test_a_holder_that_was_overtaken_in_mid_step_changes_nothing(
     expire_lease(store)
     set_watermark(store, 0, BEGIN + 200)
     assert sleeper.advance() == 100
+
+
+def test_an_item_of_years_ago_does_not_have_the_years_since_judged(
+    store: Engine, make_settings: Callable[..., Settings], counts: dict[int, MinuteCounts]
+) -> None:
+    (old,) = [found for minute, found in counts.items() if minute == min(counts)]
+    years = 10 * 365 * 24 * 60
+    write_ticks(store, {BEGIN - years: old})
+    set_watermark(store, 0, BEGIN - years + 10)
+    judge = LiveJudge(store, make_settings(), 1)
+    assert judge.advance() == 10
+    write_ticks(store, {BEGIN - years + 20: old} | counts)
+    set_watermark(store, 0, END)
+    with reading(store) as connection:
+        assert first_minute(connection) == min(counts)
+    run_to_the_end(judge)
+    assert judged_to(store) == END - 1
+    expected = {decision.episode_id for decision in in_memory(counts, make_settings())}
+    assert {episode for episode, _ in recorded(store)} == expected != set()
 
 
 def test_it_runs_in_a_thread_until_it_is_stopped(
