@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, ProgrammingError
@@ -15,14 +15,22 @@ from monitor.errors import ConfigurationError, StorageError
 
 __all__ = ["open_engine", "reading", "writing"]
 
-BUSY_TIMEOUT_S = 30
+# How long a transaction waits for another's lock, on both databases.
+BUSY_TIMEOUT_S: Final = 30
+# PostgreSQL: a bound on statements that never end; migrations are exempt.
+STATEMENT_TIMEOUT_S: Final = 300
+CONNECT_TIMEOUT_S: Final = 10
+# A server that has vanished without a word (power, a cut cable) is noticed within a minute, idle or not.
+_NETWORK: Final = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
 
 
 def open_engine(url: str) -> Engine:
     """An engine for a SQLAlchemy URL (`sqlite:///...` or `postgresql+psycopg://...`). Does not connect yet.
 
     SQLite runs in WAL mode with full synchronisation: a transaction that has returned survives a power cut, and
-    readers never wait for the writer. Raises `ConfigurationError` for a URL that cannot be used.
+    readers never wait for the writer. On PostgreSQL nothing waits for ever: not to connect, for a lock, for a statement
+    or on a connection that is dead; the URL's own parameters (`?connect_timeout=3`) go before those for the network.
+    Raises `ConfigurationError` for a URL that cannot be used.
     """
     try:
         parsed = make_url(url)
@@ -34,7 +42,12 @@ def open_engine(url: str) -> Engine:
             raise ConfigurationError(
                 f"The database {parsed.get_backend_name()} is not supported.", "Use SQLite or PostgreSQL."
             )
-        engine = create_engine(parsed, pool_pre_ping=parsed.get_backend_name() == "postgresql")
+        if parsed.get_backend_name() == "postgresql":
+            network = {"connect_timeout": CONNECT_TIMEOUT_S} | _NETWORK
+            own = {name: value for name, value in network.items() if name not in parsed.query}
+            engine = create_engine(parsed, pool_pre_ping=True, connect_args=own)
+        else:
+            engine = create_engine(parsed)
     except ArgumentError as error:
         raise ConfigurationError("The setting database_url is not a SQLAlchemy URL.") from error
     except (NoSuchModuleError, ImportError) as error:
@@ -47,7 +60,21 @@ def open_engine(url: str) -> Engine:
         ) from error
     if engine.dialect.name == "sqlite":
         _prepare_sqlite(engine)
+    else:
+        _prepare_postgresql(engine)
     return engine
+
+
+def _prepare_postgresql(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def connected(connection: Any, _record: Any) -> None:
+        # Not as start-up options: poolers such as PgBouncer refuse these.
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"set lock_timeout = {BUSY_TIMEOUT_S * 1000:.0f}; set statement_timeout = {STATEMENT_TIMEOUT_S * 1000}"
+            )
+        # A roll-back of the first transaction would take the settings back.
+        connection.commit()
 
 
 def _prepare_sqlite(engine: Engine) -> None:

@@ -30,6 +30,9 @@ def upgrade(engine: Engine) -> None:
     config = _config()
     with writing(engine) as connection:
         if connection.dialect.name == "postgresql":
+            # Rewriting a large table, and waiting for the process that does, takes as long as it takes.
+            connection.exec_driver_sql("set local statement_timeout = 0")
+            connection.exec_driver_sql("set local lock_timeout = 0")
             connection.exec_driver_sql("select pg_advisory_xact_lock(7342198)")
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
