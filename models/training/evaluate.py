@@ -1,8 +1,8 @@
-"""A model measured on a labelled JSONL file: accuracy, macro-F1, calibration error, confusion; by part."""
+"""A model measured on labelled lines: accuracy, macro-F1, calibration error, confusion; by part."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +18,14 @@ from models.training.datasets import find_entity
 from monitor.errors import InputError
 from monitor.records import Rejected, Trend
 
-__all__ = ["LabelledLine", "class_figures", "evaluate_file", "read_labelled_lines", "score_figures"]
+__all__ = [
+    "LabelledLine",
+    "class_figures",
+    "evaluate_file",
+    "evaluate_lines",
+    "read_labelled_lines",
+    "score_figures",
+]
 
 _CHUNK: Final = 512
 _TRENDS: Final = tuple(str(trend) for trend in Trend)
@@ -181,6 +188,14 @@ def score_figures(predicted: NDArray[np.floating], scores: NDArray[np.floating])
     }
 
 
+def _direction(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, Any]:
+    """`n` charts that fall or rise, and `accuracy`: how often the likelier of the two is right."""
+    down, up = _TRENDS.index(Trend.DOWN), _TRENDS.index(Trend.UP)
+    moved = (labels == down) | (labels == up)
+    right = (probabilities[moved, up] > probabilities[moved, down]) == (labels[moved] == up)
+    return {"n": int(moved.sum()), "accuracy": round(float(right.mean()) if moved.any() else 0.0, 4)}
+
+
 class _Gathered:
     """Probabilities and labels of each part, chunk after chunk."""
 
@@ -247,22 +262,26 @@ class _Gathered:
                 known = labels != _TRENDS.index(Trend.NOT_A_CHART)
             error = expected_calibration_error(probabilities[known], labels[known])
             found[part] = class_figures(predicted, labels, classes, error)
+            if part == "chart":
+                found[part]["direction"] = _direction(probabilities, labels)
         if "score" in self.labels:
             sentiment = np.stack(self.probabilities["score"])
             found["score"] = score_figures(sentiment[:, 2] - sentiment[:, 0], np.array(self.labels["score"]))
         return found
 
 
-def evaluate_file(model: LoadedModel, path: Path, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
-    """Figures of `model` on a labelled file, one part for each of `sentiment`, `topic`, `entities`, `chart`, `score`.
+def evaluate_lines(
+    model: LoadedModel, lines: Iterable[LabelledLine], progress: Callable[[int], None] | None = None
+) -> dict[str, Any]:
+    """Figures of `model`, one part for each of `sentiment`, `topic`, `entities`, `chart`, `score` that is labelled.
 
     A text that comes with a chart is scored from both. An entity that does not stand in its text is answered with
-    the sentiment of the whole. `progress` is told the number of lines done. Raises `InputError`.
+    the sentiment of the whole. `progress` is told the number of lines done.
     """
     gathered = _Gathered(model)
     chunk: list[LabelledLine] = []
     done = 0
-    for line in read_labelled_lines(path, model.taxonomy.labels):
+    for line in lines:
         chunk.append(line)
         if len(chunk) == _CHUNK:
             gathered.take(chunk)
@@ -272,3 +291,8 @@ def evaluate_file(model: LoadedModel, path: Path, progress: Callable[[int], None
                 progress(done)
     gathered.take(chunk)
     return gathered.figures()
+
+
+def evaluate_file(model: LoadedModel, path: Path, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
+    """Figures of `model` on the lines of a labelled file, see `evaluate_lines`. Raises `InputError`."""
+    return evaluate_lines(model, read_labelled_lines(path, model.taxonomy.labels), progress)

@@ -28,9 +28,9 @@ _BATCH: Final = 32
 
 
 @cache
-def _pictures() -> tuple[tuple[Image.Image, ...], NDArray[np.int64]]:
+def _pictures(count: int) -> tuple[tuple[Image.Image, ...], NDArray[np.int64]]:
     rng = np.random.default_rng(_SEED)
-    drawn = [chart_picture(rng, "test", TREND_ORDER[number % 3]) for number in range(PICTURES)]
+    drawn = [chart_picture(rng, "test", TREND_ORDER[number % 3]) for number in range(count)]
     return tuple(picture for picture, _ in drawn), np.array([TREND_ORDER.index(trend) for _, trend in drawn])
 
 
@@ -78,7 +78,7 @@ def frozen_pairs(examples: Sequence[Example]) -> FrozenPairs:
     directed = [example for example in whole if example.sentiment != NEUTRAL][: PICTURES // 2]
     neutral = [example for example in whole if example.sentiment == NEUTRAL][: PICTURES // 4]
     texts = (*directed, *neutral, *bare_texts("test", PICTURES // 4, seed=_SEED))
-    pictures, trends = _pictures()
+    pictures, trends = _pictures(PICTURES)
     # Drawn in turns of down, flat, up: mixed, so that every kind of text meets every trend.
     order = np.random.default_rng(_SEED).permutation(PICTURES)[: len(texts)]
     shown = trends[order]

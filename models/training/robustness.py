@@ -1,25 +1,82 @@
-"""How steady a sentiment is: the same texts with typos, in capitals, with emoji, HTML remains or other tickers."""
+"""Behaviour tests in the style of CheckList (Ribeiro et al. 2020): invariance, direction, minimum functionality.
+
+Invariance: texts of a labelled file, changed in a way that must not matter; a test is passed when the label stays the
+same. Direction and minimum functionality: the texts of `models/data/robustness.toml`, filled with company names.
+"""
 
 from __future__ import annotations
 
 import random
 import re
+import tomllib
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any, Final
+from datetime import UTC, datetime
+from importlib import resources
+from typing import Any, Final, Literal, NamedTuple
 
+import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from models.bundle import SENTIMENTS, LoadedModel
+from models.engine.items import Flag, ScoringRequest
+from models.engine.scorer import Scorer
 from models.tokens import Row
-from models.training.evaluate import read_labelled_lines
+from models.training.datasets import find_entity
+from models.training.evaluate import LabelledLine
+from monitor.records import NewsItem, Rejected
 
-__all__ = ["PERTURBATIONS", "perturb", "robustness", "robustness_of_file"]
+__all__ = ["PERTURBATIONS", "BehaviourTest", "Suite", "behaviour", "invariance", "load_suite", "perturb", "robustness"]
 
+LONG: Final = 50_000
+_MAX_ROWS: Final = 500
+_LEAST_MOVE: Final = 0.1
 _WORD: Final = re.compile(r"[A-Za-z]{5,}")
 _CASHTAG: Final = re.compile(r"\$[A-Za-z]{1,6}\b")
 _NUMBER: Final = re.compile(r"\d+")
-_MAX_ROWS: Final = 1_000
+
+
+class BehaviourTest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One test of the file, which says what the fields mean."""
+
+    name: str
+    kind: Literal["function", "direction", "entities", "unreadable", "empty"]
+    labels: tuple[str, ...] = ()
+    expect: Literal["up", "down"] = "down"
+    texts: tuple[str | tuple[str, str, str], ...] = ()
+    pairs: tuple[tuple[str, str], ...] = ()
+
+
+class Suite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All tests of the file, and the names that they are filled with."""
+
+    companies: tuple[str, ...]
+    test: tuple[BehaviourTest, ...]
+
+
+class Passed(NamedTuple):
+    """`wrong` are texts that failed."""
+
+    n: int
+    wrong: list[str]
+
+    def told(self, kind: str) -> dict[str, Any]:
+        """For the report: `kind`, `n`, `passed` (a share) and up to three texts that failed."""
+        return {
+            "kind": kind,
+            "n": self.n,
+            "passed": round(1.0 - len(self.wrong) / max(1, self.n), 4),
+            "failed": [text[:200] for text in self.wrong[:3]],
+        }
+
+
+def load_suite() -> Suite:
+    """The tests that come with the package."""
+    content = (resources.files("models") / "data" / "robustness.toml").read_text(encoding="utf-8")
+    return msgspec.convert(tomllib.loads(content), Suite)
+
+
+# -- invariance --------------------------------------------------------------------------------------------------------
 
 
 def _typos(text: str, rng: random.Random) -> str:
@@ -55,14 +112,16 @@ def _numbers(text: str, rng: random.Random) -> str:
 
 PERTURBATIONS: Final[dict[str, Callable[[str, random.Random], str]]] = {
     "typos": _typos,
-    "upper_case": lambda text, rng: text.upper(),  # noqa: ARG005
-    "lower_case": lambda text, rng: text.lower(),  # noqa: ARG005
-    "html": _html,
+    "upper case": lambda text, rng: text.upper(),  # noqa: ARG005
+    "lower case": lambda text, rng: text.lower(),  # noqa: ARG005
+    "HTML remains": _html,
     "emoji": _emoji,
-    "tickers": _tickers,
-    "numbers": _numbers,
-    "link": lambda text, rng: f"{text} https://t.co/{rng.getrandbits(40):x}",
+    "tickers swapped": _tickers,
+    "last digits changed": _numbers,
+    "link added": lambda text, rng: f"{text} https://t.co/{rng.getrandbits(40):x}",
+    "wire prefix": lambda text, rng: f"{rng.choice(('UPDATE 1-', 'RPT-', 'BRIEF-', 'RT @news: '))}{text}",
 }
+_NAMES: Final = "companies swapped"
 
 
 def perturb(texts: Iterable[str], name: str, seed: int = 0) -> list[str]:
@@ -71,26 +130,150 @@ def perturb(texts: Iterable[str], name: str, seed: int = 0) -> list[str]:
     return [PERTURBATIONS[name](text, rng) for text in texts]
 
 
-def robustness(model: LoadedModel, texts: Sequence[str], labels: Sequence[str], seed: int = 0) -> dict[str, Any]:
-    """For each perturbation: `same`, the share of texts that keep their label, and `accuracy` against `labels`.
+def _labels(model: LoadedModel, rows: Sequence[Row]) -> NDArray[np.int64]:
+    return model.predict(rows).sentiment.argmax(axis=1)
 
-    `clean` is the unperturbed reference.
+
+def invariance(
+    model: LoadedModel, lines: Sequence[LabelledLine], companies: Sequence[str], seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """For each perturbation, the share of texts that keep their label; only texts that it changes count.
+
+    `accuracy` is that on the changed texts, `clean_accuracy` on the same texts as they were (None without labels).
+    In rows with entities the company is swapped for each of them, and the sentiment towards it must stay.
     """
-    truth = np.array([SENTIMENTS.index(label) for label in labels])
-    clean = model.predict([Row(text) for text in texts]).sentiment.argmax(axis=1)
-    found = {"clean": {"same": 1.0, "accuracy": round(float((clean == truth).mean()), 4)}}
+    said = [line for line in lines if line.text and line.sentiment]
+    texts = [line.text for line in said]
+    truth = np.array([SENTIMENTS.index(line.sentiment or "") for line in said], dtype=np.int64)
+    clean = _labels(model, [Row(text) for text in texts])
+    found: dict[str, dict[str, Any]] = {}
     for name in PERTURBATIONS:
-        said = model.predict([Row(text) for text in perturb(texts, name, seed)]).sentiment.argmax(axis=1)
-        found[name] = {
-            "same": round(float((said == clean).mean()), 4),
-            "accuracy": round(float((said == truth).mean()), 4),
+        changed = perturb(texts, name, seed)
+        touched = [i for i, text in enumerate(texts) if changed[i] != text]
+        if not touched:
+            continue
+        now = _labels(model, [Row(changed[i]) for i in touched])
+        wrong = [changed[i] for i, label in zip(touched, now, strict=True) if label != clean[i]]
+        found[name] = Passed(len(touched), wrong).told("invariance") | {
+            "accuracy": round(float((now == truth[touched]).mean()), 4),
+            "clean_accuracy": round(float((clean[touched] == truth[touched]).mean()), 4),
+        }
+    swapped = _swapped(lines, companies, seed)
+    if swapped:
+        before = _labels(model, [one for one, _, _ in swapped])
+        after = _labels(model, [other for _, other, _ in swapped])
+        right = np.array([label for _, _, label in swapped])
+        found[_NAMES] = Passed(
+            len(swapped), [swapped[i][1].text for i in np.flatnonzero(before != after).tolist()]
+        ).told("invariance") | {
+            "accuracy": round(float((after == right).mean()), 4),
+            "clean_accuracy": round(float((before == right).mean()), 4),
         }
     return found
 
 
-def robustness_of_file(model: LoadedModel, path: Path) -> dict[str, Any]:
-    """Robustness on the first 1,000 texts of a labelled file that have a sentiment; empty when there are none."""
-    rows = [line for line in read_labelled_lines(path, model.taxonomy.labels) if line.text and line.sentiment][
-        :_MAX_ROWS
-    ]
-    return robustness(model, [row.text for row in rows], [row.sentiment or "" for row in rows]) if rows else {}
+def _swapped(lines: Sequence[LabelledLine], companies: Sequence[str], seed: int) -> list[tuple[Row, Row, int]]:
+    """Each entity's row, the same with another company's name in its place, and the label."""
+    rng = random.Random(f"{seed}{_NAMES}")  # noqa: S311 - no secret
+    found = []
+    for line in lines:
+        for name, label in line.entities.items():
+            span = find_entity(line.text, name)
+            if span is None:
+                continue
+            other = rng.choice([company for company in companies if company.lower() not in line.text.lower()])
+            text = line.text[: span[0]] + other + line.text[span[1] :]
+            row = Row(text, (span[0], span[0] + len(other)))
+            found.append((Row(line.text, span), row, SENTIMENTS.index(label)))
+    return found
+
+
+# -- direction and minimum functionality -------------------------------------------------------------------------------
+
+
+def _function(model: LoadedModel, test: BehaviourTest, companies: Sequence[str]) -> Passed:
+    texts = [str(text).replace("{c}", company) for text in test.texts for company in companies]
+    said = _labels(model, [Row(text) for text in texts])
+    return Passed(
+        len(texts), [text for text, label in zip(texts, said, strict=True) if SENTIMENTS[label] not in test.labels]
+    )
+
+
+def _direction(model: LoadedModel, test: BehaviourTest, companies: Sequence[str]) -> Passed:
+    pairs = [(a.replace("{c}", company), b.replace("{c}", company)) for a, b in test.pairs for company in companies]
+    sentiment = model.predict([Row(text) for pair in pairs for text in pair]).sentiment
+    score = (sentiment[:, 2] - sentiment[:, 0]).reshape(-1, 2)
+    move = (score[:, 1] - score[:, 0]) * (1 if test.expect == "up" else -1)
+    return Passed(len(pairs), [pairs[i][1] for i in np.flatnonzero(move < _LEAST_MOVE).tolist()])
+
+
+def _entities(model: LoadedModel, test: BehaviourTest, companies: Sequence[str]) -> Passed:
+    rows: list[Row] = []
+    wanted: list[str] = []
+    for text, towards_a, towards_b in (entry for entry in test.texts if not isinstance(entry, str)):
+        for at, company in enumerate(companies):
+            other = companies[(at + 1) % len(companies)]
+            filled = text.replace("{a}", company).replace("{b}", other)
+            for name, label in ((company, towards_a), (other, towards_b)):
+                rows.append(Row(filled, find_entity(filled, name)))
+                wanted.append(label)
+    said = _labels(model, rows)
+    return Passed(
+        len(rows),
+        [row.text for row, label, right in zip(rows, said, wanted, strict=True) if SENTIMENTS[label] != right],
+    )
+
+
+def _flagged(scorer: Scorer, test: BehaviourTest, flag: str, *, or_refused: bool) -> Passed:
+    now = datetime.now(UTC)
+    texts = [str(text) for text in test.texts]
+    said = scorer.score(
+        [ScoringRequest(NewsItem(id=f"r{i}", published_at=now, title=text)) for i, text in enumerate(texts)]
+    )
+    return Passed(
+        len(texts),
+        [
+            text
+            for text, one in zip(texts, said, strict=True)
+            if not (or_refused if isinstance(one, Rejected) else flag in one.flags)
+        ],
+    )
+
+
+def _long(scorer: Scorer, texts: Sequence[str]) -> Passed:
+    long = tuple((text + " ") * (LONG // (len(text) + 1) + 1) for text in texts)
+    test = BehaviourTest(name="long", kind="unreadable", texts=long)
+    return _flagged(scorer, test, Flag.TRUNCATED, or_refused=False)
+
+
+def behaviour(scorer: Scorer, suite: Suite) -> dict[str, dict[str, Any]]:
+    """Direction, minimum functionality, and what no model may guess at: unreadable, empty and very long texts."""
+    found: dict[str, dict[str, Any]] = {}
+    for test in suite.test:
+        if test.kind == "function":
+            passed = _function(scorer.model, test, suite.companies)
+        elif test.kind == "direction":
+            passed = _direction(scorer.model, test, suite.companies)
+        elif test.kind == "entities":
+            passed = _entities(scorer.model, test, suite.companies)
+        elif test.kind == "unreadable":
+            passed = _flagged(scorer, test, Flag.LANGUAGE, or_refused=False)
+        else:
+            passed = _flagged(scorer, test, Flag.NO_TEXT, or_refused=True)
+        found[test.name] = passed.told(test.kind)
+    plain = next(test for test in suite.test if test.kind == "function")
+    texts = [str(text).replace("{c}", suite.companies[0]) for text in plain.texts]
+    found[f"{LONG:,} characters"] = _long(scorer, texts).told("long")
+    return found
+
+
+def robustness(scorer: Scorer, lines: Iterable[LabelledLine]) -> dict[str, dict[str, Any]]:
+    """All tests; invariance on the first 500 of `lines` that have a text with a sentiment or with entities."""
+    suite = load_suite()
+    kept = []
+    for line in lines:
+        if line.text and (line.sentiment or line.entities):
+            kept.append(line)
+        if len(kept) == _MAX_ROWS:
+            break
+    return (invariance(scorer.model, kept, suite.companies) if kept else {}) | behaviour(scorer, suite)

@@ -5,23 +5,28 @@ from __future__ import annotations
 import io
 import json
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
-from models.bundle import SENTIMENTS, LoadedModel, load_model
+from models.bundle import SENTIMENTS, LoadedModel, load_model, restore_model, save_model
 from models.engine import open_scorer
 from models.engine.offline import MAX_LINE_BYTES, Outcome, read_lines, read_request, score_lines
 from models.tokens import Row
-from models.training.evaluate import class_figures, evaluate_file, score_figures
-from models.training.robustness import PERTURBATIONS, perturb, robustness
+from models.training import frozen
+from models.training.datasets import bundled_path, read_labelled, select
+from models.training.evaluate import LabelledLine, class_figures, evaluate_file, score_figures
+from models.training.packaged import PACKAGED, packaged_lines
+from models.training.robustness import LONG, PERTURBATIONS, invariance, load_suite, perturb, robustness
 from monitor.errors import InputError
 from monitor.records import Modality, Rejected, ScoredItem, encode
 from monitor.settings import Settings
-from tests.models.tiny import picture
+from tests.models.tiny import picture, tiny_model
 
 NOW = datetime(2024, 5, 6, tzinfo=UTC)
 
@@ -100,16 +105,86 @@ def test_a_bad_line_is_named(model: LoadedModel, tmp_path: Path, line: Any, told
         evaluate_file(model, write(tmp_path / "empty.jsonl", [""]))
 
 
-def test_robustness_compares_with_the_clean_text(model: LoadedModel) -> None:
+def test_what_must_not_change_an_answer(model: LoadedModel) -> None:
     texts = ["Boeing shares fall 12% on $BA news", "Profit rises at Tesla & Co", "Quarterly report published today"]
     for name in PERTURBATIONS:
         changed = perturb(texts, name)
         assert changed == perturb(texts, name)
         assert changed[0] != texts[0]
-    found = robustness(model, texts, ["negative", "positive", "neutral"])
-    assert set(found) == {"clean", *PERTURBATIONS}
-    # Links and HTML remains are taken out before the model sees them.
-    assert found["link"]["same"] == found["html"]["same"] == 1.0
+    lines = [
+        LabelledLine(number=1, text=texts[0], sentiment="negative", entities={"Boeing": "negative"}),
+        LabelledLine(number=2, text=texts[1], sentiment="positive", entities={"Tesla": "positive", "Ghost": "neutral"}),
+        LabelledLine(number=3, text=texts[2], sentiment="neutral"),
+    ]
+    found = invariance(model, lines, ["Wipro", "Tesla"])
+    assert set(found) == {*PERTURBATIONS, "companies swapped"}
+    # Links and HTML remains are taken out before the model sees them; so are capitals by this backbone.
+    for name in ("link added", "HTML remains", "upper case", "lower case"):
+        assert found[name]["passed"] == 1.0
+        assert found[name]["accuracy"] == found[name]["clean_accuracy"]
+    # Only texts that a perturbation touches count.
+    assert {name: found[name]["n"] for name in ("tickers swapped", "companies swapped", "emoji")} == {
+        "tickers swapped": 1, "companies swapped": 2, "emoji": 3,
+    }  # fmt: skip
+
+
+def test_the_suite_tells_a_model_that_always_says_the_same(tmp_path: Path, small_backbone: Path) -> None:
+    tiny_model(tmp_path / "tiny", small_backbone)
+    network, _, file = restore_model(tmp_path / "tiny")
+    last = network.sentiment_head[-1]
+    assert isinstance(last, torch.nn.Linear)
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([0.0, 0.0, 4.0]))
+    save_model(network, file, tmp_path / "tiny", card="")
+    settings = Settings(
+        data_dir=tmp_path, model=str(tmp_path / "tiny"), model_languages="en", device="cpu", cpu_precision="fp32"
+    )
+    scorer = open_scorer(settings)
+    try:
+        found = robustness(scorer, [])
+    finally:
+        scorer.close()
+    names = {test.name: test for test in load_suite().test}
+    assert set(found) == {*names, f"{LONG:,} characters"}
+    passed = {name: one["passed"] for name, one in found.items()}
+    assert passed["plain good news"] == passed["negated bad news"] == 1.0
+    assert passed["plain bad news"] == passed["negated good news"] == 0.0
+    assert {passed[name] for name, test in names.items() if test.kind == "direction"} == {0.0}
+    assert passed["two companies, two directions"] == 0.5
+    assert found["plain bad news"]["failed"][0] == "Siemens shares plunge after weak results"
+    # These do not depend on what the network says.
+    assert passed["other languages"] == passed["empty"] == passed[f"{LONG:,} characters"] == 1.0
+
+
+def test_packaged_sets_are_the_same_in_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frozen, "PICTURES", 16)
+    for name in ("sentfin", "charts", "pairs"):
+        assert name in PACKAGED
+        one, other = (list(islice(packaged_lines(name), 8)) for _ in range(2))
+        assert one == other
+        assert len({(line.text, line.image) for line in one}) == 8
+    whole = list(packaged_lines("twitter_topic"))
+    assert all(line.topic for line in whole)
+    assert {row.text for row in select(read_labelled(bundled_path("twitter_topic")), "train")}.isdisjoint(
+        line.text for line in whole
+    )
+    trends = [line.trend for line in islice(packaged_lines("charts"), 24)]
+    assert trends.count("not_a_chart") == 4
+    assert set(trends) == {"down", "flat", "up", "not_a_chart"}
+    both, text, chart = (list(islice(packaged_lines(f"pairs{half}"), 5)) for half in ("", "-text", "-chart"))
+    assert [line.sentiment for line in both] == [line.sentiment for line in text] == [line.sentiment for line in chart]
+    assert [line.text for line in both] == [line.text for line in text]
+    assert [line.image for line in both] == [line.image for line in chart]
+    assert {line.image for line in text} == {None}
+    assert {line.text for line in chart} == {""}
+
+
+def test_a_charts_direction_counts_apart_from_flat(model: LoadedModel, tmp_path: Path) -> None:
+    (tmp_path / "c.png").write_bytes(picture())
+    rows = [{"chart": "c.png", "trend": trend} for trend in ("down", "up", "flat")]
+    found = evaluate_file(model, write(tmp_path / "f.jsonl", rows))["chart"]
+    assert found["direction"] == {"n": 2, "accuracy": 0.5}
 
 
 # -- files of news -----------------------------------------------------------------------------------------------------

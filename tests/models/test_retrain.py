@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from models import registry
 from models.bundle import load_model
 from models.tokens import Row
+from models.training import frozen
 from models.training import retrain as job
 from models.training.datasets import LabelledText, Part
 from models.training.train import fine_tune
@@ -78,6 +79,8 @@ def taught(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def settings(tmp_path: Path, taught: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setattr(job, "base_rows", lambda taxonomy: base())
+    # The fusion of the small model knows nothing that could be kept: too few pictures for a judgement of it.
+    monkeypatch.setattr(frozen, "PICTURES", 24)
     settings = Settings(
         data_dir=tmp_path, device="cpu", retrain_base_rows=1000, retrain_epochs=3, retrain_learning_rate=3e-3
     )

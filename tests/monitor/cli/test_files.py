@@ -48,8 +48,9 @@ def test_evaluate_names_what_is_wrong(
 
 def test_evaluate_needs_a_file_and_a_model_that_exist(cli: Cli, tmp_path: Path) -> None:
     missing = cli("evaluate", str(tmp_path / "none.jsonl"))
-    assert missing.code == 2
-    assert "none.jsonl" in missing.err
+    assert missing.code == 3
+    assert "none.jsonl does not exist." in missing.err
+    assert "Packaged sets are sentfin, " in missing.err
     file = write(tmp_path / "f.jsonl", {"text": "x", "sentiment": "neutral"})
     unknown = cli("evaluate", file, "--model", "nobody")
     assert unknown.code != 0
