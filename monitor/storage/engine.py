@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, ProgrammingError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
 from monitor.errors import ConfigurationError, StorageError
 
@@ -22,6 +22,12 @@ STATEMENT_TIMEOUT_S: Final = 300
 CONNECT_TIMEOUT_S: Final = 10
 # A server that has vanished without a word (power, a cut cable) is noticed within a minute, idle or not.
 _NETWORK: Final = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
+
+# Codes of PostgreSQL (its manual, appendix A).
+UNDEFINED_TABLE: Final = "42P01"
+UNDEFINED_COLUMN: Final = "42703"
+DISK_FULL: Final = "53100"
+LOCK_NOT_AVAILABLE: Final = "55P03"
 
 
 def open_engine(url: str) -> Engine:
@@ -96,30 +102,38 @@ def _prepare_sqlite(engine: Engine) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
 
+def _said(error: DBAPIError) -> StorageError | None:
+    """What the database's own code of an error means; None when it means a mistake of the program.
+
+    The codes, not the words: a message quotes names of tables, hosts and users, in any language.
+    """
+    primary = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+    state = getattr(error.orig, "sqlstate", None)
+    words = str(error.orig)
+    # SQLite has one code for every mistake in a statement.
+    lacking = words.startswith(("no such table", "no such column")) and primary == sqlite3.SQLITE_ERROR
+    if state in (UNDEFINED_TABLE, UNDEFINED_COLUMN) or lacking:
+        return StorageError(
+            "The database has no tables yet or is older than the program.", "Run `sentiment-monitor db upgrade`."
+        )
+    if state == DISK_FULL or primary == sqlite3.SQLITE_FULL:
+        return StorageError("The disk that holds the database is full.", "Free some space and start again.")
+    if state == LOCK_NOT_AVAILABLE or primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return StorageError(f"The database has been locked for over {BUSY_TIMEOUT_S} s.")
+    if isinstance(error, OperationalError):
+        return StorageError(f"The database cannot be used: {words.splitlines()[0] if words else 'no reason given'}.")
+    if error.connection_invalidated:
+        return StorageError("The connection to the database was lost.")
+    return None
+
+
 @contextmanager
 def _translated() -> Iterator[None]:
     try:
         yield
-    except OperationalError as error:
-        text = str(error.orig)
-        if "no such table" in text:
-            raise StorageError("The database has no tables yet.", "Run `sentiment-monitor db upgrade`.") from error
-        if "full" in text:
-            raise StorageError(
-                "The disk that holds the database is full.", "Free some space and start again."
-            ) from error
-        if "locked" in text:
-            raise StorageError(f"The database has been locked for over {BUSY_TIMEOUT_S} s.") from error
-        raise StorageError(f"The database cannot be used: {text.splitlines()[0]}.") from error
-    except ProgrammingError as error:
-        if "does not exist" in str(error.orig):
-            raise StorageError(
-                "The database lacks a table or a column.", "Run `sentiment-monitor db upgrade`."
-            ) from error
-        raise
     except DBAPIError as error:
-        if error.connection_invalidated:
-            raise StorageError("The connection to the database was lost.") from error
+        if (said := _said(error)) is not None:
+            raise said from error
         raise
 
 

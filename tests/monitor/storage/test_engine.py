@@ -1,12 +1,14 @@
-"""Connections: nothing waits for ever."""
+"""Connections: nothing waits for ever, and what the database refuses is told in its own terms."""
 
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import Engine, event
+from sqlalchemy.exc import IntegrityError
 
 from monitor.errors import StorageError
 from monitor.storage import engine as engines
@@ -73,7 +75,48 @@ def test_a_transaction_waits_for_a_lock_only_so_long(postgres_url: str, monkeypa
     holder, other = open_engine(postgres_url), open_engine(postgres_url)
     with writing(holder) as held:
         held.exec_driver_sql("lock table receivers in exclusive mode")
-        with pytest.raises(StorageError, match="lock"), writing(other) as waits:
+        with pytest.raises(StorageError, match=r"locked for over 0\.1 s"), writing(other) as waits:
             waits.exec_driver_sql("lock table receivers in exclusive mode")
     holder.dispose()
     other.dispose()
+
+
+def test_a_server_whose_name_holds_full_or_locked_is_neither() -> None:
+    store = open_engine("postgresql+psycopg://fully.locked@127.0.0.1:1/fulltext_locked")
+    with pytest.raises(StorageError, match="The database cannot be used: connection failed"), reading(store):
+        pass
+
+
+def _fill_a_small_disk(store: Engine) -> None:
+    with writing(store) as connection:
+        connection.exec_driver_sql("create table locked (text)")
+        connection.exec_driver_sql("pragma max_page_count = 3")
+        connection.exec_driver_sql("insert into locked values (zeroblob(100000))")
+
+
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    store = open_engine(f"sqlite:///{tmp_path / 'a.db'}")
+    with pytest.raises(StorageError, match="The disk that holds the database is full"):
+        _fill_a_small_disk(store)
+    store.dispose()
+
+
+def test_a_locked_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "BUSY_TIMEOUT_S", 0)
+    holder, other = (open_engine(f"sqlite:///{tmp_path / 'a.db'}") for _ in range(2))
+    with writing(holder), pytest.raises(StorageError, match="locked for over 0 s"), writing(other):
+        pass
+    holder.dispose()
+    other.dispose()
+
+
+def test_a_missing_table_or_column_asks_for_the_upgrade(store: Engine) -> None:
+    for statement in ("select * from fulltext", "select fulltext from items"):
+        with pytest.raises(StorageError, match="older than the program") as told, reading(store) as connection:
+            connection.exec_driver_sql(statement)
+        assert "db upgrade" in str(told.value)
+
+
+def test_a_mistake_of_the_program_stays_one(store: Engine) -> None:
+    with pytest.raises(IntegrityError), writing(store) as connection:
+        connection.exec_driver_sql("insert into items (id) values (null)")
