@@ -15,9 +15,11 @@ import asyncio
 import ipaddress
 import re
 import socket
+import ssl
 import unicodedata
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
 
@@ -279,6 +281,12 @@ class _Body(httpx.AsyncByteStream):
         await self._stream.aclose()
 
 
+@cache
+def _tls() -> ssl.SSLContext:
+    """One for all receivers: to read the certificates of all authorities takes longer than to send a notice."""
+    return httpx.create_ssl_context()
+
+
 class GuardedTransport(httpx.AsyncBaseTransport):
     """An httpx transport through which nothing but allowed addresses can be reached, whatever the client asks for.
 
@@ -288,7 +296,7 @@ class GuardedTransport(httpx.AsyncBaseTransport):
     def __init__(self, policy: EgressPolicy, *, resolver: Resolver = resolve, max_connections: int = 16) -> None:
         self._policy = policy
         self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=httpx.create_ssl_context(),
+            ssl_context=_tls(),
             max_connections=max_connections,
             max_keepalive_connections=0,
             network_backend=_GuardedBackend(policy, resolver),

@@ -108,7 +108,7 @@ def put_story(
         "item_id": item_id,
         "p_negative": 0.9,
         "item_ids": [],
-        "signature": [],
+        "signature": b"",
     }
     conn.execute(stories.insert().values(**(row | changes)))
     counts = dict.fromkeys(("stories", "negative_stories", "items", "negative_items", "score_sum", "late"), 1)

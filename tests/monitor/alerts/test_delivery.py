@@ -24,7 +24,7 @@ from monitor.alerts.lifecycle import route_outbox
 from monitor.alerts.receivers import Receiver, ReceiverKind
 from monitor.alerts.routing import Route
 from monitor.alerts.schedule import DELAYS_S
-from monitor.alerts.senders import Outcome, open_senders
+from monitor.alerts.senders import Outcome, WebhookSender, open_senders
 from monitor.storage import deliveries
 from monitor.storage.alerts import audit_trail, record_decisions
 from monitor.storage.engine import reading, writing
@@ -569,6 +569,71 @@ def test_an_unexpected_error_is_a_failed_attempt_that_keeps_the_schedule(store: 
     with reading(store) as conn:
         (row,) = deliveries.undelivered(conn)
     assert (row.attempts, row.last_error) == (1, "Unexpected RuntimeError while sending.")
+
+
+class PickySender:
+    """Takes every notice but those of one episode."""
+
+    def __init__(self, refused: str, outcome: Outcome) -> None:
+        self._refused = refused
+        self._outcome = outcome
+        self.refusals = 0
+
+    async def send(self, webhook_id: str, body: str) -> Outcome:
+        if json.loads(body)["data"]["id"] == self._refused:
+            self.refusals += 1
+            return self._outcome
+        return Outcome(delivered=True, status=200)
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+@pytest.mark.parametrize(
+    ("outcome", "refusals"),
+    [
+        (Outcome(delivered=False, status=500, error="The receiver answered 500."), 2),
+        (Outcome(delivered=False, error="No answer within 20 s."), 2),
+        # Here it is the line that is broken: a notice that gets through says that it is worth trying again.
+        (Outcome(delivered=False, error="The receiver cannot be reached.", unreached=True), 21),
+    ],
+)
+def test_one_notice_that_never_arrives_keeps_its_schedule_while_others_do(
+    store: Engine, outcome: Outcome, refusals: int
+) -> None:
+    clock = Clock()
+    sender = PickySender("bad", outcome)
+
+    async def scenario() -> None:
+        runner = Dispatcher(store, config_of(webhook("https://hooks.example/")), {"desk": sender}, clock=clock)
+        record(store, decision(episode_id="bad"))
+        await settle(runner)
+        for number in range(20):
+            record(store, decision(episode_id=f"good{number}"))
+            await settle(runner)
+            clock.move(1)
+        await runner.close()
+
+    asyncio.run(scenario())
+    with reading(store) as conn:
+        (row,) = deliveries.undelivered(conn)
+    assert (row.episode_id, row.state, row.attempts) == ("bad", "pending", 2)
+    assert sender.refusals == refusals
+
+
+def test_a_refused_connection_is_told_from_an_answer_that_does_not_come(store: Engine, scripted: Any) -> None:
+    async def outcomes() -> list[Outcome]:
+        found = []
+        for receiver in (webhook("http://127.0.0.1:1/"), webhook(slow.url)):
+            sender = WebhookSender(receiver, POLICY, timeout_s=0.5)
+            found.append(await sender.send("msg_1", "{}"))
+            await sender.aclose()
+        return found
+
+    slow = scripted(lambda n: None)
+    refused, silent = asyncio.run(outcomes())
+    assert (refused.delivered, refused.unreached) == (False, True)
+    assert (silent.delivered, silent.unreached) == (False, False)
 
 
 def test_what_waits_for_a_receiver_that_is_gone_is_listed(store: Engine) -> None:
