@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -41,6 +41,8 @@ MAX_ITEM_IDS: Final = 100
 ENOUGH_TOKENS: Final = 4
 BODY_TOKENS: Final = 60
 MAX_CHARS: Final = 4000
+# Texts signed at once: as many as keep the arrays in the cache.
+SIGN_TOGETHER: Final = 256
 
 _URL = re.compile(r"(?:https?://|www\.)\S+")
 # What agencies and users put before somebody else's headline, in the languages where it is common.
@@ -106,16 +108,37 @@ def signature(title: str, body: str = "") -> tuple[int, ...]:
     case, punctuation, addresses and Unicode compatibility forms do not count. Works for any language; the same in
     every process. The body matters only where the title has fewer than `ENOUGH_TOKENS` words.
     """
-    shingles = _shingles(title, body)
-    if not shingles:
-        return ()
+    return signatures([(title, body)])[0]
+
+
+def signatures(texts: Sequence[tuple[str, str]]) -> list[tuple[int, ...]]:
+    """The signatures of many texts (title, body), as `signature` gives them one by one, several times as fast."""
+    parts = (texts[first : first + SIGN_TOGETHER] for first in range(0, len(texts), SIGN_TOGETHER))
+    return [sketch for part in parts for sketch in _signatures(part)]
+
+
+def _signatures(texts: Sequence[tuple[str, str]]) -> list[tuple[int, ...]]:
     digest = xxhash.xxh3_64_intdigest
-    hashes = np.array([digest(shingle.encode("utf-8", "surrogatepass")) for shingle in shingles], dtype=np.uint64)
+    hashes: list[int] = []
+    starts: list[int] = []
+    signed: list[int] = []
+    for number, (title, body) in enumerate(texts):
+        shingles = _shingles(title, body)
+        if shingles:
+            signed.append(number)
+            starts.append(len(hashes))
+            hashes += [digest(shingle.encode("utf-8", "surrogatepass")) for shingle in shingles]
+    sketches: list[tuple[int, ...]] = [()] * len(texts)
+    if not signed:
+        return sketches
     # Multiplication wraps around at 2**64, which is the universal hash that is wanted.
-    minima = (_MULTIPLIERS * hashes + _INCREMENTS).min(axis=1)
-    values = ((minima >> np.uint64(13)) & np.uint64(_LOW)).reshape(BANDS, ROWS)
-    packed = values[:, 0] | (values[:, 1] << np.uint64(16)) | (values[:, 2] << np.uint64(32))
-    return tuple(packed.tolist())
+    mixed = _MULTIPLIERS * np.array(hashes, dtype=np.uint64) + _INCREMENTS
+    minima = np.minimum.reduceat(mixed, starts, axis=1).T
+    values = ((minima >> np.uint64(13)) & np.uint64(_LOW)).reshape(-1, BANDS, ROWS)
+    packed = values[:, :, 0] | (values[:, :, 1] << np.uint64(16)) | (values[:, :, 2] << np.uint64(32))
+    for number, row in zip(signed, packed.tolist(), strict=True):
+        sketches[number] = tuple(row)
+    return sketches
 
 
 def similarity(a: tuple[int, ...], b: tuple[int, ...]) -> float:

@@ -10,6 +10,7 @@ import typer
 
 from monitor.cli.context import current_settings, err, open_store, out
 from monitor.cli.tables import moment, parse_length, plain_table, user_name
+from monitor.cli.why import why
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from monitor.storage.deliveries import Delivery
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
+app.command("why")(why)
 
 
 class State(StrEnum):

@@ -26,6 +26,7 @@ __all__ = [
     "minute_counts",
     "release_lease",
     "save_judged",
+    "stored_judge",
     "take_lease",
 ]
 
@@ -66,6 +67,14 @@ def judged_to(connection: Connection) -> int | None:
     """The last epoch minute that has been judged; None before the first."""
     last: int | None = connection.scalar(select(t.judge.c.judged_to).where(t.judge.c.name == NAME))
     return last
+
+
+def stored_judge(connection: Connection) -> JudgeRow | None:
+    """The judge's row as it is stored, for looking at only; None before anything was judged."""
+    c = t.judge.c
+    columns = (c.judged_to, c.version, c.snapshot, c.snapshot_minute)
+    row = connection.execute(select(*columns).where(c.name == NAME)).one_or_none()
+    return None if row is None else JudgeRow(*row)
 
 
 def take_lease(connection: Connection, holder: str, now: datetime, lease: timedelta, begin_at: int) -> JudgeRow | None:

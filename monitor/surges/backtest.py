@@ -15,12 +15,12 @@ import msgspec
 import numpy as np
 
 from monitor.alerts.records import MAX_STORIES, AlertStory, AlertWindow
-from monitor.records import Contribution, ContributionBatch, ScoredItem, SourceWatermark
+from monitor.records import ContributionBatch, ScoredItem, SourceWatermark
 from monitor.surges.budget import bar_from_history
 from monitor.surges.counting import Changes, Counter, CounterState, CountingConfig, Story
 from monitor.surges.decisions import Decision, MinuteCounts
 from monitor.surges.judge import Judge, JudgeConfig
-from monitor.surges.keys import MARKET, TOPIC, contributions, epoch_ms
+from monitor.surges.keys import MARKET, TOPIC, contributions_of, epoch_ms
 from monitor.surges.ledger import MemoryLedger
 from monitor.surges.ticks import MINUTE_MS
 
@@ -73,7 +73,7 @@ class Backtest:
         self._counter = Counter(counting, CounterState())
         self._judge = Judge(judging, self._note_peak)
         self._episodes: dict[str, BacktestAlert] = {}
-        self._pending: list[Contribution] = []
+        self._pending: list[ScoredItem] = []
         self._latest = 0
         self.first_minute = 0
         self._next_minute: int | None = None
@@ -94,7 +94,7 @@ class Backtest:
         if self.items and at // MINUTE_MS > self._latest // MINUTE_MS:
             self._apply(idle=False)
         self._latest = max(self._latest, at)
-        self._pending += contributions(item)
+        self._pending.append(item)
         self.items += 1
 
     def finish(self) -> None:
@@ -105,7 +105,7 @@ class Backtest:
 
     def _apply(self, idle: bool) -> None:
         batch = ContributionBatch(
-            contributions=tuple(self._pending),
+            contributions=tuple(contributions_of(self._pending)),
             sources=(SourceWatermark(INPUT, self._latest, idle),),
             source_count=1,
         )

@@ -19,12 +19,14 @@ class JudgeConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     `budget` is the number of false alarms allowed per key and day; `bar` the score to alert at (from a replay), None:
     set online. Windows, calm and hold-off are in minutes; the longest window must be whole blocks of 15 minutes.
+    A window's say is its length to the power `window_weight`: the shorter a window, the more chances it gets a day.
     """
 
     rule: str = "negative-surge"
     budget: float = 0.01
     bar: float | None = None
-    windows: tuple[int, ...] = (15, 60, 240, 480)
+    windows: tuple[int, ...] = (15, 30, 60, 120, 240, 480)
+    window_weight: float = 0.75
     min_stories: int = 3
     min_age_minutes: int = 24 * 60
     calm_score: float = 1.5

@@ -60,13 +60,16 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WindowStanding(msgspec.Struct, frozen=True, kw_only=True):
-    """One window of a key as it stands: `expected` negatives, given the key, the season, the market and the volume."""
+    """One window of a key as it stands: `expected` negatives, given the key, the season, the market and the volume.
+    `common` is how many times the usual number of negatives the other keys of its kind have, at least 1; `burst` the
+    probability that the key's news is in a burst that has nothing to do with sentiment."""
 
     minutes: int
     stories: int
     negatives: int
     expected: float
     expected_share: float
+    common: float
     burst: float
     p_value: float
 

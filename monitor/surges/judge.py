@@ -44,11 +44,14 @@ MAX_SCORE: Final = 300.0
 
 
 class _Measured(NamedTuple):
-    """Arrays (windows, keys measured) but for `score`, `window` (keys measured,). p is 1 where there is too little."""
+    """Arrays (windows, keys measured) but for `score`, `window` (keys measured,). p is 1 where there is too little.
+
+    `window` is the row of the window that has most to say."""
 
     negatives: Array
     stories: Array
     expected: Array
+    common: Array
     burst: Array
     p: Array
     score: Array
@@ -72,6 +75,8 @@ class Judge:
         self._excursions = Excursions(config.calm_minutes, config.hold_off_minutes)
         self._alarms = AlarmRate(config.alarm_half_life_days)
         self._longest = int(np.argmax(config.windows))
+        weights = np.array(config.windows, dtype=np.float64) ** config.window_weight
+        self._weights: Array = weights / weights.sum()
         # A topic or the market is a changing mix of keys, so that its share wanders more than any one's.
         self._dispersion = np.where(_SUMS, config.pooled_dispersion, config.dispersion)
         self._burst = Burst(config.burst_probability, config.burst_mean, config.burst_shape)
@@ -212,10 +217,10 @@ class Judge:
                 self._burst,
             )
             p[enough], expected[enough], burst[enough] = result.p, result.expected, result.burst
-        window = p.argmin(axis=0)
-        best = p[window, np.arange(len(index))]
-        score = np.clip(-np.log10(np.minimum(best * len(config.windows), 1.0)), 0.0, MAX_SCORE)
-        return _Measured(negatives, stories, expected, burst, p, score, window)
+        say = self._weights[:, None] / p
+        # Harmonic mean p-value: the windows overlap, and several that agree say more than the best alone.
+        score = np.clip(np.log10(say.sum(axis=0)), 0.0, MAX_SCORE)
+        return _Measured(negatives, stories, expected, common_y, burst, p, score, say.argmax(axis=0))
 
     def _decide(self, minute: int, arrived: Arrived) -> Iterator[Decision]:
         """Looks at the keys that negative stories came for, and at those in an excursion: it takes news to raise an
@@ -299,15 +304,16 @@ class Judge:
                 negatives=int(measured.negatives[row, 0]),
                 expected=float(measured.expected[row, 0]),
                 expected_share=float(self._baseline.share[index]),
+                common=float(measured.common[row, 0]),
                 burst=float(measured.burst[row, 0]),
                 p_value=float(measured.p[row, 0]),
             )
             for row, minutes in enumerate(self.config.windows)
         )
-        verdict, reason = self._verdict(index, score, int(measured.negatives[:, 0].max()))
+        verdict, reason = self._verdict(index, score, windows[int(measured.window[0])])
         return Standing(key=key, verdict=verdict, reason=reason, score=score, bar=self.bar, windows=windows)
 
-    def _verdict(self, index: int, score: float, most: int) -> tuple[str, str]:
+    def _verdict(self, index: int, score: float, best: WindowStanding) -> tuple[str, str]:
         excursion = self._excursions.under_way.get(index)
         age = (self._minute or 0) - int(self._since[index])
         if excursion is not None and excursion.fired >= 0:
@@ -315,11 +321,16 @@ class Judge:
         if age < self.config.min_age_minutes:
             needed = self.config.min_age_minutes / 60
             return "too_young", f"Known for {age / 60:.1f} hours only; it is judged after {needed:.0f}."
+        most = int(self._windows.negatives[:, index].max())
         if most < self.config.min_stories:
             return "too_few_stories", f"{most} negative stories; an alert needs {self.config.min_stories}."
+        told = (
+            f"{best.negatives} of {best.stories} stories in {best.minutes} minutes are negative, "
+            f"where {best.expected:.1f} were expected"
+        )
         if score >= self.bar:
-            return "above_bar", f"The score {score:.2f} has reached the bar {self.bar:.2f}, in the hold-off."
-        return "below_bar", f"The score {score:.2f} is below the bar {self.bar:.2f}."
+            return "above_bar", f"The score {score:.2f} has reached the bar {self.bar:.2f} ({told}), in the hold-off."
+        return "below_bar", f"The score {score:.2f} is below the bar {self.bar:.2f}: {told}."
 
     def snapshot(self) -> bytes:
         """The whole state; `restore` gives a judge that decides bit for bit the same."""

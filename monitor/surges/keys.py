@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from monitor.records import Contribution, ScoredItem, Sentiment, SentimentScore, normalise_tickers
-from monitor.stories import signature
+from monitor.stories import signatures
 
-__all__ = ["MARKET", "TICKER", "TOPIC", "contributions", "epoch_ms", "keys_of", "partition_of", "retraction"]
+__all__ = [
+    "MARKET",
+    "TICKER",
+    "TOPIC",
+    "contributions",
+    "contributions_of",
+    "epoch_ms",
+    "keys_of",
+    "partition_of",
+    "retraction",
+]
 
 MARKET: Final = "market"
 TICKER: Final = "ticker:"
@@ -45,13 +56,17 @@ def keys_of(item: ScoredItem) -> dict[str, SentimentScore]:
 
 def contributions(item: ScoredItem) -> list[Contribution]:
     """What one scored item adds to each of its window keys; the story signature is computed once for all."""
-    at = epoch_ms(item.published_at)
-    sketch = signature(item.title, item.body)
+    return contributions_of([item])
+
+
+def contributions_of(items: Sequence[ScoredItem]) -> list[Contribution]:
+    """What `items` add to their window keys, in order; to sign many stories at once is faster."""
+    sketches = signatures([(item.title, item.body) for item in items])
     return [
         Contribution(
             key=key,
             item_id=item.id,
-            at=at,
+            at=epoch_ms(item.published_at),
             p_negative=sentiment.negative,
             score=sentiment.score,
             negative=sentiment.label is Sentiment.NEGATIVE,
@@ -60,6 +75,7 @@ def contributions(item: ScoredItem) -> list[Contribution]:
             title=item.title,
             url=item.url,
         )
+        for item, sketch in zip(items, sketches, strict=True)
         for key, sentiment in keys_of(item).items()
     ]
 

@@ -41,6 +41,7 @@ class Windows:
 
     def __init__(self, minutes: Sequence[int], level_minutes: float) -> None:
         self.minutes = tuple(minutes)
+        self._widths = np.array(self.minutes, dtype=np.int64)
         self._fade = float(np.exp(-1.0 / level_minutes))
         rows = len(self.minutes)
         self.stories = np.zeros((rows, 0), dtype=np.int64)
@@ -77,16 +78,21 @@ class Windows:
             self.totals += arrived.totals
         ring = self._exposures
         ring[minute % len(ring)] = exposure
-        for row, width in enumerate(self.minutes):
-            left = ring[(minute - width) % len(ring)]
-            self.exposure[row] += exposure - left
-            self.level_exposure[row] = self.level_exposure[row] * self._fade + left
-            gone = self._minutes.get(minute - width)
-            if gone is not None:
-                self.stories[row, gone.keys] -= gone.stories
-                self.negatives[row, gone.keys] -= gone.negatives
+        left = ring[(minute - self._widths) % len(ring)]
+        self.exposure += exposure - left
+        self.level_exposure = self.level_exposure * self._fade + left
+        leaving = [
+            (row, self._minutes[minute - w]) for row, w in enumerate(self.minutes) if minute - w in self._minutes
+        ]
+        if leaving:
+            rows = np.repeat([row for row, _ in leaving], [len(gone.keys) for _, gone in leaving])
+            keys = np.concatenate([gone.keys for _, gone in leaving])
+            stories = np.concatenate([gone.stories for _, gone in leaving])
+            self.stories[rows, keys] -= stories
+            self.negatives[rows, keys] -= np.concatenate([gone.negatives for _, gone in leaving])
+            self.level[rows, keys] += stories * self._fade ** (-self._unfaded)
+            for row, gone in leaving:
                 self.totals[row] -= gone.totals
-                self.level[row, gone.keys] += gone.stories * self._fade ** (-self._unfaded)
 
     def level_of(self, index: Ints) -> Array:
         """The level sums (windows, len(index)) as of now."""

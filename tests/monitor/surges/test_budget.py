@@ -12,16 +12,19 @@ from monitor.surges.budget import AIM, AlarmRate, bar_from_history, tail_rate
 
 
 @pytest.mark.parametrize("budget", [0.01, 0.001])
-def test_the_bar_of_an_exponential_tail_is_found(budget: float) -> None:
-    """Peaks above x number 0.2 * 10^-(x - 1.5) a key-day: the bar follows, also beyond the data."""
+@pytest.mark.parametrize("steepness", [0.65, 0.8, 1.0])
+def test_the_bar_of_an_exponential_tail_is_found(budget: float, steepness: float) -> None:
+    """Peaks above x number 0.2 * 10^-steepness (x - 1.5) a key-day: the bar follows, also beyond the data, and where
+    the tail is not the shipped one."""
     key_days = 3000.0
-    bars = []
+    rates = []
     for seed in range(20):
-        peaks = 1.5 + np.random.default_rng(seed).exponential(1.0 / math.log(10.0), round(0.2 * key_days))
-        bars.append(bar_from_history(peaks.tolist(), key_days, budget))
-    expected = 1.5 + math.log10(0.2 / (AIM * budget))
-    assert np.mean(bars) == pytest.approx(expected, abs=0.08)
-    assert np.std(bars) < 0.25
+        scale = 1.0 / math.log(10.0) / steepness
+        peaks = 1.5 + np.random.default_rng(seed).exponential(scale, round(0.2 * key_days))
+        bar = bar_from_history(peaks.tolist(), key_days, budget)
+        rates.append(math.log10(0.2) - steepness * (bar - 1.5))
+    assert np.mean(rates) == pytest.approx(math.log10(AIM * budget), abs=0.18)
+    assert np.std(rates) < 0.2
 
 
 def test_a_smaller_budget_has_a_higher_bar() -> None:
