@@ -4,20 +4,24 @@ Words: integrated gradients (Sundararajan et al. 2017) over the token embeddings
 baseline, of the logit of the label that won against the mean of the others; the steps of the path are one batch.
 Chart: occlusion (Zeiler and Fergus 2014), how much of the winning trend's probability is lost when a cell is covered;
 all cells are one batch. Neighbours: cosine similarity of mean text vectors over labelled examples that come with the
-package; the index is made once a model and kept in the data folder.
+package; the index of the shipped model comes with it too (`scripts/build_neighbours.py`), that of any other is made
+once and kept in the data folder.
 """
 
 from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
+from importlib import resources
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 from torch import Tensor
 
 from models.bundle import SENTIMENTS, LoadedModel, collate
@@ -29,12 +33,26 @@ from models.training.datasets import BUNDLED, LabelledText, bundled_path, read_l
 from monitor.errors import InputError
 from monitor.records import Rejected, Trend
 
-__all__ = ["Explanation", "Neighbour", "NeighbourIndex", "WordShare", "explain", "neighbours"]
+if TYPE_CHECKING:
+    from monitor.settings import Settings
+
+__all__ = [
+    "Explanation",
+    "Neighbour",
+    "NeighbourIndex",
+    "WordShare",
+    "explain",
+    "index_folder",
+    "neighbours",
+    "packaged_index",
+    "write_index",
+]
 
 _STEPS: Final = 16
 _CELLS: Final = (6, 8)
 _MAX_TOKENS: Final = 96
-_PER_SET: Final = 1_500
+_PER_SET: Final = 1_000
+_VECTORS: Final = "vectors"
 
 
 class WordShare(msgspec.Struct, frozen=True):
@@ -179,24 +197,17 @@ class NeighbourIndex:
 
     @classmethod
     def of(cls, model: LoadedModel, folder: Path | None) -> NeighbourIndex:
-        """The index of a model, read from `folder` or made (some seconds) and kept there."""
+        """The index of a model: the one that comes with the package, or kept in `folder`; else made and kept there."""
         rows = _examples()
-        key = hashlib.sha256(f"{model.version}{len(rows)}{rows[-1].text if rows else ''}".encode()).hexdigest()[:16]
-        kept = folder / f"neighbours-{key}.npy" if folder is not None else None
-        if kept is not None and kept.is_file():
-            try:
-                vectors = np.load(kept, allow_pickle=False)
-                if len(vectors) == len(rows):
-                    return cls(rows, vectors.astype(np.float32))
-            except (OSError, ValueError):
-                # A file that was cut short is made again.
-                kept.unlink(missing_ok=True)
+        key = _index_key(model, rows)
+        kept = folder / f"neighbours-{key}.safetensors" if folder is not None else None
+        for path in (packaged_index(), kept):
+            vectors = _read_index(path, key) if path is not None else None
+            if vectors is not None:
+                return cls(rows, vectors)
         vectors = _vectors(model, [row.text for row in rows])
         if kept is not None:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with kept.with_suffix(".part").open("wb") as file:
-                np.save(file, vectors.astype(np.float16))
-            kept.with_suffix(".part").replace(kept)
+            _write_index(kept, key, vectors)
         return cls(rows, vectors)
 
     def nearest(self, model: LoadedModel, text: str, count: int) -> tuple[Neighbour, ...]:
@@ -214,9 +225,54 @@ class NeighbourIndex:
         return tuple(found[:count])
 
 
+def packaged_index() -> Path:
+    """The index of the shipped model."""
+    return Path(str(resources.files("models") / "data" / "neighbours.safetensors"))
+
+
+def _index_key(model: LoadedModel, rows: list[LabelledText]) -> str:
+    """What an index depends on: the model and the texts."""
+    digest = hashlib.sha256(model.version.encode())
+    for row in rows:
+        digest.update(row.text.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:16]
+
+
+def _read_index(path: Path, key: str) -> NDArray[np.float32] | None:
+    """The vectors in a file; None when there is none, when it is another model's, or cut short."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="np") as file:
+            if (file.metadata() or {}).get("key") != key:
+                return None
+            vectors: NDArray[np.float16] = file.get_tensor(_VECTORS)
+    except (SafetensorError, OSError):
+        return None
+    return vectors.astype(np.float32)
+
+
+def _write_index(path: Path, key: str, vectors: NDArray[np.float32]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_bytes(save({_VECTORS: vectors.astype(np.float16)}, {"key": key}))
+    part.replace(path)
+
+
+def write_index(model: LoadedModel, path: Path) -> None:
+    """Make the index of a model (half a minute on one core) and write it to `path`."""
+    rows = _examples()
+    _write_index(path, _index_key(model, rows), _vectors(model, [row.text for row in rows]))
+
+
+def index_folder(settings: Settings) -> Path:
+    """Where the indexes of other models than the shipped one are kept."""
+    return settings.data_dir / "explanations"
+
+
 @lru_cache(maxsize=1)
 def _examples() -> list[LabelledText]:
-    """Every n-th training row of the bundled sets, so that each set has about 1,500."""
+    """Every n-th training row of the bundled sets, so that each set has about 1,000."""
     found = []
     for name in BUNDLED:
         rows = [row for row in read_labelled(bundled_path(name)) if row.part in (None, "train")]

@@ -92,10 +92,10 @@ def _heat_map(found: Explanation, image: bytes) -> None:
 
 
 def _neighbours(model: Any, text: str) -> None:
-    from models.explain import neighbours
+    from models.explain import index_folder, neighbours
 
     with st.spinner("Looking for labelled examples that are alike; the first time takes a while …"):
-        found = neighbours(model, text, TOLD, settings().data_dir / "explanations")
+        found = neighbours(model, text, TOLD, index_folder(settings()))
     st.markdown("**Labelled examples that are alike**")
     table(
         ("example", "labels", "similarity"),

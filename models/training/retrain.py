@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from models.bundle import LoadedModel, Predictions, load_model
+from models.explain import NeighbourIndex, index_folder
 from models.registry import models_folder, promote, register, resolve
 from models.training.datasets import (
     BUNDLED,
@@ -233,6 +234,8 @@ def run(settings: Settings, progress: Progress, cancelled: Callable[[], bool]) -
     except Cancelled:
         return {"promoted": False, "reason": "cancelled"}
     if verdict.passed:
+        progress(0, 0, "preparing explanations")
+        NeighbourIndex.of(candidate, index_folder(settings))
         promote(settings, engine, version, actor=REASON, reason=verdict.reason)
     log.info("retraining judged", version=candidate.version, promoted=verdict.passed, reason=verdict.reason)
     return {

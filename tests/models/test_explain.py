@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from models import explain as module
-from models.bundle import LoadedModel, load_model
+from models.bundle import LoadedModel, Predictions, load_model
+from models.deletion import delete
 from models.engine.precision import prepare_cpu
 from models.explain import explain, neighbours
 from models.tokens import Row
@@ -120,10 +121,61 @@ def test_neighbours_and_their_kept_index(model: LoadedModel, tmp_path: Path) -> 
     assert found[0].labels == {"sentiment": "negative"}
     assert found[0].similarity >= found[1].similarity
     assert TEXT not in {one.text for one in neighbours(model, TEXT, 4, tmp_path)}
-    (kept,) = tmp_path.glob("neighbours-*.npy")
+    (kept,) = tmp_path.glob("neighbours-*.safetensors")
     module._indexes.clear()
     again = neighbours(model, TEXT, 2, tmp_path)
     assert [one.text for one in again] == [one.text for one in found]
     kept.write_bytes(b"torn")
     module._indexes.clear()
     assert [one.text for one in neighbours(model, TEXT, 2, tmp_path)] == [one.text for one in found]
+
+
+def test_the_shipped_index_is_that_of_the_shipped_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    model = load_model("default", device="cpu")
+    rows = module._examples()
+    vectors = module._read_index(module.packaged_index(), module._index_key(model, rows))
+    assert vectors is not None, "The shipped model has changed: run python scripts/build_neighbours.py"
+    chosen = [0, len(rows) // 2, len(rows) - 1]
+    again = module._vectors(model, [rows[i].text for i in chosen])
+    assert np.allclose(vectors[chosen], again, atol=2e-3)
+
+
+def test_highlighted_words_matter_more_than_random_ones() -> None:
+    texts = [
+        "Infosys shares plunge on Monday",
+        "Analysts downgrade Wipro to sell after profit warning",
+        "Tesla soars to a record high this week",
+        "Nordea raises its dividend for the year",
+        "Boeing loses a big order to Airbus",
+    ]
+    shipped = load_model("default", device="cpu")
+    found = [one for text in texts if (one := delete(shipped, text)) is not None]
+    assert len(found) == len(texts)
+    assert sum(one.highlighted for one in found) > 3 * sum(one.random for one in found)
+    assert all(one.highlighted >= one.random for one in found)
+
+
+def test_what_is_compared_with_what(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "alpha beta gamma delta omega"
+    asked: list[str] = []
+    answer = model.predict
+
+    def spy(rows: list[Row], **more: int) -> Predictions:
+        asked.extend(row.text for row in rows)
+        return answer(rows, **more)
+
+    monkeypatch.setattr(model, "predict", spy)
+    found = delete(model, text, draws=3, share=0.4)
+    assert found is not None
+    assert found.removed == 2
+    words = explain(model, text, count=0).words
+    strongest = {word.text for word in sorted(words, key=lambda word: -word.share)[:2]}
+    assert asked[0] == text
+    assert set(asked[0].split()) - set(asked[1].split()) == strongest
+    assert [len(one.split()) for one in asked] == [5, 3, 3, 3, 3]
+    said = answer([Row(one) for one in asked]).sentiment
+    lost = said[0, said[0].argmax()] - said[:, said[0].argmax()]
+    assert found.highlighted == pytest.approx(lost[1], abs=1e-5)
+    assert found.random == pytest.approx(lost[2:].mean(), abs=1e-5)
+    assert delete(model, "profit falls") is None

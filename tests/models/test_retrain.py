@@ -10,7 +10,7 @@ import pytest
 import torch
 from sqlalchemy import Engine
 
-from models import registry
+from models import explain, registry
 from models.bundle import load_model
 from models.tokens import Row
 from models.training import frozen
@@ -81,6 +81,7 @@ def settings(tmp_path: Path, taught: Path, monkeypatch: pytest.MonkeyPatch) -> S
     monkeypatch.setattr(job, "base_rows", lambda taxonomy: base())
     # The fusion of the small model knows nothing that could be kept: too few pictures for a judgement of it.
     monkeypatch.setattr(frozen, "PICTURES", 24)
+    monkeypatch.setattr(explain, "_examples", lambda: base()["train"][:5])
     settings = Settings(
         data_dir=tmp_path, device="cpu", retrain_base_rows=1000, retrain_epochs=3, retrain_learning_rate=3e-3
     )
@@ -126,6 +127,8 @@ def test_what_is_right_is_promoted(settings: Settings) -> None:
     assert after.parent == before.version
     assert after.metrics["heads"]["sentiment"]["n"] == 200
     assert registry.check_folder(registry.resolve(settings, engine).path).version == after.version
+    # Who asks why finds the examples ready.
+    assert len(list(explain.index_folder(settings).glob("neighbours-*.safetensors"))) == 1
     # Nothing new since: the next run has nothing to do.
     assert "0 new corrections" in job.run(settings, quiet, lambda: False)["reason"]
 
