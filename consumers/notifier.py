@@ -21,7 +21,8 @@ from consumers.topics import ALERTS, ensure_topics
 from monitor.alerts.config import NotificationConfig, load_notifications
 from monitor.alerts.delivery import Dispatcher, holder_name
 from monitor.alerts.senders import open_senders
-from monitor.errors import BrokerError, StorageError
+from monitor.errors import BrokerError, MonitorError, StorageError
+from monitor.health import Health
 from monitor.records import encode
 from monitor.settings import Settings
 from monitor.storage.alerts import OutboxEntry, claim_unpublished, mark_published, waits_for_publication
@@ -41,7 +42,8 @@ class AlertPublisher(threading.Thread):
     """Sends events of the outbox to Kafka `alerts`, in order, keyed by the alert's id.
 
     An event is marked as published when the cluster has acknowledged it; killed in between, it is sent again: readers
-    tell repetitions by the headers `alert-id` and `event`. Kafka being away is waited for, with growing pauses.
+    tell repetitions by the headers `alert-id` and `event`. Kafka being away is waited for, with growing pauses. On
+    anything else that goes wrong it ends, and `error` says why.
     """
 
     def __init__(self, settings: Settings, engine: Engine) -> None:
@@ -51,6 +53,7 @@ class AlertPublisher(threading.Thread):
         self._holder = holder_name()
         self._stop_requested = threading.Event()
         self._producer: KafkaProducer | None = None
+        self.error: Exception | None = None
 
     def stop(self) -> None:
         """Ask it to end; `join` it then."""
@@ -58,6 +61,13 @@ class AlertPublisher(threading.Thread):
 
     def run(self) -> None:
         """Publish until `stop` is called."""
+        try:
+            self._publish_all()
+        except Exception as error:  # noqa: BLE001 - a thread that dies in silence would leave Kafka without alerts
+            self.error = error
+        self._close()
+
+    def _publish_all(self) -> None:
         pause = self._settings.notifier_interval_s
         while not self._stop_requested.wait(pause):
             try:
@@ -67,7 +77,6 @@ class AlertPublisher(threading.Thread):
             except (BrokerError, StorageError) as error:
                 pause = min(max(2 * pause, 1.0), MAX_PAUSE_S)
                 log.warning("alerts cannot be published, trying again", error=str(error), again_in_s=pause)
-        self._close()
 
     def publish(self) -> int:
         """Send what waits, at most `BATCH` events; returns how many. Raises `BrokerError` or `StorageError`."""
@@ -130,22 +139,36 @@ class AlertPublisher(threading.Thread):
 
 def run_notifier(settings: Settings) -> None:
     """Run until SIGINT or SIGTERM. Raises `ConfigurationError` for wrong receivers, `StorageError` when the store
-    cannot be opened at the start."""
+    cannot be opened at the start, `MonitorError` when publishing cannot go on; nothing is lost then."""
     config = load_notifications(settings)
     engine = open_engine(settings.database)
     upgrade(engine)
     publisher = AlertPublisher(settings, engine)
     publisher.start()
     try:
-        asyncio.run(_dispatch(settings, engine, config))
+        with Health(settings.metrics_port) as health:
+            asyncio.run(_dispatch(settings, engine, config, publisher, health))
     finally:
         publisher.stop()
         publisher.join(settings.shutdown_s)
         engine.dispose()
+    if publisher.error is not None:
+        if isinstance(publisher.error, MonitorError):
+            raise publisher.error
+        log.error("the notifier cannot go on", error=repr(publisher.error), exc_info=publisher.error)
+        raise BrokerError(f"Sending alerts to Kafka failed: {publisher.error!r}.") from publisher.error
 
 
-async def _dispatch(settings: Settings, engine: Engine, config: NotificationConfig) -> None:
+async def _dispatch(
+    settings: Settings, engine: Engine, config: NotificationConfig, publisher: AlertPublisher, health: Health
+) -> None:
     stop = asyncio.Event()
+
+    def turned() -> None:
+        health.beat()
+        if publisher.error is not None:
+            stop.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     dispatcher = Dispatcher(
@@ -156,5 +179,5 @@ async def _dispatch(settings: Settings, engine: Engine, config: NotificationConf
         interval_s=settings.notifier_interval_s,
     )
     log.info("notifier started", receivers=sorted(config.receivers))
-    await dispatcher.run(stop, grace_s=settings.shutdown_s / 2)
+    await dispatcher.run(stop, grace_s=settings.shutdown_s / 2, on_turn=turned)
     log.info("notifier stopped")

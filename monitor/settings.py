@@ -163,8 +163,9 @@ class Settings(BaseSettings):
     metrics_port: int = Field(
         0,
         ge=0,
-        le=65534,
-        description="Port of Prometheus metrics and health; 0: none. Under `up` the aggregator takes the next one.",
+        le=65532,
+        description="Port of Prometheus metrics and health; 0: none. Under `up` the worker takes it, aggregator, "
+        "notifier and scheduler the three that follow.",
     )
     shutdown_s: float = Field(20.0, gt=0, description="Seconds a process may take to stop before it is killed.")
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +17,12 @@ import pytest
 import yaml
 
 from monitor.cli.app import VERBS
+from monitor.cli.processes import MEASURED, process_specs
 from monitor.settings import ENV_PREFIX, Settings
+from monitor.storage.engine import open_engine
+from monitor.storage.migrate import upgrade
+from monitor.supervisor import Supervisor
+from tests.models.tiny import tiny_backbone, tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -53,6 +63,55 @@ def test_every_lasting_service_has_a_health_check_and_restarts() -> None:
         if service["restart"] != "no":
             assert "healthcheck" in service, name
             assert service["restart"] == "unless-stopped", name
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+def test_every_probe_of_the_metrics_port_is_answered(
+    make_settings: Callable[..., Settings], broker: str, tmp_path: Path
+) -> None:
+    """The roles side by side as `up` runs them, each asked what the compose file asks its container."""
+    probes = {
+        service["command"][0]: service["healthcheck"]["test"]
+        for service in OWN.values()
+        if ":9100/ready" in str(service.get("healthcheck"))
+    }
+    assert set(probes) == set(MEASURED)
+    tiny_model(tmp_path / "model", tiny_backbone(tmp_path / "backbone"), vision=False)
+    settings = make_settings(
+        kafka_bootstrap_servers=broker,
+        metrics_port=_free_ports(len(MEASURED)),
+        model=str(tmp_path / "model"),
+        device="cpu",
+    )
+    upgrade(open_engine(settings.database))
+    supervisor = Supervisor((), settings.environment(), tmp_path / "logs")
+    try:
+        specs = {spec.name: spec for spec in process_specs(settings, MEASURED)}
+        for spec in specs.values():
+            # Not one after the other: they start within the same seconds.
+            supervisor.add(dataclasses.replace(spec, ready=lambda: True))
+        deadline = time.monotonic() + 120
+        for role, spec in specs.items():
+            port = spec.environment[f"{ENV_PREFIX}METRICS_PORT"]
+            command = [sys.executable, *probes[role][2:-1], probes[role][-1].replace(":9100", f":{port}")]
+            while (asked := subprocess.run(command, capture_output=True, text=True)).returncode:
+                log = (tmp_path / "logs" / f"{role}.log").read_text()
+                assert time.monotonic() < deadline, (role, asked.stderr, log)
+                time.sleep(0.2)
+    finally:
+        supervisor.stop()
+
+
+def _free_ports(count: int) -> int:
+    """The first of `count` ports in a row that nobody listens on."""
+    while True:
+        with ExitStack() as held:
+            first = held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+            with suppress(OSError, OverflowError):
+                for port in range(first + 1, first + count):
+                    held.enter_context(socket.create_server(("127.0.0.1", port)))
+                return int(first)
 
 
 def test_what_must_outlive_a_container_lies_on_its_volume() -> None:

@@ -124,13 +124,16 @@ class Dispatcher:
 
         await self._transaction(tell)
 
-    async def run(self, stop: asyncio.Event, *, grace_s: float = 20.0) -> None:
+    async def run(
+        self, stop: asyncio.Event, *, grace_s: float = 20.0, on_turn: Callable[[], None] = lambda: None
+    ) -> None:
         """Deliver until `stop` is set; attempts under way then have `grace_s` seconds to end.
 
-        A store that is locked or away is waited for.
+        A store that is locked or away is waited for. `on_turn` is called with every turn of the loop.
         """
         started = False
         while not stop.is_set():
+            on_turn()
             pause = self._interval_s
             try:
                 if not started:

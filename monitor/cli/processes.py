@@ -32,7 +32,9 @@ __all__ = [
     "worker",
 ]
 
-ROLES = ("worker", "aggregator", "notifier", "scheduler", "dashboard")
+# Those that serve metrics and health.
+MEASURED = ("worker", "aggregator", "notifier", "scheduler")
+ROLES = (*MEASURED, "dashboard")
 DEMO_MARK = "demo.json"
 
 
@@ -137,10 +139,10 @@ def process_specs(settings: Settings, roles: tuple[str, ...] = ROLES) -> list[Pr
 
 
 def _own_metrics_port(settings: Settings, role: str) -> dict[str, str]:
-    """On one machine every process that serves metrics needs a port of its own: the worker's, the next one."""
-    if role != "aggregator" or not settings.metrics_port:
+    """On one machine every process that serves metrics needs a port of its own: they follow on `metrics_port`."""
+    if role not in MEASURED or not settings.metrics_port:
         return {}
-    return {f"{ENV_PREFIX}METRICS_PORT": str(settings.metrics_port + 1)}
+    return {f"{ENV_PREFIX}METRICS_PORT": str(settings.metrics_port + MEASURED.index(role))}
 
 
 def start_all(supervisor: Supervisor, settings: Settings) -> None:

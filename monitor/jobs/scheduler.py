@@ -22,7 +22,8 @@ from apscheduler.schedulers.base import STATE_RUNNING
 from apscheduler.triggers.cron import CronTrigger
 from sqlalchemy import Engine
 
-from monitor.errors import ConfigurationError
+from monitor.errors import ConfigurationError, StorageError
+from monitor.health import Health
 from monitor.jobs.catalogue import JOBS
 from monitor.settings import Settings
 from monitor.storage.engine import open_engine, writing
@@ -35,6 +36,7 @@ __all__ = ["JOBS_TABLE", "build_scheduler", "crontab", "next_runs", "run_schedul
 JOBS_TABLE: Final = "apscheduler_jobs"
 # A fire missed by more than this is left out: the next regular one is near enough for all three jobs.
 MISFIRE_GRACE_S: Final = 6 * 3600
+LOOK_EVERY_S: Final = 1.0
 _DAYS: Final = ("sun", "mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 log = get_logger(__name__)
@@ -89,13 +91,20 @@ def fire(name: str) -> None:
 
 
 class _Scheduler(BackgroundScheduler):  # type: ignore[misc]
-    """APScheduler's own looks for due jobs once more when its executors are gone already, which loses the fire."""
+    """APScheduler's own looks for due jobs once more when its executors are gone already, which loses the fire, and
+    its timer dies in silence when the store fails while a fire is being noted."""
+
+    error: Exception | None = None
 
     def _process_jobs(self) -> Any:
-        return super()._process_jobs() if self.state == STATE_RUNNING else None
+        try:
+            return super()._process_jobs() if self.state == STATE_RUNNING else None
+        except Exception as error:  # noqa: BLE001 - whoever owns the scheduler looks at it
+            self.error = error
+            return None
 
 
-def build_scheduler(settings: Settings, engine: Engine) -> BackgroundScheduler:
+def build_scheduler(settings: Settings, engine: Engine) -> _Scheduler:
     """A paused scheduler that holds the jobs of `settings`.
 
     A job whose crontab is unchanged keeps its stored next run time; one whose crontab has changed gets a new one; one
@@ -147,7 +156,8 @@ def _stop_children(timeout_s: float) -> None:
 def run_scheduler(settings: Settings, stop: threading.Event | None = None) -> None:
     """Fire jobs until SIGTERM, SIGINT or `stop`. Running jobs are asked to stop and given `shutdown_s`.
 
-    Raises `ConfigurationError` for a bad crontab, `StorageError` when the store cannot be reached.
+    Raises `ConfigurationError` for a bad crontab, `StorageError` when the store cannot be reached or fails while a
+    fire is noted.
     """
     stop = stop or threading.Event()
     if threading.current_thread() is threading.main_thread():
@@ -164,9 +174,12 @@ def run_scheduler(settings: Settings, stop: threading.Event | None = None) -> No
     for name, at in next_runs(settings, datetime.now(UTC)).items():
         log.info("job scheduled", job=name, next_run=at.isoformat() if at else "never")
     try:
-        # Looked at now and then: a wait without end would not let a signal through on every platform.
-        while not stop.wait(1.0):
-            pass
+        with Health(settings.metrics_port) as health:
+            while not stop.wait(LOOK_EVERY_S):
+                if scheduler.error is not None:
+                    said = str(scheduler.error).partition("\n")[0]
+                    raise StorageError(f"The schedule cannot be kept: {said}.") from scheduler.error
+                health.beat()
     finally:
         scheduler.pause()
         _stop_children(settings.shutdown_s)

@@ -223,6 +223,26 @@ def test_a_whole_life_on_kafka_and_at_the_receiver(settings: Settings, filled: E
     assert msgspec.convert(receiver.received[1].payload["data"], Alert) == records[1][2]
 
 
+def test_a_publisher_that_cannot_go_on_ends_the_process(settings: Settings, filled: Engine) -> None:
+    code = """
+import sys
+from consumers import notifier
+from monitor.cli import app
+
+def odd(*_):
+    raise RuntimeError("nobody thought of this")
+
+notifier.claim_unpublished = odd
+sys.argv = ["sentiment-monitor", "notifier"]
+app.main()
+"""
+    process = start(settings, code=code)
+    _, errors = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 5, errors
+    assert "error: Sending alerts to Kafka failed: RuntimeError('nobody thought of this')." in errors
+    assert not all_published(filled)
+
+
 def test_webhooks_do_not_wait_for_kafka(settings: Settings, filled: Engine, receiver: DemoReceiver) -> None:
     away: dict[str, Any] = settings.model_dump() | {"kafka_bootstrap_servers": "127.0.0.1:1"}
     finish(Settings(**away), filled, lambda: len(receiver.received) == 2, join_s=0)

@@ -12,7 +12,7 @@ import pytest
 
 from monitor.cli import app
 from monitor.cli.app import VERBS
-from monitor.cli.processes import free_dashboard_port, process_specs
+from monitor.cli.processes import MEASURED, free_dashboard_port, process_specs
 from monitor.datadir import owned
 from monitor.settings import load_settings
 
@@ -122,10 +122,9 @@ def test_a_folder_in_which_another_one_runs_is_left_alone(verb: str, tmp_path: P
 
 def test_processes_of_one_machine_serve_their_metrics_on_different_ports(tmp_path: Path) -> None:
     settings = load_settings(data_dir=tmp_path, metrics_port=9100)
-    common = settings.environment()["SENTIMENT_MONITOR_METRICS_PORT"]
     specs = {spec.name: spec.environment for spec in process_specs(settings)}
-    served = {name: specs[name].get("SENTIMENT_MONITOR_METRICS_PORT", common) for name in ("worker", "aggregator")}
-    assert served == {"worker": "9100", "aggregator": "9101"}
+    served = {name: specs[name]["SENTIMENT_MONITOR_METRICS_PORT"] for name in MEASURED}
+    assert served == {"worker": "9100", "aggregator": "9101", "notifier": "9102", "scheduler": "9103"}
 
 
 def test_the_dashboard_port_is_known_and_free_before_anything_starts(tmp_path: Path) -> None:

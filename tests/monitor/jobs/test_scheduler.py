@@ -11,14 +11,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Engine
 
-from monitor.errors import ConfigurationError
+from monitor.errors import ConfigurationError, StorageError
 from monitor.jobs import scheduler
 from monitor.jobs.scheduler import build_scheduler, crontab, next_runs, run_scheduler
 from monitor.settings import Settings
@@ -118,6 +118,22 @@ def test_stopping_ends_running_jobs_and_closes_what_a_killed_scheduler_left(
     assert child.wait(5) == -signal.SIGTERM
     with reading(store) as connection:
         assert run_history(connection)[0].state == "interrupted"
+
+
+def test_a_store_that_fails_while_a_fire_is_noted_ends_the_scheduler(
+    store: Engine, make_settings: Callable[..., Settings]
+) -> None:
+    settings = make_settings(retrain_cron="", retention_cron="")
+    built = build_scheduler(settings, store)
+    # Due, but for so long that it is left out.
+    built.modify_job("drift", next_run_time=datetime.now(UTC) - timedelta(seconds=2 * scheduler.MISFIRE_GRACE_S))
+    built.shutdown(wait=False)
+    with writing(store) as connection:
+        connection.exec_driver_sql(
+            "create trigger broken before update on apscheduler_jobs begin select raise(abort, 'worn out'); end"
+        )
+    with pytest.raises(StorageError, match=r"The schedule cannot be kept: .*worn out"):
+        run_scheduler(settings, threading.Event())
 
 
 def test_a_bad_crontab_stops_the_scheduler_before_it_starts(
