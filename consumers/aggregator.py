@@ -12,7 +12,7 @@ import math
 import signal
 import ssl
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -20,6 +20,7 @@ from typing import Any, Final
 import faust
 import msgspec
 import stamina
+from aiokafka.errors import KafkaConnectionError
 from sqlalchemy import Engine
 
 from consumers import aggregator_metrics as metrics
@@ -50,6 +51,8 @@ CHECK_INTERVAL_S: Final = 0.2
 MAX_KEY_CHARS: Final = 160
 MAX_ITEM_ID_CHARS: Final = 256
 LATEST_MS: Final = 1 << 42  # the year 2109
+# What is counted is in the store already; without a broker there is nobody to take leave of.
+LEAVE_S: Final = 5.0
 
 
 class KafkaRecord(msgspec.Struct, frozen=True):
@@ -280,7 +283,10 @@ async def _serve(app: Any, judge: LiveJudge, stopping: threading.Event, failure:
         loop.add_signal_handler(number, stopping.set)
     thread = threading.Thread(target=_judge, args=(judge, stopping, failure), name="judge")
     try:
-        await app.start()
+        try:
+            await app.start()
+        except KafkaConnectionError as error:
+            raise BrokerError("No Kafka broker answers.", "It was there a moment ago; start again.") from error
         thread.start()
         log.info("aggregator started", group=app.conf.id)
         while not stopping.is_set() and failure.error is None:
@@ -293,9 +299,27 @@ async def _serve(app: Any, judge: LiveJudge, stopping: threading.Event, failure:
     finally:
         stopping.set()
         log.info("stopping")
-        await app.stop()
+        leaving = asyncio.ensure_future(app.stop())
+        await asyncio.wait([leaving], timeout=LEAVE_S)
+        if not leaving.done():
+            log.warning("left without a word to the group: the broker does not answer")
         if thread.ident is not None:
             await loop.run_in_executor(None, thread.join)
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    """As `asyncio.run`, but does not wait for tasks that go on when they are cancelled: Faust's do without a broker."""
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(main)
+    finally:
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        if left:
+            loop.run_until_complete(asyncio.wait(left, timeout=1.0))
+        loop.set_exception_handler(lambda _loop, _context: None)
+        loop.close()
 
 
 def run_aggregator(settings: Settings) -> None:
@@ -318,7 +342,7 @@ def run_aggregator(settings: Settings) -> None:
 
     try:
         with Health(settings.metrics_port) as health:
-            asyncio.run(main(health))
+            _run(main(health))
     finally:
         pool.shutdown()
         aggregation.close()

@@ -1,0 +1,54 @@
+"""The broker dies under processes that are in the middle of work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from monitor.settings import Settings
+from tests.conftest import BOOTSTRAP_SERVERS
+from tests.consumers.running import sending
+from tests.end_to_end.flow import flowing, make_items
+
+pytestmark = [
+    pytest.mark.kafka,
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(os.environ.get(BOOTSTRAP_SERVERS)), reason="the broker that is killed is the embedded one"),
+]
+
+ITEMS = 1200
+
+
+def test_work_goes_on_when_a_killed_broker_is_back_and_ends_in_time_when_it_is_not(
+    make_settings: Callable[..., Settings],
+) -> None:
+    settings = make_settings(broker_port=0, kafka_session_timeout_s=2.0, worker_batch_items=32, shutdown_s=20.0)
+    items = make_items(ITEMS)
+    counted = items[:-200]
+    with flowing(settings, counted, 0.004) as flow, sending(settings) as sender, ThreadPoolExecutor(1) as pool:
+        flow.send(sender, counted[:600])
+        rest = pool.submit(flow.send, sender, counted[600:], 0.2)
+        for kills, share in enumerate((0.1, 0.5), 1):
+            flow.until(lambda share=share: flow.stored >= share * len(counted) and flow.counting)  # type: ignore[misc]
+            os.kill(flow.supervisor.pid("broker"), signal.SIGKILL)
+            # Long enough to be in the way of sends, fetches and commits; then the supervisor starts it again.
+            time.sleep(1.0)
+            flow.until(lambda kills=kills: flow.started_again("broker") == kills)  # type: ignore[misc]
+        flow.until(rest.done)
+        rest.result()
+        flow.end(sender)
+        flow.until(flow.settled)
+        flow.check()
+        assert not any(event.startswith(("worker ended", "aggregator ended")) for event in flow.events), flow.log()
+
+        # Gone for good: whoever is told to stop while it waits for it does so in its time.
+        flow.send(sender, items[-200:])
+        flow.until(lambda: flow.stored > len(counted))
+        os.kill(flow.supervisor.pid("broker"), signal.SIGKILL)
+        time.sleep(1.0)
+        assert flow.supervisor.stop() == [], flow.log()
