@@ -25,7 +25,8 @@ from kafka.errors import (
     UnsupportedSaslMechanismError,
 )
 
-from monitor.errors import BrokerError
+from monitor.datadir import announced
+from monitor.errors import BrokerError, RecordTooLargeError
 from monitor.settings import Settings
 
 __all__ = ["admin", "broker_errors", "connection", "consumer", "drop", "group_id", "producer"]
@@ -68,7 +69,8 @@ def group_id(settings: Settings, group: str) -> str:
 @contextmanager
 def broker_errors(settings: Settings) -> Iterator[None]:
     """Turns what kafka-python raises into a `BrokerError` with one clear sentence."""
-    servers = settings.bootstrap_servers
+    # Not `bootstrap_servers`, which raises while the embedded broker is away: who waits for it is in here.
+    servers = settings.kafka_bootstrap_servers or announced(settings.broker_address_file) or settings.data_dir
     try:
         yield
     except (SaslAuthenticationFailedError, UnsupportedSaslMechanismError, IllegalSaslStateError) as error:
@@ -86,9 +88,9 @@ def broker_errors(settings: Settings) -> Iterator[None]:
             "The processes create their topics when they start; or create them by hand.",
         ) from error
     except MessageSizeTooLargeError as error:
-        raise BrokerError(
+        raise RecordTooLargeError(
             f"A record is larger than the Kafka cluster at {servers} takes: {error}.",
-            "Raise max.message.bytes of the topic, or lower max_chart_bytes.",
+            "Raise max.message.bytes of the topic, or lower max_chart_bytes or max_text_chars.",
         ) from error
     except InvalidSessionTimeoutError as error:
         raise BrokerError(

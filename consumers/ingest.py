@@ -14,9 +14,9 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
 from consumers.clients import broker_errors, producer
-from consumers.intake import WATERMARK_HEADER
+from consumers.intake import WATERMARK_HEADER, clip
 from consumers.topics import CHARTS, NEWS, ensure_topics
-from monitor.errors import BrokerError
+from monitor.errors import BrokerError, RecordTooLargeError
 from monitor.feeds.jsonl import BadLine, Line
 from monitor.feeds.rss import RssFeed, open_client
 from monitor.records import Chart, NewsItem, encode
@@ -48,8 +48,8 @@ class Ingest:
         self._lock = Lock()
 
     def item(self, item: NewsItem) -> Any:
-        """Send an item, keyed by its id. Not safe before `flush`."""
-        return self._send(NEWS, encode(item), item.id.encode(), [])
+        """Send an item, keyed by its id, cut to what the worker keeps of it. Not safe before `flush`."""
+        return self._send(NEWS, encode(clip(item, self._settings.max_text_chars)), item.id.encode(), [])
 
     def chart(self, chart: Chart) -> Any:
         """Send a chart, keyed by its item's id if it has one, so that both meet in one partition number."""
@@ -70,7 +70,8 @@ class Ingest:
                 self._send(topic, None, MARKER_KEY, headers, partition)
 
     def send_all(self, records: Sequence[NewsItem | Chart]) -> None:
-        """Send records and wait until the cluster has them. Raises `BrokerError`."""
+        """Send records and wait until the cluster has them. Raises `BrokerError`, and `RecordTooLargeError` when it is
+        one record that the cluster does not take; others may have been sent then."""
         futures = [self.item(record) if isinstance(record, NewsItem) else self.chart(record) for record in records]
         with self._careful():
             self._current().flush(timeout=SEND_TIMEOUT_S)
@@ -195,6 +196,25 @@ def replay(
     return out
 
 
+def _send_what_fits(ingest: Ingest, items: list[NewsItem]) -> tuple[list[NewsItem], list[str]]:
+    """Send items; returns those that the cluster has, and why others were left out. Raises `BrokerError`."""
+    try:
+        ingest.send_all(items)
+    except RecordTooLargeError:
+        # Which of them it was is not told. To send an item twice does no harm.
+        sent, refused = [], []
+        for item in items:
+            try:
+                ingest.send_all([item])
+            except RecordTooLargeError as error:
+                log.warning("an item is larger than the cluster takes", id=item.id, error=str(error))
+                refused.append(f"{item.title[:80]!r}: {error.message}")
+            else:
+                sent.append(item)
+        return sent, refused
+    return items, []
+
+
 def poll_feeds(
     urls: Sequence[str],
     ingest: Ingest,
@@ -219,7 +239,8 @@ def poll_feeds(
                     continue
                 polled = feed.poll(client, datetime.now(UTC), time.monotonic())
                 try:
-                    ingest.send_all(polled.items)
+                    polled.items, refused = _send_what_fits(ingest, polled.items)
+                    polled.skipped += refused
                 except BrokerError as error:
                     if once:
                         raise

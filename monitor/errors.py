@@ -6,6 +6,7 @@ MonitorError
 ├── InputError              a line of a user's file is wrong (names the line)
 ├── StorageError            the database cannot be reached or is not migrated
 ├── BrokerError             the Kafka cluster cannot be reached or lacks a topic
+│   └── RecordTooLargeError a record is larger than the cluster takes: sending it again does not help
 ├── ModelError              weights are missing, damaged or of the wrong shape
 └── DeliveryError           a notification could not be handed over
 
@@ -22,6 +23,7 @@ __all__ = [
     "InputError",
     "ModelError",
     "MonitorError",
+    "RecordTooLargeError",
     "RuleError",
     "StorageError",
 ]
@@ -77,6 +79,10 @@ class BrokerError(MonitorError):
     """The Kafka cluster cannot be reached or refuses what was asked."""
 
     exit_code = 5
+
+
+class RecordTooLargeError(BrokerError):
+    """A record is larger than the Kafka cluster takes. To send it again does not help."""
 
 
 class ModelError(MonitorError):

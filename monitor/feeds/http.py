@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from monitor.errors import BrokerError, ConfigurationError
+from monitor.errors import BrokerError, ConfigurationError, RecordTooLargeError
 from monitor.records import Chart, NewsItem, Rejected, decode_chart, news_item
 from monitor.telemetry import get_logger
 
@@ -155,6 +155,8 @@ class _Ingest:
     async def _take(self, records: Sequence[NewsItem | Chart], answer: dict[str, Any]) -> Response:
         try:
             await run_in_threadpool(self._sink, records)
+        except RecordTooLargeError as error:
+            return _error(413, "oversized", error.message)
         except BrokerError as error:
             log.error("nothing could be handed on", error=str(error))
             return _error(503, "unavailable", "The broker does not answer; send it again.", **{"Retry-After": "5"})

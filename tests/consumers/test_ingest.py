@@ -14,9 +14,9 @@ import pytest
 import respx
 
 from consumers.ingest import Ingest, poll_feeds, replay
-from monitor.errors import BrokerError
+from monitor.errors import BrokerError, RecordTooLargeError
 from monitor.feeds.jsonl import BadLine, Line
-from monitor.records import Chart, Rejected, decode_chart, decode_news
+from monitor.records import Chart, NewsItem, Rejected, decode_chart, decode_news
 from monitor.settings import Settings
 from tests.consumers.running import T0, news, png, records
 
@@ -120,11 +120,52 @@ def test_feeds_are_polled_once_and_marked(kafka_settings: Settings) -> None:
 
 def test_a_record_that_the_cluster_refuses_is_an_error(kafka_settings: Settings) -> None:
     ingest = Ingest(kafka_settings)
-    with pytest.raises(BrokerError, match="larger"):
-        ingest.send_all([news(1, body=secrets.token_hex(3 << 20))])
+    with pytest.raises(RecordTooLargeError, match="larger"):
+        ingest.send_all([news(1, chart_ids=(secrets.token_hex(3 << 20),))])
     ingest.send_all([news(2)])
     ingest.close()
     assert [r.key for r in records(kafka_settings, "news")] == [b"i2"]
+
+
+@respx.mock
+def test_an_entry_that_is_too_large_does_not_hold_its_feed_up(kafka_settings: Settings) -> None:
+    settings = kafka_settings.model_copy(update={"max_text_chars": 1 << 30})
+    now = datetime.now(UTC)
+    entries = "".join(
+        f"<item><guid>{name}</guid><title>{name}</title><description>{body}</description>"
+        f"<pubDate>{now:%a, %d %b %Y %H:%M:%S} GMT</pubDate></item>"
+        for name, body in (("first", "a"), ("huge", secrets.token_hex(3 << 20)), ("last", "b"))
+    )
+    respx.get("https://a.example/rss").mock(
+        return_value=httpx.Response(200, text=f'<rss version="2.0"><channel><title>A</title>{entries}</channel></rss>')
+    )
+    told: list[tuple[int, list[str], str]] = []
+    ingest = Ingest(settings)
+    poll_feeds(
+        ["https://a.example/rss"],
+        ingest,
+        interval_s=30,
+        once=True,
+        stop=Event(),
+        on_poll=lambda _url, items, skipped, problem: told.append((items, skipped, problem)),
+    )
+    ingest.close()
+    ((items, (reason,), problem),) = told
+    assert (items, problem) == (2, "")
+    assert "'huge': A record is larger" in reason
+    sent = {json.loads(r.value)["title"] for r in records(settings, "news") if r.value}
+    assert sent == {"first", "last"}
+
+
+def test_a_long_text_is_cut_to_what_is_kept(kafka_settings: Settings) -> None:
+    settings = kafka_settings.model_copy(update={"max_text_chars": 300})
+    ingest = Ingest(settings)
+    ingest.send_all([news(1, body=secrets.token_hex(3 << 20))])
+    ingest.close()
+    (record,) = records(settings, "news")
+    item = decode_news(record.value, datetime.now(UTC))
+    assert isinstance(item, NewsItem)
+    assert len(item.title) + len(item.body) == 300
 
 
 def test_no_broker_is_said_in_one_sentence(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from monitor.errors import BrokerError, ConfigurationError
+from monitor.errors import BrokerError, ConfigurationError, RecordTooLargeError
 from monitor.feeds.http import Limits, check_exposure, create_app
 from monitor.records import Chart, NewsItem
 
@@ -23,11 +23,11 @@ class Sink:
 
     def __init__(self) -> None:
         self.taken: list[NewsItem | Chart] = []
-        self.away = False
+        self.trouble: BrokerError | None = None
 
     def __call__(self, records: Sequence[NewsItem | Chart]) -> None:
-        if self.away:
-            raise BrokerError("No Kafka broker answers.")
+        if self.trouble:
+            raise self.trouble
         self.taken += records
 
 
@@ -123,10 +123,18 @@ def test_bad_charts(client: TestClient, sink: Sink, body: bytes, published: str,
 
 
 def test_a_broker_that_is_away_is_said_so(client: TestClient, sink: Sink) -> None:
-    sink.away = True
+    sink.trouble = BrokerError("No Kafka broker answers.")
     answer = client.post("/items", json=GOOD, headers=KEY)
     assert answer.status_code == 503
     assert answer.headers["Retry-After"]
+
+
+def test_what_the_cluster_finds_too_large_is_not_asked_for_again(client: TestClient, sink: Sink) -> None:
+    sink.trouble = RecordTooLargeError("A record is larger than the cluster takes.")
+    answer = client.post("/items", json=GOOD, headers=KEY)
+    assert answer.status_code == 413
+    assert answer.json()["error"]["code"] == "oversized"
+    assert "Retry-After" not in answer.headers
 
 
 def test_health_needs_no_token(client: TestClient) -> None:
