@@ -49,12 +49,16 @@ NEVER: Final = tuple(
         "255.255.255.255/32",
         "::/128",
         "fe80::/10",
+        "fec0::/10",  # site-local, abolished and still routed in places
         "fd00:ec2::/32",  # metadata of AWS over IPv6
         "fd20:ce::254/128",  # metadata of GCP over IPv6
         "ff00::/8",
     )
 )
-NAT64: Final = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
+# Networks whose last four bytes are an IPv4 address: NAT64, and IPv4-translated (RFC 2765).
+TRANSLATED: Final = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "::ffff:0:0:0/96")))
+# The middle of an ISATAP address (RFC 5214), whose last four bytes are an IPv4 address as well.
+ISATAP: Final = (0x00005EFE, 0x02005EFE)
 LOCAL_SUFFIXES: Final = (".localhost", ".local", ".localdomain", ".internal", ".intranet", ".lan", ".home.arpa")
 
 _NUMBER = re.compile(r"\d+|0[xX][0-9a-fA-F]*")
@@ -87,7 +91,8 @@ def _embedded(address: Address) -> Iterable[Address]:
         if address.teredo:
             yield from address.teredo
         low = int(address) & 0xFFFFFFFF
-        if any(address in network for network in NAT64) or (0xFFFF < int(address) <= 0xFFFFFFFF):
+        translated = any(address in network for network in TRANSLATED) or 0xFFFF < int(address) <= 0xFFFFFFFF
+        if translated or (int(address) >> 32) & 0xFFFFFFFF in ISATAP:
             yield ipaddress.IPv4Address(low)
 
 
@@ -162,7 +167,7 @@ class EgressPolicy:
         if not parts.hostname or given_port == 0:
             raise EgressBlockedError("The receiver's address lacks a host or has an impossible port.")
         port = given_port or DEFAULT_PORTS[scheme]
-        host = self._check_host(parts.hostname, port)
+        host = self._check_host(parts.hostname, port, bracketed="[" in parts.netloc)
         if scheme == "http" and not self._may_be_plain(host, port):
             raise EgressBlockedError(
                 f"The receiver at {host}:{port} must be called over https.",
@@ -172,12 +177,12 @@ class EgressPolicy:
         netloc = shown if port == DEFAULT_PORTS[scheme] else f"{shown}:{port}"
         return urlunsplit((scheme, netloc, parts.path or "/", parts.query, ""))
 
-    def _check_host(self, raw: str, port: int) -> str:
+    def _check_host(self, raw: str, port: int, *, bracketed: bool) -> str:
         address = _literal(raw)
         if address is not None and "%" not in raw:
             self.check_address(raw, port, str(address))
             return str(address)
-        if ":" in raw or "%" in raw:
+        if ":" in raw or "%" in raw or bracketed:
             raise EgressBlockedError("The receiver's address holds a host that cannot be used.")
         try:
             host = (

@@ -9,6 +9,7 @@ from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from typing import Final, Protocol
 
+import httpcore
 import httpx
 import msgspec
 from standardwebhooks.webhooks import Webhook
@@ -25,13 +26,15 @@ MAX_RETRY_AFTER_S: Final = 86_400.0
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What came of an attempt. `error` is empty when it was delivered; `retry_after_s` is what the receiver asked for;
-    `gone` says that it wants nothing any more."""
+    `gone` says that it wants nothing any more, `unreached` that no connection came about: the notice itself had no part
+    in it."""
 
     delivered: bool
     status: int | None = None
     error: str = ""
     retry_after_s: float | None = None
     gone: bool = False
+    unreached: bool = False
 
 
 class Sender(Protocol):
@@ -76,6 +79,7 @@ class WebhookSender:
         resolver: Resolver = resolve,
     ) -> None:
         self._url = receiver.url
+        self._policy = policy
         self._signers = [Webhook(secret) for secret in receiver.secrets]
         self._timeout_s = timeout_s
         self._clock = clock
@@ -83,7 +87,8 @@ class WebhookSender:
             transport=GuardedTransport(policy, resolver=resolver),
             follow_redirects=False,
             trust_env=False,
-            timeout=timeout_s,
+            # To connect takes less than the whole, so that a host that is away can be told from a slow one.
+            timeout=httpx.Timeout(timeout_s, connect=timeout_s / 2),
             headers={"user-agent": f"sentiment-monitor/{version('sentiment-monitor')}"},
         )
 
@@ -100,10 +105,12 @@ class WebhookSender:
         """One attempt; see the class."""
         now = self._clock()
         try:
+            # As it is written, before a client reads it in its own way; the transport checks where it leads.
+            url = self._policy.check_url(self._url)
             async with (
                 asyncio.timeout(self._timeout_s),
                 self._client.stream(
-                    "POST", self._url, content=body.encode(), headers=self.headers(webhook_id, body, now)
+                    "POST", url, content=body.encode(), headers=self.headers(webhook_id, body, now)
                 ) as answer,
             ):
                 status, retry_after = answer.status_code, answer.headers.get("retry-after")
@@ -111,10 +118,16 @@ class WebhookSender:
             return Outcome(delivered=False, error=error.message)
         except (TimeoutError, httpx.TimeoutException):
             return Outcome(delivered=False, error=f"No answer within {self._timeout_s:g} s.")
+        except httpx.InvalidURL:
+            return Outcome(delivered=False, error="The receiver's address is not a URL.")
         except httpx.HTTPError as error:
             # Of httpx's own words only the kind: a message may quote the address, which may hold a token.
-            reason = type(error.__cause__ or error).__name__
-            return Outcome(delivered=False, error=f"The receiver cannot be reached ({reason}).")
+            cause = error.__cause__ or error
+            return Outcome(
+                delivered=False,
+                error=f"The receiver cannot be reached ({type(cause).__name__}).",
+                unreached=isinstance(cause, httpcore.ConnectError | httpcore.ConnectTimeout),
+            )
         if 200 <= status < 300:
             return Outcome(delivered=True, status=status)
         redirected = " (redirects are not followed)" if 300 <= status < 400 else ""

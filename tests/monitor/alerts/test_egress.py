@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor.alerts.demo_receiver import DemoReceiver
+from monitor.alerts.demo_receiver import DemoReceiver, new_secret
 from monitor.alerts.egress import EgressBlockedError, EgressPolicy, GuardedTransport
+from monitor.alerts.receivers import Receiver, ReceiverKind
+from monitor.alerts.senders import Outcome, WebhookSender
 from monitor.errors import ConfigurationError
 
 PUBLIC = EgressPolicy()
@@ -83,6 +85,60 @@ HOSTILE = [
     "https://[fd12:3456::1]/",
     "https://[ff02::1]/",
     "https://[::1/",
+    # more ways to write an IPv4 address into an IPv6 one
+    "https://[::ffff:0:127.0.0.1]/",
+    "https://[::ffff:0:a9fe:a9fe]/",
+    "https://[64:ff9b:1::10.0.0.1]/",
+    "https://[2001:0:4136:e378:8000:63bf:80ff:fffe]/",
+    "https://[fe80::5efe:127.0.0.1]/",
+    "https://[2606:4700::5efe:10.0.0.1]/",
+    "https://[2001:db8::1]/",
+    "https://[fec0::1]/",
+    "https://[0:0:0:0:0:ffff:7f00:0001]/",
+    "https://[0000:0000:0000:0000:0000:0000:0000:0001]/",
+    "https://[::127.0.0.1]/",
+    "https://[127.0.0.1]/",
+    "https://[v1.fe80]/",
+    # what parsers disagree about
+    "https:127.0.0.1/",
+    "https:/127.0.0.1/",
+    "https:\\\\127.0.0.1\\",
+    "https://127.0.0.1:443@hooks.example/",
+    "https://hooks.example:443@127.0.0.1:443/",
+    "https://@127.0.0.1/",
+    "https://hooks.example:@10.0.0.1/",
+    "https://127.0.0.1#@hooks.example/",
+    "https://127.0.0.1?@hooks.example/",
+    "https://hooks.example%2f@127.0.0.1/",
+    "https://127.0.0.1%23.hooks.example/",
+    "https://hooks.example:443:80/",
+    "https://hooks.example:８０/",
+    "https://hooks.example:0x1bb/",
+    "https://[::1]hooks.example/",
+    "https://hooks.example[::1]/",
+    "https://ho\toks.example/",
+    "https://hooks.example\n.evil.example/",
+    # characters that are dropped, folded or look like others
+    "https://127。0｡0．1/",
+    "https://169｡254｡169｡254/",
+    "https://local\u00adhost/",
+    "https://local\u200bhost/",
+    "https://loc\u200dalhost/",
+    "https://ℓocalhost/",
+    "https://𝐥𝐨𝐜𝐚𝐥𝐡𝐨𝐬𝐭/",
+    "https://٣.١.١.١/",
+    "https://127.0.0.1\u3002/",
+    "https://hooks\u2024example\u2025/",
+    # other schemes
+    "dict://127.0.0.1:11211/stat",
+    "ldap://127.0.0.1/",
+    "data:text/plain,x",
+    "javascript:alert(1)",
+    "jar:https://hooks.example!/x",
+    "unix:///var/run/docker.sock",
+    "http+unix://%2Fvar%2Frun%2Fdocker.sock/",
+    "ws://hooks.example/",
+    "httpſ://hooks.example/",
     # metadata services
     "https://169.254.169.254/latest/meta-data/",
     "https://169.254.170.2/v2/credentials",
@@ -105,6 +161,14 @@ HOSTILE = [
     "https://ho%6fks.example/",
     "https://xn--/",
     "https://" + "a" * 2100,
+]
+
+# Spellings that are hostile only by where they lead: names of public zones that answer with any address one asks for.
+REBINDING = [
+    "https://127.0.0.1.nip.io/",
+    "https://localtest.me/",
+    "https://10-0-0-1.sslip.io/",
+    "https://xn--e1afmkfd.example/",
 ]
 
 METADATA = [url for url in HOSTILE if any(part in url for part in ("169.254.1", "fd00:ec2", "100.100.100", "a9fe"))]
@@ -140,6 +204,34 @@ def test_metadata_services_are_refused_even_when_everything_is_allowed(url: str)
 def test_public_addresses_have_one_spelling(url: str, spelling: str) -> None:
     assert PUBLIC.check_url(url) == spelling
     assert PUBLIC.check_url(spelling) == spelling
+
+
+@pytest.mark.parametrize("url", HOSTILE)
+def test_hostile_addresses_are_refused_when_sent_to_and_nobody_is_asked(url: str) -> None:
+    """As if such an address had got into the configuration past the check."""
+
+    async def never(host: str, port: int) -> list[str]:
+        raise AssertionError(f"{host}:{port} was looked up")
+
+    async def send() -> Outcome:
+        receiver = Receiver("r", ReceiverKind.WEBHOOK, url, (new_secret(),))
+        sender = WebhookSender(receiver, PUBLIC, resolver=never)
+        try:
+            return await sender.send("msg_1", "{}")
+        finally:
+            await sender.aclose()
+
+    outcome = asyncio.run(send())
+    assert (outcome.delivered, outcome.status) == (False, None)
+    assert outcome.error
+
+
+@pytest.mark.parametrize("url", REBINDING)
+@pytest.mark.parametrize("address", ["127.0.0.1", "10.0.0.1", "169.254.169.254", "::1", "::ffff:10.0.0.1", "fd00::1"])
+def test_a_public_name_that_leads_to_a_private_address_is_refused(url: str, address: str) -> None:
+    assert PUBLIC.check_url(url) == url
+    with pytest.raises(EgressBlockedError):
+        post(GuardedTransport(PUBLIC, resolver=resolver([address])), url)
 
 
 def test_what_is_allowed_and_no_more() -> None:
