@@ -7,10 +7,11 @@ Reading something again does no harm, since the ledger knows what was counted; s
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+import stamina
 from kafka import KafkaAdminClient, OffsetAndMetadata, OffsetSpec, TopicPartition
-from kafka.errors import NoError
+from kafka.errors import CoordinatorLoadInProgressError, CoordinatorNotAvailableError, NoError, NotCoordinatorError
 from sqlalchemy import Engine
 
 from consumers.clients import admin, broker_errors, group_id
@@ -23,6 +24,10 @@ from monitor.telemetry import get_logger
 __all__ = ["LogPlace", "align"]
 
 log = get_logger(__name__)
+
+
+COORDINATOR_S: Final = 30.0
+_NO_COORDINATOR: Final = (CoordinatorNotAvailableError, CoordinatorLoadInProgressError, NotCoordinatorError)
 
 
 class LogPlace(NamedTuple):
@@ -50,8 +55,12 @@ def align(settings: Settings, engine: Engine) -> LogPlace:
             ends = _offsets(client, parts, OffsetSpec.LATEST)
         stored = _adopt(engine, identity, begins, ends)
         wanted = {part: stored.get(part.partition, begins[part.partition]) for part in parts}
+        # A cluster that has just started, or has lost a node, has no coordinator for some seconds.
+        waiting = stamina.retry_context(on=_NO_COORDINATOR, attempts=None, timeout=COORDINATOR_S, wait_max=2.0)
         with broker_errors(settings):
-            _move_group(client, group_id(settings, settings.aggregator_group), wanted)
+            for attempt in waiting:
+                with attempt:
+                    _move_group(client, group_id(settings, settings.aggregator_group), wanted)
     finally:
         client.close()
     return LogPlace(identity, begins)
