@@ -36,17 +36,21 @@ WORDS = [f"word{number}" for number in range(3000)]
 def make_records(items: int, batch: int) -> dict[int, list[bytes]]:
     """Encoded records by partition: two keys an item, 100 items a minute of event time."""
     rnd = random.Random(1)
-    titles: list[str] = []
+    told: list[tuple[str, tuple[str, str]]] = []
     records: dict[int, list[bytes]] = {partition: [] for partition in range(PARTITIONS)}
     for start in range(0, items, batch):
         found: dict[int, list[Contribution]] = {partition: [] for partition in range(PARTITIONS)}
         at = 28_400_000 * MINUTE_MS
         for number in range(start, min(start + batch, items)):
             at = 28_400_000 * MINUTE_MS + number * MINUTE_MS // 100
-            copy = titles and rnd.random() < 0.33
-            titles.append(rnd.choice(titles[-200:]) if copy else " ".join(rnd.choices(WORDS, k=10)))
-            sketch = signature(titles[-1])
-            for key in (f"ticker:T{rnd.randrange(KEYS)}", f"topic:{rnd.randrange(20)}"):
+            if told and rnd.random() < 0.33:
+                told.append(rnd.choice(told[-200:]))
+            else:
+                keys = (f"ticker:T{rnd.randrange(KEYS)}", f"topic:{rnd.randrange(20)}")
+                told.append((" ".join(rnd.choices(WORDS, k=10)), keys))
+            title, keys = told[-1]
+            sketch = signature(title)
+            for key in keys:
                 found[partition_of(key, PARTITIONS)].append(
                     Contribution(
                         key=key,
@@ -57,7 +61,7 @@ def make_records(items: int, batch: int) -> dict[int, list[bytes]]:
                         negative=rnd.random() < 0.2,
                         signature=sketch,
                         source="wire",
-                        title=titles[-1],
+                        title=title,
                         url=f"https://example.org/{number}",
                     )
                 )

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
@@ -144,6 +144,21 @@ class ChartScore(msgspec.Struct, frozen=True, kw_only=True):
     p_chart: float
 
 
+class AppliedRule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A rule that spoke about an item: what it is called, the words that it found, and why it is there.
+
+    `effect` is `not_positive`, `not_negative` or `flag`. `before` is the model's own sentiment where the rule changed
+    it. `entity` names the entity whose sentiment was changed; empty: the item's.
+    """
+
+    name: str
+    effect: str
+    why: str
+    words: str
+    before: SentimentScore | None = None
+    entity: str = ""
+
+
 class ScoredItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One scored item: the record of the public `scored` topic and the line that `score` prints."""
 
@@ -165,6 +180,7 @@ class ScoredItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     entities: tuple[EntityScore, ...] = ()
     chart: ChartScore | None = None
     flags: tuple[str, ...] = ()
+    rules: tuple[AppliedRule, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def ticker_sentiment(self, ticker: str) -> SentimentScore:
@@ -175,7 +191,11 @@ class ScoredItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.sentiment
 
 
-class Contribution(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, array_like=True):
+# Epoch milliseconds between 1970 and 2109.
+EventMs = Annotated[int, msgspec.Meta(ge=0, lt=1 << 42)]
+
+
+class Contribution(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, array_like=True, gc=False):
     """What one item adds to one window key. Internal: lists of these travel on `contributions`.
 
     `at` is the event time in epoch milliseconds. `signature` are the story signature's hash values
@@ -183,11 +203,11 @@ class Contribution(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     counts under the key: it was scored again, to another topic or with other tickers.
     """
 
-    key: str
-    item_id: str
-    at: int
-    p_negative: float
-    score: float
+    key: Annotated[str, msgspec.Meta(min_length=1, max_length=160)]
+    item_id: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+    at: EventMs
+    p_negative: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    score: Annotated[float, msgspec.Meta(ge=-1, le=1)]
     negative: bool
     signature: tuple[int, ...]
     source: str = ""
@@ -201,7 +221,7 @@ class SourceWatermark(msgspec.Struct, frozen=True, array_like=True):
     event time) is in this or an earlier record. `idle` says that the partition is read to its end and quiet."""
 
     source: str
-    at: int
+    at: EventMs
     idle: bool
 
 

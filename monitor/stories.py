@@ -154,12 +154,14 @@ def similarity(a: tuple[int, ...], b: tuple[int, ...]) -> float:
     return equal / VALUES
 
 
-def story_id(key: str, item_id: str) -> str:
-    """Id of the story that `item_id` begins under `key`: 32 hexadecimal digits, the same wherever it is computed."""
-    return xxhash.xxh3_128_hexdigest(f"{key}\x1f{item_id}".encode("utf-8", "surrogatepass"))
+def story_id(key: str, item_id: str, at: int) -> str:
+    """Id of the story that `item_id` of event time `at` (epoch ms) begins under `key`: 32 hexadecimal digits, the same
+    wherever it is computed. Ids ascend with the minute, so that a database appends new ones to its index."""
+    digest = xxhash.xxh3_128_hexdigest(f"{key}\x1f{item_id}".encode("utf-8", "surrogatepass"))
+    return f"{at // 60_000:08x}{digest[:24]}"
 
 
-class Story(msgspec.Struct):
+class Story(msgspec.Struct, gc=False):
     """One story under one key. Times in epoch milliseconds; `minute` is the epoch minute that it is counted in.
 
     `title`, `url`, `source`, `item_id`, `p_negative`, `negative` are those of its first item; `items` counts its

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec.structs import astuple
 from sqlalchemy import Connection, Engine, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
@@ -21,7 +22,7 @@ from monitor.storage import tables as t
 from monitor.storage.engine import reading, writing
 from monitor.storage.ledger import StoredLedger
 from monitor.storage.trends import add_to_rollups
-from monitor.storage.upsert import upsert
+from monitor.storage.upsert import bulk_upsert, upsert
 from monitor.surges.counting import Changes, Counter, CounterState, CountingConfig, Story
 from monitor.surges.ticks import MINUTE_MS, TickDelta
 
@@ -29,6 +30,8 @@ __all__ = ["Applied", "ContributionRecord", "GapError", "PartitionCheckpoint", "
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[Contribution])
+_signature_decoder = msgspec.msgpack.Decoder(tuple[int, ...])
+_NOTHING = TickDelta()
 
 
 class ContributionRecord(NamedTuple):
@@ -155,14 +158,10 @@ class PartitionCheckpoint:
         )
 
     def _store_counts(self, connection: Connection, changes: Changes) -> None:
-        ticks = [
-            {"key": key, "minute": minute, **msgspec.structs.asdict(delta)}
-            for (key, minute), delta in changes.ticks.items()
-            if delta != TickDelta()
-        ]
-        upsert(connection, t.ticks, ticks, add=msgspec.structs.asdict(TickDelta()))
+        ticks = [(*place, *astuple(delta)) for place, delta in changes.ticks.items() if delta != _NOTHING]
+        bulk_upsert(connection, t.ticks, ticks, add=TickDelta.__struct_fields__)
         add_to_rollups(connection, changes.ticks)
-        upsert(connection, t.stories, [_story_row(story, self.partition) for story in changes.stories.values()])
+        bulk_upsert(connection, t.stories, [_story_row(story, self.partition) for story in changes.stories.values()])
 
     def _store_waiting(self, connection: Connection, changes: Changes, begun: int, *, closed: bool) -> None:
         c = t.waiting.c
@@ -201,11 +200,30 @@ class PartitionCheckpoint:
             raise _StaleMemoryError
 
 
-def _story_row(story: Story, partition: int) -> dict[str, Any]:
-    row = msgspec.structs.asdict(story)
-    for name in ("sources", "item_ids", "signature"):
-        row[name] = list(row[name])
-    return {**row, "partition": partition}
+def _story_row(story: Story, partition: int) -> tuple[Any, ...]:
+    """A story in the order of the table's columns."""
+    return (
+        story.id,
+        story.key,
+        partition,
+        story.first_at,
+        story.last_at,
+        story.minute,
+        story.negative,
+        story.items,
+        _json(story.sources),
+        story.title,
+        story.url,
+        story.source,
+        story.item_id,
+        _json(story.item_ids),
+        story.p_negative,
+        _encoder.encode(story.signature),
+    )
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 def _open_stories(connection: Connection, partition: int, since: int) -> list[Story]:
@@ -214,7 +232,14 @@ def _open_stories(connection: Connection, partition: int, since: int) -> list[St
     columns = [c[name] for name in Story.__struct_fields__]
     query = select(*columns).where(c.partition == partition, c.last_at >= since).order_by(c.first_at, c.id)
     return [
-        Story(**{**row, **{name: tuple(row[name]) for name in ("sources", "item_ids", "signature")}})
+        Story(
+            **{
+                **row,
+                "sources": tuple(row["sources"]),
+                "item_ids": tuple(row["item_ids"]),
+                "signature": _signature_decoder.decode(row["signature"]),
+            }
+        )
         for row in connection.execute(query).mappings()
     ]
 

@@ -90,6 +90,7 @@ items = Table(
     Column("chart", Json, nullable=True),
     Column("modality", String(8), nullable=False),
     Column("flags", Json, nullable=False),
+    Column("rules", Json, nullable=False),
     Column("model_version", String(128), nullable=False),
     Column("scored_at", UtcTime, nullable=False),
 )
@@ -238,7 +239,7 @@ stories = Table(
     Column("item_id", String(256), nullable=False),
     Column("item_ids", Json, nullable=False),
     Column("p_negative", Float, nullable=False),
-    Column("signature", Json, nullable=False),
+    Column("signature", LargeBinary, nullable=False),
     Index(None, "key", "minute"),
     Index(None, "partition", "last_at"),
 )

@@ -12,7 +12,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, Table, case, func, select
 
 from monitor.storage.tables import rollups, ticks
-from monitor.storage.upsert import upsert
+from monitor.storage.upsert import bulk_upsert
 
 __all__ = [
     "DAY",
@@ -91,19 +91,20 @@ def add_to_rollups(connection: Connection, deltas: Mapping[tuple[str, int], Any]
 
     Belongs into the transaction that writes the ticks. A delta has the attributes of `TickSums`.
     """
-    added: dict[tuple[int, str, int], list[float]] = {}
+    hours: dict[tuple[str, int], list[float]] = {}
     for (key, minute), delta in deltas.items():
-        values = [getattr(delta, name) for name in _SUMS]
-        for width in (HOUR, DAY):
-            place = (width, key, minute - minute % width)
-            known = added.get(place)
-            added[place] = values if known is None else [a + b for a, b in zip(known, values, strict=True)]
+        _add(hours, (key, minute - minute % HOUR), [getattr(delta, name) for name in _SUMS])
+    days: dict[tuple[str, int], list[float]] = {}
+    for (key, minute), values in hours.items():
+        _add(days, (key, minute - minute % DAY), values)
     # In key order, so that two aggregators never wait for each other crosswise.
-    rows = [
-        {"width": width, "key": key, "minute": minute, **dict(zip(_SUMS, added[width, key, minute], strict=True))}
-        for width, key, minute in sorted(added)
-    ]
-    upsert(connection, rollups, rows, add=_SUMS)
+    for width, sums in ((HOUR, hours), (DAY, days)):
+        bulk_upsert(connection, rollups, [(width, *place, *sums[place]) for place in sorted(sums)], add=_SUMS)
+
+
+def _add(sums: dict[tuple[str, int], list[float]], place: tuple[str, int], values: list[float]) -> None:
+    known = sums.get(place)
+    sums[place] = values if known is None else [a + b for a, b in zip(known, values, strict=True)]
 
 
 def newest_minute(connection: Connection, *, not_after: int | None = None) -> int | None:

@@ -227,7 +227,7 @@ class Counter:
                 _add_copy(story, c)
                 return story
         story = Story(
-            id=story_id(c.key, c.item_id),
+            id=story_id(c.key, c.item_id, c.at),
             key=c.key,
             first_at=c.at,
             last_at=c.at,

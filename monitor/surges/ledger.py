@@ -16,7 +16,7 @@ __all__ = ["STALE", "Counted", "Ledger", "MemoryLedger"]
 STALE: Final = -1
 
 
-class Counted(msgspec.Struct, frozen=True, array_like=True):
+class Counted(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What is remembered of a counted pair of key and item.
 
     `minute` is the epoch minute that it was counted in, `STALE` if in none; `retracted` says that it has been taken

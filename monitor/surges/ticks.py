@@ -19,7 +19,7 @@ __all__ = ["MINUTE_MS", "CounterState", "TickDelta", "advance", "merge_sources"]
 MINUTE_MS: Final = 60_000
 
 
-class TickDelta(msgspec.Struct):
+class TickDelta(msgspec.Struct, gc=False):
     """What is to be added to one key's tick of one minute. `late` are the items of later counting among `items`."""
 
     stories: int = 0

@@ -16,7 +16,7 @@ HEADLINE = "Apple shares fall 5% after weak iPhone sales in China"
 
 def story(number: int, text: str, at: int = 0) -> Story:
     return Story(
-        id=story_id("k", str(number)),
+        id=story_id("k", str(number), 0),
         key="k",
         first_at=at,
         last_at=at,
@@ -28,6 +28,7 @@ def story(number: int, text: str, at: int = 0) -> Story:
         url="",
         source="",
         item_id=str(number),
+        item_ids=(str(number),),
         p_negative=0.9,
         signature=signature(text),
     )

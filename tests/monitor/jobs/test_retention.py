@@ -91,7 +91,7 @@ def fill(engine: Engine, ages_days: list[float]) -> None:
                     item_id=f"i{number}",
                     item_ids=[],
                     p_negative=0.8,
-                    signature=[],
+                    signature=b"",
                 )
             )
 

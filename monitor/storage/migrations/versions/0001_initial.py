@@ -151,6 +151,7 @@ def upgrade() -> None:
         sa.Column("chart", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
         sa.Column("modality", sa.String(length=8), nullable=False),
         sa.Column("flags", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("rules", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
         sa.Column("model_version", sa.String(length=128), nullable=False),
         sa.Column("scored_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_items")),
@@ -342,7 +343,7 @@ def upgrade() -> None:
         sa.Column("item_id", sa.String(length=256), nullable=False),
         sa.Column("item_ids", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
         sa.Column("p_negative", sa.Float(), nullable=False),
-        sa.Column("signature", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("signature", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_stories")),
     )
     op.create_index(op.f("ix_stories_key_minute"), "stories", ["key", "minute"], unique=False)
