@@ -1,25 +1,30 @@
 """How many contributions a second one aggregator counts: decoding, story clustering and the store; no broker.
 
-    python benchmarks/aggregator.py [--items 40000] [--batch 128] [--database sqlite:///...]
+    python benchmarks/aggregator.py [--items 40000] [--batch 128] [--keys 1000] [--database sqlite:///...]
 
 Contributions come as the worker sends them: one record a partition and scoring batch, a third of the items copies.
 Prints one JSON object: contributions per second of wall clock and of this process's CPU time, and the latter for the
-counting alone.
+counting alone; then how long another process takes to load what is open, and how much memory that holds per key.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import random
 import tempfile
 import time
+import tracemalloc
 from pathlib import Path
+
+from sqlalchemy import Engine, func, select
 
 from consumers.aggregator import decode_batch
 from monitor.records import Contribution, ContributionBatch, Rejected, SourceWatermark, encode
+from monitor.storage import tables as t
 from monitor.storage.checkpoint import ContributionRecord, PartitionCheckpoint
-from monitor.storage.engine import open_engine
+from monitor.storage.engine import open_engine, reading
 from monitor.storage.migrate import upgrade
 from monitor.stories import signature
 from monitor.surges.counting import Counter, CounterState, CountingConfig
@@ -28,12 +33,12 @@ from monitor.surges.ledger import MemoryLedger
 from monitor.surges.ticks import MINUTE_MS
 
 PARTITIONS = 4
-RECORDS_TOGETHER = 20
-KEYS = 1000
+# As many as the aggregator takes from a partition at once while it catches up.
+RECORDS_TOGETHER = 100
 WORDS = [f"word{number}" for number in range(3000)]
 
 
-def make_records(items: int, batch: int) -> dict[int, list[bytes]]:
+def make_records(items: int, batch: int, tickers: int) -> dict[int, list[bytes]]:
     """Encoded records by partition: two keys an item, 100 items a minute of event time."""
     rnd = random.Random(1)
     told: list[tuple[str, tuple[str, str]]] = []
@@ -46,7 +51,7 @@ def make_records(items: int, batch: int) -> dict[int, list[bytes]]:
             if told and rnd.random() < 0.33:
                 told.append(rnd.choice(told[-200:]))
             else:
-                keys = (f"ticker:T{rnd.randrange(KEYS)}", f"topic:{rnd.randrange(20)}")
+                keys = (f"ticker:T{rnd.randrange(tickers)}", f"topic:{rnd.randrange(20)}")
                 told.append((" ".join(rnd.choices(WORDS, k=10)), keys))
             title, keys = told[-1]
             sketch = signature(title)
@@ -77,19 +82,29 @@ def decoded(values: list[bytes]) -> list[ContributionBatch]:
     return [batch for batch in map(decode_batch, values) if not isinstance(batch, Rejected)]
 
 
+def load(engine: Engine, config: CountingConfig) -> list[PartitionCheckpoint]:
+    """What a process holds that takes the partitions over."""
+    loaded = [PartitionCheckpoint(engine, partition, config) for partition in range(PARTITIONS)]
+    for checkpoint in loaded:
+        checkpoint.apply([])
+    return loaded
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=40_000)
     parser.add_argument("--batch", type=int, default=128, help="items of a scoring batch")
+    parser.add_argument("--keys", type=int, default=1000, help="tickers beside the 20 topics")
     parser.add_argument("--database", default="", help="SQLAlchemy URL of an empty database; default: a SQLite file")
     arguments = parser.parse_args()
-    records, config = make_records(arguments.items, arguments.batch), CountingConfig()
+    records, config = make_records(arguments.items, arguments.batch, arguments.keys), CountingConfig()
     began = time.process_time()
     for values in records.values():
         counter = Counter(config, CounterState(sources={}))
         for batch in decoded(values):
             counter.apply(batch, MemoryLedger())
+    del counter
     counting_s = time.process_time() - began
     with tempfile.TemporaryDirectory() as folder:
         engine = open_engine(arguments.database or f"sqlite:///{Path(folder) / 'monitor.db'}")
@@ -103,6 +118,18 @@ def main() -> None:
                 numbered = [ContributionRecord(start + index, batch) for index, batch in enumerate(batches)]
                 contributions += checkpoints[partition].apply(numbered).contributions
         seconds, cpu_s = time.perf_counter() - began, time.process_time() - cpu_began
+        del checkpoints, records
+        gc.collect()
+        began = time.perf_counter()
+        load(engine, config)
+        recovery_s = time.perf_counter() - began
+        tracemalloc.start()
+        loaded = load(engine, config)
+        held, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        del loaded
+        with reading(engine) as connection:
+            keys = connection.scalar(select(func.count(t.stories.c.key.distinct())))
         engine.dispose()
     print(
         json.dumps(
@@ -112,6 +139,9 @@ def main() -> None:
                 "contributions_per_s": round(contributions / seconds),
                 "contributions_per_cpu_s": round(contributions / cpu_s),
                 "counting_only_per_cpu_s": round(contributions / counting_s),
+                "keys": keys,
+                "recovery_s": round(recovery_s, 2),
+                "bytes_per_key": round(held / keys),
                 "database": engine.dialect.name,
             }
         )
