@@ -17,6 +17,7 @@ from consumers.clients import broker_errors, producer
 from consumers.intake import WATERMARK_HEADER, clip
 from consumers.topics import CHARTS, NEWS, ensure_topics
 from monitor.errors import BrokerError, RecordTooLargeError
+from monitor.feeds.egress import feed_policy
 from monitor.feeds.jsonl import BadLine, Line
 from monitor.feeds.rss import RssFeed, open_client
 from monitor.records import Chart, NewsItem, encode
@@ -220,6 +221,7 @@ def poll_feeds(
     ingest: Ingest,
     *,
     interval_s: float,
+    egress_allow: str,
     once: bool,
     stop: Event,
     on_poll: Callable[[str, int, list[str], str], None],
@@ -228,11 +230,12 @@ def poll_feeds(
 
     `on_poll` is told the address, the number of new items, why entries were skipped, and what went wrong. Every
     interval a marker says that what was published two intervals ago has been seen. A broker that is away only delays.
+    A feed's server may redirect to public addresses and to what `egress_allow` names.
     """
     feeds = [RssFeed(url, interval_s) for url in urls]
     failed: set[str] = set()
     marked = -interval_s
-    with open_client() as client:
+    with open_client(feed_policy([feed.url for feed in feeds], egress_allow)) as client:
         while not stop.is_set():
             for feed in feeds:
                 if feed.due_s > time.monotonic() or stop.is_set():

@@ -129,7 +129,13 @@ def rss(
 
     with closing(Ingest(settings)) as ingest:
         failed = poll_feeds(
-            urls, ingest, interval_s=settings.rss_interval_s, once=once, stop=_stop_event(), on_poll=report
+            urls,
+            ingest,
+            interval_s=settings.rss_interval_s,
+            egress_allow=settings.egress_allow,
+            once=once,
+            stop=_stop_event(),
+            on_poll=report,
         )
     if once and failed:
         raise InputError(f"{failed} of {len(urls)} feeds could not be read.")

@@ -20,7 +20,9 @@ import feedparser
 import httpx
 import trafilatura
 
+from monitor.alerts.egress import EgressPolicy
 from monitor.errors import ConfigurationError
+from monitor.feeds.egress import guarded_transport
 from monitor.records import NewsItem, Rejected, derive_id, news_item
 
 __all__ = ["Polled", "RssFeed", "check_url", "open_client", "parse_feed", "plain_text"]
@@ -35,15 +37,20 @@ _AGENT: Final = "sentiment-monitor (+https://pypi.org/project/sentiment-monitor/
 
 def check_url(url: str) -> str:
     """The URL, if it is an http or https address. Raises `ConfigurationError`."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = httpx.URL(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.host)
+    except httpx.InvalidURL:
+        usable = False
+    if not usable:
         raise ConfigurationError(f"{url!r} is no address of a feed.", "It has to begin with http:// or https://.")
     return url
 
 
-def open_client() -> httpx.Client:
-    """An HTTP client for feeds: short time-outs, few redirects, http and https only."""
+def open_client(policy: EgressPolicy) -> httpx.Client:
+    """An HTTP client for feeds: short time-outs, few redirects, http and https only, nowhere that `policy` forbids."""
     return httpx.Client(
+        transport=guarded_transport(policy),
         timeout=TIMEOUT_S,
         follow_redirects=True,
         max_redirects=5,

@@ -9,10 +9,12 @@ import pytest
 import respx
 
 from monitor.errors import ConfigurationError
+from monitor.feeds.egress import feed_policy
 from monitor.feeds.rss import MAX_FEED_BYTES, RssFeed, check_url, open_client, parse_feed, plain_text
 
 NOW = datetime(2024, 1, 9, tzinfo=UTC)
 URL = "https://news.example/feed"
+POLICY = feed_policy([URL], "")
 RSS = b"""<?xml version="1.0"?><rss version="2.0"><channel><title>Wire &amp; Co</title><language>en</language>
 <item><guid>g1</guid><link>https://news.example/1</link><title>Profit &lt;b&gt;falls&lt;/b&gt;</title>
 <description>&lt;p&gt;One.&lt;/p&gt;&lt;p&gt;Two.&lt;script&gt;alert(1)&lt;/script&gt;&lt;/p&gt;</description>
@@ -79,7 +81,7 @@ def test_conditional_requests_and_nothing_twice() -> None:
         httpx.Response(200, content=RSS),
     ]
     feed = RssFeed(URL, 60)
-    with open_client() as client:
+    with open_client(POLICY) as client:
         assert len(feed.poll(client, NOW, 0.0).items) == 2
         assert feed.due_s == 60
         assert feed.poll(client, NOW, 60.0).items == []
@@ -97,7 +99,7 @@ def test_conditional_requests_and_nothing_twice() -> None:
 def test_a_failing_feed_is_left_alone_for_longer_and_longer() -> None:
     route = respx.get(URL)
     feed = RssFeed(URL, 60)
-    with open_client() as client:
+    with open_client(POLICY) as client:
         for status, pause in ((500, 120), (404, 240)):
             route.mock(return_value=httpx.Response(status))
             assert str(status) in feed.poll(client, NOW, 0.0).problem
@@ -119,7 +121,7 @@ def test_a_failing_feed_is_left_alone_for_longer_and_longer() -> None:
 @respx.mock
 def test_an_endless_feed_and_an_endless_redirect_are_refused() -> None:
     feed = RssFeed(URL, 60)
-    with open_client() as client:
+    with open_client(POLICY) as client:
         respx.get(URL).mock(return_value=httpx.Response(200, content=b"x" * (MAX_FEED_BYTES + 1)))
         assert "larger" in feed.poll(client, NOW, 0.0).problem
         respx.get(URL).mock(return_value=httpx.Response(302, headers={"Location": URL}))
