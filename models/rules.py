@@ -10,17 +10,18 @@ import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
 from monitor.errors import ConfigurationError
-from monitor.records import SentimentScore
+from monitor.records import AppliedRule, SentimentScore
 
-__all__ = ["Rule", "SentimentRules", "load_rules"]
+__all__ = ["PREFIX", "Match", "Rule", "SentimentRules", "load_rules"]
 
 PREFIX: Final = "rule:"
 _SEARCHED: Final = 4_000
+_WORDS_CHARS: Final = 200
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -32,6 +33,13 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     why: str
     unless: str = ""
     ceiling: float = 0.2
+
+
+class Match(NamedTuple):
+    """A rule that speaks about a text, and the words in which it found what it looks for."""
+
+    rule: Rule
+    words: str
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,25 +81,37 @@ class SentimentRules:
                 raise ConfigurationError(f"The sentiment rule {rule.name} has a wrong pattern: {error}.") from error
             self._compiled.append((rule, pattern, unless))
 
-    def matching(self, text: str) -> list[Rule]:
+    def matching(self, text: str) -> list[Match]:
         """Rules that speak about a text; its first 4,000 characters are searched."""
         searched = text[:_SEARCHED]
-        return [
-            rule
-            for rule, pattern, unless in self._compiled
-            if pattern.search(searched) and not (unless and unless.search(searched))
-        ]
+        found = []
+        for rule, pattern, unless in self._compiled:
+            place = pattern.search(searched)
+            if place and not (unless and unless.search(searched)):
+                found.append(Match(rule, place.group()[:_WORDS_CHARS]))
+        return found
 
     @staticmethod
-    def apply(rules: Sequence[Rule], sentiment: SentimentScore) -> tuple[SentimentScore, tuple[str, ...]]:
-        """The sentiment after `rules`, and the flags of those that changed it or only mark."""
-        flags = []
-        for rule in rules:
+    def apply(
+        matches: Sequence[Match], sentiment: SentimentScore, entity: str = ""
+    ) -> tuple[SentimentScore, tuple[AppliedRule, ...]]:
+        """The sentiment after the rules, and a note of each that changed it or only marks.
+
+        `entity` names what the sentiment is about; empty: the item.
+        """
+        notes = []
+        for rule, words in matches:
             limited = sentiment if rule.effect == "flag" else _limited(sentiment, rule.effect, rule.ceiling)
-            if rule.effect == "flag" or limited is not sentiment:
-                flags.append(f"{PREFIX}{rule.name}")
+            changed = limited is not sentiment
+            if changed or rule.effect == "flag":
+                before = sentiment if changed else None
+                notes.append(
+                    AppliedRule(
+                        name=rule.name, effect=rule.effect, why=rule.why, words=words, before=before, entity=entity
+                    )
+                )
             sentiment = limited
-        return sentiment, tuple(flags)
+        return sentiment, tuple(notes)
 
 
 def load_rules(path: Path | None = None) -> SentimentRules:

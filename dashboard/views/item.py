@@ -14,7 +14,7 @@ from dashboard.store import change, read
 from dashboard.views.explanation import show_explanation, wording
 from monitor.alerts.records import clean_url
 from monitor.errors import InputError
-from monitor.records import ChartScore, EntityScore, Modality, ScoredItem, Sentiment, Trend
+from monitor.records import ChartScore, EntityScore, Modality, ScoredItem, Sentiment, SentimentScore, Trend
 from monitor.storage.articles import ChartImage, article, chart_image
 from monitor.storage.labels import Label, add_labels, decode_label, label_history
 from monitor.taxonomy import bundled_taxonomy
@@ -74,6 +74,33 @@ def _entities(entities: tuple[EntityScore, ...]) -> None:
     )
 
 
+def _rules(item: ScoredItem) -> None:
+    """Which rules spoke, where, why, and what the model itself had said."""
+    if not item.rules:
+        return
+    st.subheader("Rules", anchor=False)
+    table(
+        ("rule", "found", "did", "why"),
+        (
+            (
+                escape(rule.name),
+                escape(f"“{rule.words}”"),
+                "only marks it"
+                if rule.before is None
+                else f"changed {escape(rule.entity or 'the article')}; the model said "
+                f"{sentiment_chip(rule.before.label)} with {max(_probabilities(rule.before)):.0%}",
+                escape(rule.why),
+            )
+            for rule in item.rules
+        ),
+        "Rules that spoke about this article",
+    )
+
+
+def _probabilities(p: SentimentScore) -> tuple[float, float, float]:
+    return p.negative, p.neutral, p.positive
+
+
 def _scores(item: ScoredItem) -> None:
     taxonomy = bundled_taxonomy()
     sentiment, topic = st.columns(2)
@@ -81,7 +108,7 @@ def _scores(item: ScoredItem) -> None:
         st.subheader("Sentiment", anchor=False)
         p = item.sentiment
         st.altair_chart(
-            probability_chart(dict(zip(SENTIMENTS, (p.negative, p.neutral, p.positive), strict=True)), colours=COLOURS),
+            probability_chart(dict(zip(SENTIMENTS, _probabilities(p), strict=True)), colours=COLOURS),
             alt="Probabilities of sentiment",
         )
     with topic:
@@ -93,6 +120,7 @@ def _scores(item: ScoredItem) -> None:
         )
     if item.entities:
         _entities(item.entities)
+    _rules(item)
     markup(
         f'<p class="quiet">Scored from {READ[item.modality]} by {escape(item.model_version)} at '
         f"<time>{clock(item.scored_at)}</time> UTC; id {escape(item.id)}</p>"

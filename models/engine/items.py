@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.engine.cache import RowScore
-from models.rules import Rule, SentimentRules
+from models.rules import PREFIX, Match, SentimentRules
 from monitor.linking import Mention
 from monitor.records import (
     Chart,
@@ -71,7 +71,7 @@ class Question:
     text: str
     language: str | None
     mentions: list[Mention]
-    rules: list[Rule]
+    rules: list[Match]
     chart: Chart | None = None
     flags: tuple[str, ...] = ()
 
@@ -133,15 +133,15 @@ def answer(
     chart = _trend(question.chart, whole, threshold) if question.chart is not None else None
     if chart is not None and chart.label is Trend.NOT_A_CHART:
         flags.append(Flag.NOT_A_CHART)
-    sentiment, changed = SentimentRules.apply(question.rules, SentimentScore.of(whole.sentiment))
-    flags += changed
+    sentiment, rules = SentimentRules.apply(question.rules, SentimentScore.of(whole.sentiment))
     scored: list[EntityScore] = []
     for mention in question.mentions[:MAX_ENTITIES]:
         row = entities.get((mention.start, mention.end))
         towards = sentiment if row is None else SentimentScore.of(row.sentiment)
         if row is not None and len(question.mentions) == 1:
-            towards, changed = SentimentRules.apply(question.rules, towards)
-            flags += changed
+            towards, notes = SentimentRules.apply(question.rules, towards, mention.name)
+            # A mark on the item need not be repeated for its company.
+            rules += tuple(note for note in notes if note.before is not None)
         scored.append(
             EntityScore(name=mention.name, ticker=mention.ticker, sentiment=towards, relevance=mention.relevance)
         )
@@ -167,5 +167,6 @@ def answer(
         chart_ids=item.chart_ids or ((question.chart.chart_id,) if question.chart is not None else ()),
         entities=tuple(scored),
         chart=chart,
-        flags=tuple(dict.fromkeys(flags)),
+        flags=tuple(dict.fromkeys([*flags, *(f"{PREFIX}{rule.name}" for rule in rules)])),
+        rules=rules,
     )

@@ -9,7 +9,16 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import ColumnElement, Connection, and_, or_, select
 
-from monitor.records import ChartScore, EntityScore, Modality, ScoredItem, Sentiment, SentimentScore, TopicScore
+from monitor.records import (
+    AppliedRule,
+    ChartScore,
+    EntityScore,
+    Modality,
+    ScoredItem,
+    Sentiment,
+    SentimentScore,
+    TopicScore,
+)
 from monitor.storage.tables import charts, item_keys, items, stories
 from monitor.storage.trends import MARKET, topic_keys
 
@@ -219,6 +228,7 @@ def article(connection: Connection, item_id: str) -> ScoredItem | None:
         entities=tuple(msgspec.convert(entity, EntityScore) for entity in row.entities),
         chart=None if row.chart is None else msgspec.convert(row.chart, ChartScore),
         flags=tuple(row.flags),
+        rules=tuple(msgspec.convert(rule, AppliedRule) for rule in row.rules),
     )
 
 

@@ -161,6 +161,7 @@ def _row(scored: ScoredItem) -> dict[str, Any]:
         "chart": msgspec.to_builtins(scored.chart),
         "modality": scored.modality.value,
         "flags": list(scored.flags),
+        "rules": msgspec.to_builtins(scored.rules),
         "model_version": scored.model_version,
         "scored_at": scored.scored_at,
     }

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 
 from monitor.pairing import Group
 from monitor.records import (
+    AppliedRule,
     Chart,
     ChartScore,
     ContributionBatch,
@@ -261,7 +262,17 @@ def make_items(count: int = 900, hours: float = 36, seed: int = 7) -> list[Score
             body="The shares of Intel lost ground again.\n\nVolume was above the average of the past month.",
             chart_ids=("chart-1",),
             modality=Modality.BOTH,
-            flags=("truncated",),
+            flags=("text_truncated", "rule:trading_halt"),
+            rules=(
+                AppliedRule(
+                    name="trading_halt",
+                    effect="not_positive",
+                    why="A halt of trading is never good news in itself.",
+                    words="halts <b>trading</b>",
+                    before=SentimentScore.of((0.1, 0.27, 0.63)),
+                    entity="Intel",
+                ),
+            ),
             chart=ChartScore(chart_id="chart-1", label=Trend.DOWN, down=0.86, flat=0.1, up=0.04, p_chart=0.99),
         )
     )

@@ -183,7 +183,12 @@ def test_an_item_shows_everything(filled: Engine) -> None:
     for part in (
         "Intel slides",
         "Volume was above",
-        "truncated",
+        "text_truncated",
+        "rule:trading_halt",
+        "“halts &lt;b&gt;trading&lt;/b&gt;”",
+        "changed Intel; the model said",
+        "with 63%",
+        "A halt of trading is never good news in itself.",
         "INTC",
         "default-2026.03",
         "it falls",

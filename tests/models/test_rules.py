@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.rules import Rule, SentimentRules, load_rules
+from models.rules import Match, Rule, SentimentRules, load_rules
 from monitor.errors import ConfigurationError
 from monitor.records import Sentiment, SentimentScore
 
@@ -31,7 +31,7 @@ GOOD = SentimentScore.of([0.1, 0.2, 0.7])
     ],
 )
 def test_a_bundled_rule_speaks(text: str, rule: str) -> None:
-    assert rule in {found.name for found in load_rules().matching(text)}
+    assert rule in {found.rule.name for found in load_rules().matching(text)}
 
 
 @pytest.mark.parametrize(
@@ -51,18 +51,31 @@ def test_the_bundled_rules_are_silent(text: str) -> None:
 
 
 def test_a_rule_cuts_the_positive_side_and_says_so() -> None:
-    rules = load_rules().matching("Hertz files for bankruptcy")
-    limited, flags = SentimentRules.apply(rules, GOOD)
-    assert flags == ("rule:bankruptcy",)
+    rules = load_rules().matching("Car rental giant Hertz files for bankruptcy on Friday")
+    limited, (note,) = SentimentRules.apply(rules, GOOD)
+    assert (note.name, note.effect, note.words) == ("bankruptcy", "not_positive", "files for bankruptcy")
+    assert note.why.startswith("Insolvency is never good news")
+    assert (note.before, note.entity) == (GOOD, "")
     assert [limited.negative, limited.neutral, limited.positive] == pytest.approx([0.8 / 3, 1.6 / 3, 0.2])
     assert limited.label is Sentiment.NEUTRAL
+    assert SentimentRules.apply(rules, GOOD, "Hertz")[1][0].entity == "Hertz"
     bad = SentimentScore.of([0.8, 0.1, 0.1])
     assert SentimentRules.apply(rules, bad) == (bad, ())
 
 
 def test_a_flag_changes_nothing_but_always_shows() -> None:
     rules = load_rules().matching("guaranteed returns")
-    assert SentimentRules.apply(rules, GOOD) == (GOOD, ("rule:promotion",))
+    sentiment, (note,) = SentimentRules.apply(rules, GOOD)
+    assert sentiment == GOOD
+    assert (note.name, note.effect, note.before) == ("promotion", "flag", None)
+
+
+def test_two_rules_each_say_what_they_found() -> None:
+    rules = load_rules().matching("Acme files for bankruptcy and defaults on its bonds")
+    limited, notes = SentimentRules.apply([Match(m.rule, m.words) for m in rules], GOOD)
+    assert {note.name for note in notes} == {"bankruptcy"}
+    assert [m.rule.name for m in rules] == ["bankruptcy", "default"]
+    assert limited.positive == pytest.approx(0.2)
 
 
 @given(
@@ -74,7 +87,7 @@ def test_a_cut_side_never_wins_and_probabilities_stay_probabilities(
     p: list[float], effect: str, ceiling: float
 ) -> None:
     rule = Rule(name="r", pattern="x", effect=effect, why="", ceiling=ceiling)  # type: ignore[arg-type]
-    limited, _ = SentimentRules.apply([rule], SentimentScore.of([x / sum(p) for x in p]))
+    limited, _ = SentimentRules.apply([Match(rule, "x")], SentimentScore.of([x / sum(p) for x in p]))
     values = [limited.negative, limited.neutral, limited.positive]
     assert sum(values) == pytest.approx(1.0)
     side = 2 if effect == "not_positive" else 0

@@ -167,6 +167,12 @@ def test_a_rule_overrides_and_says_so(scorer: Scorer) -> None:
         assert item.sentiment.label != "positive"
         assert item.sentiment.positive <= 0.2 + 1e-6
         assert ("rule:bankruptcy" in item.flags) == (item.sentiment.positive == pytest.approx(0.2))
+        assert [rule.name for rule in item.rules] == ["bankruptcy"] * len(item.rules)
+        for rule in item.rules:
+            assert rule.words == "files for bankruptcy"
+            assert rule.before is not None
+            assert rule.before.positive > 0.2
+            assert rule.entity in ("", "Hertz Global Holdings Inc", *(entity.name for entity in item.entities))
 
 
 def test_repeated_content_is_scored_once(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy import Engine, select
 from monitor.errors import InputError
 from monitor.pairing import Group, stand_in
 from monitor.records import (
+    AppliedRule,
     Chart,
     ChartScore,
     Modality,
@@ -60,6 +61,11 @@ def scored(group: Group[int], topic: str = "macro") -> ScoredItem:
         tickers=news.tickers,
         chart_ids=news.chart_ids,
         flags=("f",),
+        rules=(
+            AppliedRule(
+                name="r", effect="not_positive", why="w", words="found", before=SentimentScore.of((0.2, 0.2, 0.6))
+            ),
+        ),
         chart=ChartScore(chart_id=pictures[0].chart_id, label=Trend.UP, down=0.1, flat=0.1, up=0.8, p_chart=0.9)
         if pictures
         else None,
