@@ -104,7 +104,7 @@ class AppriseSender:
         except TimeoutError:
             return Outcome(delivered=False, error=f"No answer within {self._timeout_s:g} s.")
         except OSError:
-            return Outcome(delivered=False, error="The receiver's name cannot be resolved.")
+            return Outcome(delivered=False, error="The receiver's name cannot be resolved.", unreached=True)
         return Outcome(delivered=not error, error=error)
 
     def _notify(self, service: Any, message: Message) -> str:

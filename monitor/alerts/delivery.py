@@ -91,6 +91,9 @@ class Dispatcher:
         self._attempts: dict[str, asyncio.Task[None]] = {}
         self._in_flight: Counter[str] = Counter()
         self._quiet_until: dict[str, datetime] = {}
+        # Receivers to which no connection came about since a notice last arrived. Before a first notice has arrived
+        # that may be true of any: the process that ran before may have seen it.
+        self._cut_off = set(config.receivers)
         self._renewed = self._reviewed = self._reconsidered = datetime.min.replace(tzinfo=UTC)
         self._wake = asyncio.Event()
         # One thread: the store's transactions come one after the other, and never on the event loop.
@@ -220,22 +223,28 @@ class Dispatcher:
 
     async def _record(self, delivery: Delivery, outcome: Outcome) -> None:
         """Write down what came of it, however long the store takes: the receiver has it, the store must know."""
+        back = outcome.delivered and delivery.receiver in self._cut_off
+        if outcome.delivered:
+            self._cut_off.discard(delivery.receiver)
+        elif outcome.unreached:
+            self._cut_off.add(delivery.receiver)
         while True:
             try:
-                await self._transaction(lambda conn: self._write(conn, delivery, outcome))
+                await self._transaction(lambda conn: self._write(conn, delivery, outcome, back=back))
             except StorageError as error:
                 log.error("the outcome cannot be stored yet", webhook_id=delivery.id, error=str(error))
                 await asyncio.sleep(STORE_PAUSE_S)
             else:
                 return
 
-    def _write(self, conn: Connection, delivery: Delivery, outcome: Outcome) -> None:
+    def _write(self, conn: Connection, delivery: Delivery, outcome: Outcome, *, back: bool) -> None:
         now = self._clock()
         line = log.bind(webhook_id=delivery.id, receiver=delivery.receiver, event=delivery.event)
         if outcome.delivered:
             if deliveries.finish(conn, delivery.id, outcome.status, now):
                 self._audit(conn, delivery, now, "delivered", status=outcome.status, attempts=delivery.attempts + 1)
-            deliveries.hurry(conn, delivery.receiver, now)
+            if back:
+                deliveries.hurry(conn, delivery.receiver, now)
             line.info("delivered", status=outcome.status, attempts=delivery.attempts + 1)
             return
         again = next_attempt(delivery.attempts + 1, now, retry_after_s=outcome.retry_after_s)

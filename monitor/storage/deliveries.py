@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, and_, or_, select, update
+from sqlalchemy import Connection, and_, case, or_, select, update
 
 from monitor.storage.audit import note_change
 from monitor.storage.tables import deliveries
@@ -232,7 +232,11 @@ def postpone(conn: Connection, receiver: str, until: datetime) -> None:
 
 
 def hurry(conn: Connection, receiver: str, now: datetime) -> None:
-    """A receiver answers again: what waited because it could not be reached or was broken is due at once."""
+    """A receiver can be reached again: what has got no answer before is due at once.
+
+    The attempt that failed does not count: an outage, or a connection that comes and goes, must not use up the
+    schedule. One attempt stays noted, by which it is known that the notice may not go into a digest any more.
+    """
     conn.execute(
         update(deliveries)
         .where(
@@ -240,12 +244,9 @@ def hurry(conn: Connection, receiver: str, now: datetime) -> None:
             deliveries.c.state == PENDING,
             deliveries.c.attempts > 0,
             deliveries.c.next_attempt_at > now,
-            or_(
-                deliveries.c.last_status.is_(None),
-                and_(deliveries.c.last_status >= 500, deliveries.c.last_status != 503),
-            ),
+            deliveries.c.last_status.is_(None),
         )
-        .values(next_attempt_at=now)
+        .values(next_attempt_at=now, attempts=case((deliveries.c.attempts > 1, deliveries.c.attempts - 1), else_=1))
     )
 
 
