@@ -21,7 +21,7 @@ import msgspec
 from sqlalchemy import Connection, Engine
 
 from monitor.alerts.config import NotificationConfig
-from monitor.alerts.lifecycle import NOTIFIER, announce_again, release_held, route_outbox
+from monitor.alerts.lifecycle import NOT_CONFIGURED, NOTIFIER, announce_again, release_held, route_outbox
 from monitor.alerts.receivers import ReceiverKind
 from monitor.alerts.records import MAX_PAYLOAD_BYTES, Digest, DigestContent, DigestEntry, Notice
 from monitor.alerts.rulebook import take_up
@@ -121,8 +121,9 @@ class Dispatcher:
         receivers = {name: receiver.definition for name, receiver in self._config.receivers.items()}
 
         def tell(conn: Connection) -> None:
-            for gone in sync(conn, receivers, self._clock()):
-                deliveries.give_up_all(conn, gone, "The receiver is no longer configured.")
+            sync(conn, receivers, self._clock())
+            # At every start, not only when one vanishes: another notifier that still knew it may have added some since.
+            deliveries.give_up_unknown(conn, receivers, NOT_CONFIGURED)
             take_up(conn, self._config.rules, self._clock())
 
         await self._transaction(tell)

@@ -29,9 +29,19 @@ from monitor.storage.rules import TAKEN, muted_rules, rule_actor
 from monitor.storage.silences import list_silences
 from monitor.storage.tables import items
 
-__all__ = ["NOTIFIER", "announce_again", "notice_body", "release_held", "request_trial", "route_outbox", "trial_notice"]
+__all__ = [
+    "NOTIFIER",
+    "NOT_CONFIGURED",
+    "announce_again",
+    "notice_body",
+    "release_held",
+    "request_trial",
+    "route_outbox",
+    "trial_notice",
+]
 
 NOTIFIER: Final = "notifier"
+NOT_CONFIGURED: Final = "The receiver is no longer configured."
 ACTIVE: Final = (AlertState.FIRING.value, AlertState.ACKNOWLEDGED.value)
 
 
@@ -109,13 +119,20 @@ class _Circumstances:
         self._muted = muted_rules(conn, now)
         self._active = store.list_alerts(conn, states=ACTIVE)
         self._config = config
-        self.switched_off = {r.name: r.disabled_reason or "" for r in list_receivers(conn) if not r.enabled}
+        self._switched_off = {r.name: r.disabled_reason or "" for r in list_receivers(conn) if not r.enabled}
 
     def of(self, alert: Alert) -> Situation:
         ids = [story.item_id for story in alert.stories]
         topics = Counter(self._conn.scalars(select(items.c.topic).where(items.c.id.in_(ids)))) if ids else Counter()
         verdict = self._rules.verdict(alert, self._now, self._muted)
         return Situation(self._now, self._silences, verdict, self._active, topics)
+
+    def cannot_be_told(self, receiver: str) -> str:
+        """Why nobody would send a notice to this receiver; empty when somebody does."""
+        if receiver not in self._config.receivers:
+            return NOT_CONFIGURED
+        off = self._switched_off.get(receiver)
+        return "" if off is None else f"The receiver is switched off: {off}"
 
     def targets(self, alert: Alert, situation: Situation) -> list[Target]:
         """Who is to be told that the alert fires. Which rules took it goes into its trail, each once."""
@@ -130,7 +147,7 @@ class _Circumstances:
 def _notice(
     alert: Alert, event: str, receiver: str, position: int, now: datetime, circumstances: _Circumstances
 ) -> Delivery:
-    off = circumstances.switched_off.get(receiver)
+    failed = circumstances.cannot_be_told(receiver)
     return Delivery(
         id=delivery_id(alert.id, event, receiver),
         episode_id=alert.id,
@@ -139,9 +156,9 @@ def _notice(
         position=position,
         payload=notice_body(alert),
         created_at=now,
-        state=PENDING if off is None else FAILED,
-        next_attempt_at=now if off is None else None,
-        last_error=None if off is None else f"The receiver is switched off: {off}",
+        state=FAILED if failed else PENDING,
+        next_attempt_at=None if failed else now,
+        last_error=failed or None,
     )
 
 

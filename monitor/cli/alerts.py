@@ -330,12 +330,18 @@ def replay(
     """Send undelivered notices again at once, under the same ids; the notifier does it."""
     from monitor.errors import ConfigurationError
     from monitor.storage.deliveries import replay as send_again
+    from monitor.storage.deliveries import stranded
     from monitor.storage.engine import writing
 
     if bool(ids) == all:
         raise ConfigurationError("Name the ids to replay, or say --all.", "`sentiment-monitor alerts undelivered`")
     with writing(open_store(current_settings())) as connection:
+        left = stranded(connection, None if all else ids)
         number = send_again(connection, datetime.now(UTC), None if all else ids, by=user_name(""))
-    if ids and not number:
+    for receiver, count in left.items():
+        err.print(
+            f"{count} for {receiver} left alone: it is switched off (`alerts enable`) or not configured.", markup=False
+        )
+    if ids and not number and not left:
         raise ConfigurationError("None of these is undelivered.", "`sentiment-monitor alerts undelivered` shows them.")
     out.print(f"{number} to be sent again." if number else "Nothing to send again.")

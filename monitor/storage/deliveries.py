@@ -8,15 +8,15 @@ be replayed), `dropped` (the episode ended while it was held). A row that went i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, and_, case, or_, select, update
+from sqlalchemy import Connection, and_, case, func, or_, select, update
 
 from monitor.storage.audit import note_change
-from monitor.storage.tables import deliveries
+from monitor.storage.tables import deliveries, receivers
 from monitor.storage.upsert import insert_missing
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "finish",
     "give_up",
     "give_up_all",
+    "give_up_unknown",
     "group_due",
     "hurry",
     "lease",
@@ -49,6 +50,7 @@ __all__ = [
     "replay",
     "retry",
     "set_free",
+    "stranded",
     "tests_of_receivers",
     "undelivered",
 ]
@@ -114,8 +116,15 @@ def any_held(conn: Connection) -> bool:
 
 
 def any_due(conn: Connection, now: datetime) -> bool:
-    """True when a notice for anybody may be attempted now, or waits for an earlier one only."""
-    waiting = and_(deliveries.c.state == PENDING, deliveries.c.next_attempt_at <= now, deliveries.c.digest_id.is_(None))
+    """True when a notice for anybody may be attempted now, or waits for an earlier one only. Who is switched off gets
+    tests alone."""
+    off = deliveries.c.receiver.in_(select(receivers.c.name).where(~receivers.c.enabled))
+    waiting = and_(
+        deliveries.c.state == PENDING,
+        deliveries.c.next_attempt_at <= now,
+        deliveries.c.digest_id.is_(None),
+        or_(deliveries.c.event == TEST, ~off),
+    )
     return conn.scalar(select(deliveries.c.id).where(waiting, _free(now)).limit(1)) is not None
 
 
@@ -216,8 +225,18 @@ def give_up(conn: Connection, row: str, status: int | None, error: str) -> bool:
 
 
 def give_up_all(conn: Connection, receiver: str, error: str) -> int:
-    """The receiver is gone: everything that waits for it is given up and stays listed. Returns how many."""
-    waiting = and_(deliveries.c.receiver == receiver, deliveries.c.state == PENDING)
+    """The receiver wants nothing more: all that waits for it is given up and stays listed. Returns how many."""
+    return _give_up_waiting(conn, deliveries.c.receiver == receiver, error)
+
+
+def give_up_unknown(conn: Connection, known: Collection[str], error: str) -> int:
+    """Give up what waits for receivers that are none of the `known`: nobody would ever send it, and it stays listed.
+    Returns how many."""
+    return _give_up_waiting(conn, deliveries.c.receiver.not_in(known), error)
+
+
+def _give_up_waiting(conn: Connection, whose: Any, error: str) -> int:
+    waiting = and_(whose, deliveries.c.state == PENDING)
     values = {"state": FAILED, "last_error": error, "next_attempt_at": None, "lease_holder": None, "lease_until": None}
     return conn.execute(update(deliveries).where(waiting).values(**values)).rowcount
 
@@ -335,19 +354,38 @@ def tests_of_receivers(conn: Connection) -> dict[str, Delivery]:
     return {row.receiver: row for row in _read(conn, query)}
 
 
+def _replayable(ids: Sequence[str] | None) -> Any:
+    chosen = and_(
+        deliveries.c.event != TEST,
+        deliveries.c.digest_id.is_(None),
+        or_(deliveries.c.state == FAILED, and_(deliveries.c.state == PENDING, deliveries.c.attempts > 0)),
+    )
+    if ids is None:
+        return chosen
+    member = deliveries.alias("member")
+    digests = select(member.c.digest_id).where(member.c.id.in_(ids), member.c.digest_id.is_not(None))
+    return and_(chosen, or_(deliveries.c.id.in_(ids), deliveries.c.id.in_(digests)))
+
+
+def _served() -> Any:
+    """The receiver is configured and switched on."""
+    return deliveries.c.receiver.in_(select(receivers.c.name).where(receivers.c.enabled))
+
+
+def stranded(conn: Connection, ids: Sequence[str] | None = None) -> dict[str, int]:
+    """How many undelivered notices `replay` leaves alone, by the name of their receiver, which is gone or off."""
+    query = select(deliveries.c.receiver, func.count()).where(_replayable(ids), ~_served())
+    rows = conn.execute(query.group_by(deliveries.c.receiver).order_by(deliveries.c.receiver))
+    return {name: int(number) for name, number in rows}
+
+
 def replay(conn: Connection, now: datetime, ids: Sequence[str] | None = None, *, by: str = "cli") -> int:
     """Make failed and waiting notifications due at once, with a fresh schedule and the same ids; `ids` None: all.
 
-    A digest is replayed as a whole. Returns how many are due now.
+    A digest is replayed as a whole. What nobody would send, because its receiver is gone or switched off, stays as it
+    is (`stranded` tells it). Returns how many are due now.
     """
-    chosen = and_(
-        deliveries.c.event != TEST,
-        or_(deliveries.c.state == FAILED, and_(deliveries.c.state == PENDING, deliveries.c.attempts > 0)),
-    )
-    if ids is not None:
-        digests = select(deliveries.c.digest_id).where(deliveries.c.id.in_(ids), deliveries.c.digest_id.is_not(None))
-        chosen = and_(chosen, or_(deliveries.c.id.in_(ids), deliveries.c.id.in_(digests)))
-    rows = conn.scalars(select(deliveries.c.id).where(chosen, deliveries.c.digest_id.is_(None))).all()
+    rows = conn.scalars(select(deliveries.c.id).where(_replayable(ids), _served())).all()
     values = {"state": PENDING, "attempts": 0, "next_attempt_at": now, "last_error": None}
     conn.execute(update(deliveries).where(deliveries.c.id.in_(rows)).values(**values))
     conn.execute(

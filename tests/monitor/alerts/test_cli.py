@@ -101,6 +101,11 @@ def test_undelivered_is_listed_and_replayed(store: Engine) -> None:
         run("replay", "msg_2")
     with pytest.raises(ConfigurationError, match="Name the ids"):
         run("replay")
+    for chosen in ("--all", "msg_1"):
+        assert "1 for desk left alone" in run("replay", chosen)
+    assert run("undelivered", "--json") != ""
+    with writing(store) as conn:
+        sync(conn, {"desk": {"kind": "webhook", "address": "https://x/…", "rate_per_minute": 1}}, AT)
     run("replay", "msg_1")
     with writing(store) as conn:
         (due,) = deliveries.due(conn, "desk", datetime.now(UTC), 10)

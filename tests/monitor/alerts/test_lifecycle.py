@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, select
 
 from monitor.alerts.config import NotificationConfig
 from monitor.alerts.egress import EgressPolicy
-from monitor.alerts.lifecycle import announce_again, release_held, request_trial, route_outbox
+from monitor.alerts.lifecycle import NOT_CONFIGURED, announce_again, release_held, request_trial, route_outbox
 from monitor.alerts.receivers import Receiver, ReceiverKind
 from monitor.alerts.routing import Route
 from monitor.alerts.rules import Rule, Rules
@@ -19,7 +19,7 @@ from monitor.storage import deliveries
 from monitor.storage.alerts import acknowledge, audit_trail, record_decisions
 from monitor.storage.audit import changes
 from monitor.storage.engine import writing
-from monitor.storage.receivers import disable, sync
+from monitor.storage.receivers import disable, enable, sync
 from monitor.storage.rules import alerts_taken, mute_rule, save_rule, sync_rules, taken_counts
 from monitor.storage.silences import add_silence
 from monitor.storage.tables import deliveries as delivery_table
@@ -249,7 +249,37 @@ def test_what_a_switched_off_receiver_misses_is_listed(store: Engine) -> None:
         route_outbox(conn, DESK, NOW)
         (row,) = deliveries.undelivered(conn)
         assert (row.state, row.last_error) == ("failed", "The receiver is switched off: It answered 410 (gone).")
+        # Nobody would send it: it stays listed until the receiver is back.
+        assert deliveries.replay(conn, NOW) == 0
+        assert deliveries.stranded(conn) == deliveries.stranded(conn, [row.id]) == {"desk": 1}
+        assert deliveries.undelivered(conn) == [row]
+        assert not deliveries.any_due(conn, NOW)
+        enable(conn, "desk", NOW, by="ada")
         assert deliveries.replay(conn, NOW) == 1
+        assert deliveries.stranded(conn) == {}
+        assert deliveries.any_due(conn, NOW)
+
+
+def test_what_waits_for_a_receiver_that_is_switched_off_takes_no_lock(store: Engine) -> None:
+    with writing(store) as conn:
+        sync(conn, {"desk": DESK.receivers["desk"].definition}, AT)
+        record(conn, decision())
+        route_outbox(conn, DESK, NOW)
+        assert deliveries.any_due(conn, NOW)
+        disable(conn, "desk", "ada is away", NOW)
+        assert not deliveries.any_due(conn, NOW)
+        request_trial(conn, "desk", NOW, DASHBOARD, by="ada")
+        assert deliveries.any_due(conn, NOW)
+
+
+def test_the_end_of_an_alert_is_listed_for_a_receiver_that_is_gone(store: Engine) -> None:
+    with writing(store) as conn:
+        record(conn, decision())
+        route_outbox(conn, DESK, NOW)
+        record(conn, decision("resolve"))
+        route_outbox(conn, config_of(Route(("other",))), NOW)
+        (row,) = deliveries.undelivered(conn)
+        assert (row.event, row.state, row.last_error) == ("resolved", "failed", NOT_CONFIGURED)
 
 
 def test_which_rules_took_an_alert_is_in_its_trail_and_can_be_looked_back_on(store: Engine) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from sqlalchemy import Engine
 
@@ -212,15 +213,26 @@ def test_what_waits_for_a_receiver_that_is_gone_is_listed(store: Engine) -> None
         record(store, decision())
         with writing(store) as conn:
             route_outbox(conn, config_of(webhook("http://127.0.0.1:1/", "old")), clock.now)
+            (waiting,) = deliveries.of_episode(conn, decision().episode_id)
         second = dispatcher(store, config_of(webhook("http://127.0.0.1:1/", "new")), clock)
         await second.start()
+        with writing(store) as conn:
+            assert deliveries.replay(conn, clock.now) == 0
+            # As a notifier that still knew the receiver would have left it after that.
+            deliveries.add(conn, [msgspec.structs.replace(waiting, id="msg_later", event="resolved")])
+        await second.start()
+        with reading(store) as conn:
+            assert not deliveries.any_due(conn, clock.now)
         await first.close()
         await second.close()
 
     asyncio.run(scenario())
     with reading(store) as conn:
-        (row,) = deliveries.undelivered(conn)
-    assert (row.receiver, row.state, row.last_error) == ("old", "failed", "The receiver is no longer configured.")
+        found = deliveries.undelivered(conn)
+    assert {(row.receiver, row.state, row.last_error) for row in found} == {
+        ("old", "failed", "The receiver is no longer configured.")
+    }
+    assert len(found) == 2
 
 
 class RawServer:
