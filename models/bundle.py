@@ -12,7 +12,7 @@ Folder
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -135,8 +135,11 @@ def collate(rows: Sequence[TokenizedRow], pad_id: int, device: torch.device) -> 
 class LoadedModel:
     """A model that answers: deterministic, in evaluation mode, with its adapter merged.
 
-    `network`, `backbone` and `file` are there for engines that run the text encoder another way.
+    `network`, `backbone` and `file` are there for engines that run the text encoder another way; `encoder` is such a
+    way: rows with a text to their features.
     """
+
+    encoder: Callable[[Sequence[TokenizedRow]], TextFeatures] | None = None
 
     def __init__(self, network: Classifier, backbone: TextBackbone, file: ModelFile, device: torch.device) -> None:
         self.network = network.to(device).eval()
@@ -175,7 +178,9 @@ class LoadedModel:
         return tokenized
 
     def encode_text(self, rows: Sequence[TokenizedRow]) -> TextFeatures:
-        """Token vectors of rows with a text, padded: the one expensive step, which an engine may replace."""
+        """Features of rows with a text: the one expensive step, for which an engine may set `encoder`."""
+        if self.encoder is not None:
+            return self.encoder(rows)
         return self.network.encode_text(collate(rows, self.backbone.pad_id, self.device))
 
     @torch.inference_mode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbones import VisionBackbone, VisionTokens
@@ -27,6 +28,24 @@ class Batch:
     ids: Tensor
     mask: Tensor
     span: Tensor
+
+
+# Rows that a head reads together when it serves on a CPU.
+_TILE = 32
+
+
+def _read(head: nn.Module, features: Tensor) -> Tensor:
+    """`head` of features (B, W).
+
+    The order in which a matrix product adds up depends on its shape. Serving on a CPU, a head always sees the same
+    number of rows, so that a row's last bits do not depend on how many others there are.
+    """
+    if features.device.type != "cpu" or not torch.is_inference_mode_enabled():
+        whole: Tensor = head(features)
+        return whole
+    count = len(features)
+    filled = F.pad(features, (0, 0, 0, -count % _TILE))
+    return torch.cat([head(tile) for tile in torch.split(filled, _TILE)])[:count]
 
 
 @dataclass(frozen=True)
@@ -96,23 +115,19 @@ class Classifier(nn.Module):
     def topic_logits(self, text: TextFeatures) -> Tensor:
         """(B, T) from the mean over each text."""
         width = text.tokens.shape[-1]
-        logits: Tensor = self.topic_head(text.pooled()[:, :width])
-        return logits
+        return _read(self.topic_head, text.pooled()[:, :width])
 
     def sentiment_of_text(self, text: TextFeatures) -> Tensor:
         """(B, 3) of texts without a chart."""
-        logits: Tensor = self.sentiment_head(self.fusion.text_only(text))
-        return logits
+        return _read(self.sentiment_head, self.fusion.text_only(text))
 
     def sentiment_of_both(self, text: TextFeatures, image: VisionTokens) -> Tensor:
         """(B, 3) of texts, each with its chart."""
-        logits: Tensor = self.sentiment_head(self.fusion.both(text, image))
-        return logits
+        return _read(self.sentiment_head, self.fusion.both(text, image))
 
     def sentiment_of_image(self, image: VisionTokens) -> Tensor:
         """(B, 3) of charts without a text."""
-        logits: Tensor = self.sentiment_head(self.fusion.image_only(image))
-        return logits
+        return _read(self.sentiment_head, self.fusion.image_only(image))
 
     def forward(self, batch: Batch) -> Logits:
         """Logits of texts alone: what the text part is trained on."""

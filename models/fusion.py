@@ -32,20 +32,26 @@ FusionKind = Literal["cross", "concat", "pool"]
 class TextFeatures:
     """Encoded texts: `tokens` (B, L, H), `mask` (B, L) True at tokens, `span` (B, L) True at what is asked about.
 
-    `span` marks the entity (with its markers) in an entity row and every token in an item row.
+    `span` marks the entity (with its markers) in an entity row and every token in an item row. `means` (B, 2H) are
+    the means over text and span where whoever encoded the texts has them; `tokens` may then be empty (L = 0) as long
+    as no row has a picture.
     """
 
     tokens: Tensor
     mask: Tensor
     span: Tensor
+    means: Tensor | None = None
 
     def pooled(self) -> Tensor:
         """Mean over the text and mean over the span, side by side: (B, 2H)."""
+        if self.means is not None:
+            return self.means
         return torch.cat([_mean(self.tokens, self.mask), _mean(self.tokens, self.span)], dim=-1)
 
     def select(self, index: Tensor) -> TextFeatures:
         """The rows at `index` (K,)."""
-        return TextFeatures(self.tokens[index], self.mask[index], self.span[index])
+        means = None if self.means is None else self.means[index]
+        return TextFeatures(self.tokens[index], self.mask[index], self.span[index], means)
 
 
 def _mean(tokens: Tensor, mask: Tensor) -> Tensor:

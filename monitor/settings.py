@@ -16,7 +16,8 @@ import platformdirs
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from monitor.errors import ConfigurationError
+from monitor.datadir import announced
+from monitor.errors import BrokerError, ConfigurationError
 
 __all__ = ["ENV_PREFIX", "Settings", "load_settings"]
 
@@ -88,9 +89,9 @@ class Settings(BaseSettings):
     )
     worker_model_poll_s: float = Field(5.0, gt=0, description="Seconds between looks for a newly promoted model.")
     cpu_precision: str = Field(
-        "fp32",
-        description="Arithmetic of the text backbone on a CPU: fp32, bf16, int8, or auto: the fastest that agrees. "
-        "With fp32 a score does not depend on what else is in the batch, so a replay gives the same counts.",
+        "auto",
+        description="Arithmetic of the text backbone on a CPU: fp32, bf16, int8, or auto: the fastest whose answers "
+        "are those of fp32, measured once per machine and model. Where workers run on unlike machines, name one.",
         pattern="^(auto|fp32|bf16|int8)$",
     )
     score_cache_rows: int = Field(20_000, ge=0, description="Texts and pictures whose scores are kept; 0: none.")
@@ -124,7 +125,7 @@ class Settings(BaseSettings):
     webhook_secret: SecretStr = Field(SecretStr(""), description="Signing secret of those receivers (whsec_...).")
     receivers_file: str = Field("", description="TOML file of receivers and routes; empty: only webhook_urls.")
     egress_allow: str = Field(
-        "", description="Comma-separated networks (CIDR) or host:port that webhooks may reach though private."
+        "", description="Comma-separated networks (CIDR) or host:port that webhooks and feeds may reach though private."
     )
     notifier_lease_s: float = Field(
         15.0, gt=0, description="Seconds after which another notifier takes over what a silent one was sending."
@@ -191,7 +192,7 @@ class Settings(BaseSettings):
 
     @property
     def broker_address_file(self) -> Path:
-        """Where a running embedded broker of this data_dir writes its `host:port`."""
+        """Where the embedded broker of this data_dir announces its `host:port` (`monitor.datadir`)."""
         return self.data_dir / "broker" / "address"
 
     @property
@@ -201,13 +202,18 @@ class Settings(BaseSettings):
 
     @property
     def bootstrap_servers(self) -> str:
-        """The cluster's address in force: configured, else that of the embedded broker."""
-        if self.kafka_bootstrap_servers:
-            return self.kafka_bootstrap_servers
-        try:
-            return self.broker_address_file.read_text().strip()
-        except OSError:
-            return f"127.0.0.1:{self.broker_port}"
+        """The cluster's address in force: configured, else that of the embedded broker.
+
+        Raises `BrokerError` when the embedded broker is meant and none runs in this data_dir: what else listens on
+        its port is a stranger's.
+        """
+        address = self.kafka_bootstrap_servers or announced(self.broker_address_file)
+        if address is None:
+            raise BrokerError(
+                f"No embedded broker runs in {self.data_dir}.",
+                "Start one (`sentiment-monitor up`, `demo` or `broker`), or name a cluster (kafka_bootstrap_servers).",
+            )
+        return address
 
     def environment(self) -> dict[str, str]:
         """Every setting that was given, as environment variables for child processes; secrets in clear."""

@@ -18,7 +18,7 @@ from models.engine.cache import RowScore, ScoreCache, row_key
 from models.engine.forward import Forward, RowFailure
 from models.engine.items import Flag, Question, ScoringRequest, answer, entity_shown, spans_of
 from models.engine.language import LanguageGuard, languages_of
-from models.engine.precision import prepare_cpu
+from models.engine.precision import prepare
 from models.registry import resolve
 from models.rules import SentimentRules, load_rules
 from models.tokens import Row, TokenizedRow
@@ -106,7 +106,7 @@ class Scorer:
     def _load(self, path: Path, registered: str) -> _Serving:
         settings = self._settings
         model = load_model(path, device=settings.device or None)
-        prepare_cpu(model, settings)
+        prepare(model, settings)
         log.info("model loaded", version=model.version, device=str(model.device))
         return _Serving(
             model=model,

@@ -38,7 +38,7 @@ def evaluate(
     """
     from models.bundle import load_model
     from models.engine import open_scorer
-    from models.engine.precision import prepare_cpu
+    from models.engine.precision import prepare
     from models.registry import existing_store, resolve
     from models.training.evaluate import evaluate_lines
     from models.training.robustness import robustness as behaviour
@@ -53,7 +53,7 @@ def evaluate(
         loaded = scorer.model
     else:
         loaded = load_model(resolve(settings, store, model).path, device=settings.device or None)
-        prepare_cpu(loaded, settings)
+        prepare(loaded, settings)
     with err.status("reading") as status:
         figures = evaluate_lines(loaded, lines(loaded), lambda done: status.update(f"{done} lines"))
         if scorer is not None:

@@ -11,7 +11,7 @@ import torch
 from models import explain as module
 from models.bundle import LoadedModel, Predictions, load_model
 from models.deletion import delete
-from models.engine.precision import prepare_cpu
+from models.engine.precision import prepare
 from models.explain import explain, neighbours
 from models.tokens import Row
 from models.training.datasets import LabelledText
@@ -77,7 +77,7 @@ def test_faster_arithmetic_is_explained_alike(
     small_model: Path, model: LoadedModel, tmp_path: Path, precision: str
 ) -> None:
     quick = load_model(small_model, device="cpu")
-    prepare_cpu(quick, Settings(data_dir=tmp_path, cpu_precision=precision))
+    prepare(quick, Settings(data_dir=tmp_path, cpu_precision=precision))
     exact = [word.share for word in explain(model, TEXT, count=0).words]
     found = [word.share for word in explain(quick, TEXT, count=0).words]
     assert np.corrcoef(exact, found)[0, 1] > 0.9
