@@ -15,7 +15,7 @@ from monitor.alerts.records import key_title
 from monitor.storage.engine import reading
 from monitor.storage.trends import DAY, HOUR, MARKET, keys_by_volume, newest_minute, oldest_minute, topic_keys
 
-__all__ = ["Span", "choose_key", "choose_span", "choose_step", "empty_store", "span_of", "title_of"]
+__all__ = ["Span", "choose_key", "choose_span", "choose_step", "empty_store", "newest", "span_of", "title_of"]
 
 # Minutes; 0 is everything.
 RANGES: Final = {"1 h": 60, "6 h": 360, "24 h": DAY, "3 d": 3 * DAY, "7 d": 7 * DAY, "30 d": 30 * DAY, "all": 0}
@@ -76,19 +76,20 @@ def _known_keys(database: str, _engine: Any, day: int) -> list[str]:  # noqa: AR
         return [MARKET, *topic_keys(connection), *tickers]
 
 
-def _newest() -> int | None:
+def newest() -> int | None:
+    """The newest epoch minute that anything was counted in; None while the store is empty."""
     with reading(engine()) as connection:
         return newest_minute(connection, not_after=int(datetime.now(UTC).timestamp()) // 60 + 1)
 
 
-def choose_key(*, place: Any = st) -> str:
-    """A picker of window keys; a ticker that is not listed can be typed."""
-    newest = _newest() or 0
-    known = _known_keys(settings().database, engine(), newest - newest % DAY)
+def choose_key(*, place: Any = st, name: str = "key") -> str:
+    """A picker of window keys; a ticker that is not listed can be typed. `name` is that of the field in the address."""
+    last = newest() or 0
+    known = _known_keys(settings().database, engine(), last - last % DAY)
     chosen = place.selectbox(
         "Market, topic or ticker",
         known,
-        key="key",
+        key=name,
         bind="query-params",
         format_func=title_of,
         accept_new_options=True,
@@ -117,14 +118,14 @@ def choose_span(*, place: Any = st) -> Span | None:
 
 def span_of(label: str) -> Span | None:
     """The stretch of that name, which ends with the newest minute that anything was counted in."""
-    newest = _newest()
-    if newest is None:
+    last = newest()
+    if last is None:
         return None
-    end = newest + 1
+    end = last + 1
     if RANGES[label]:
         return Span(end - RANGES[label], end)
     with reading(engine()) as connection:
-        return Span(oldest_minute(connection) or newest, end)
+        return Span(oldest_minute(connection) or last, end)
 
 
 def choose_step(span: Span, *, place: Any = st) -> int:

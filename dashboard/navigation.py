@@ -14,6 +14,8 @@ __all__ = ["page", "pages"]
 _PAGES = {
     "overview": ("Overview", ":material/monitoring:"),
     "alerts": ("Alerts", ":material/notifications:"),
+    "rules": ("Rules", ":material/rule:"),
+    "delivery": ("Delivery", ":material/send:"),
     "articles": ("Articles", ":material/article:"),
     "labels": ("Labels", ":material/label:"),
     "system": ("System", ":material/settings:"),

@@ -1,4 +1,4 @@
-"""Alerts: the list, one alert with its evidence, what became of its notifications, silences."""
+"""Alerts: the list, one alert with its evidence and what became of its notifications, and why there is none."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Final
 import streamlit as st
 
 from dashboard.filters import Span, title_of
+from dashboard.forms import LENGTHS_H, length, person
 from dashboard.graphs import sentiment_chart, volume_chart
 from dashboard.markup import (
     STATE_MARKS,
@@ -23,11 +24,13 @@ from dashboard.markup import (
 )
 from dashboard.navigation import page
 from dashboard.store import change, guarded, read
+from dashboard.views.delivery import deliveries_table
+from dashboard.views.why import show_why
 from monitor.alerts.records import SEVERITIES, Alert, AlertState, expectation
 from monitor.storage.alerts import acknowledge, audit_trail, get_alert, list_alerts
 from monitor.storage.articles import Headline, Story, copies, stories_under
-from monitor.storage.deliveries import Delivery, of_episode, undelivered
-from monitor.storage.silences import add_silence, end_silence, list_silences
+from monitor.storage.deliveries import of_episode
+from monitor.storage.silences import add_silence
 from monitor.storage.trends import DAY, HOUR, series
 
 __all__ = ["show"]
@@ -35,7 +38,6 @@ __all__ = ["show"]
 REFRESH_S: Final = 10
 LISTED: Final = 1000
 STATES: Final = ("firing", "acknowledged", "resolved")
-SILENCE_HOURS: Final = (1, 4, 12, 24, 72, 168)
 
 
 def _minute(at: datetime) -> int:
@@ -105,54 +107,6 @@ def _list() -> None:
         st.rerun(scope="app")
 
 
-def _deliveries(rows: Sequence[Delivery], *, with_alert: bool) -> None:
-    table(
-        ("receiver", "event", "state", "attempts", "last answer", "next attempt (UTC)", "delivered (UTC)")
-        + (("alert",) if with_alert else ()),
-        (
-            [
-                escape(row.receiver),
-                escape(row.event),
-                escape(row.state),
-                str(row.attempts),
-                escape(" ".join(filter(None, (str(row.last_status or ""), (row.last_error or "")[:200]))) or "–"),
-                f"<time>{clock(row.next_attempt_at)}</time>",
-                f"<time>{clock(row.delivered_at)}</time>",
-            ]
-            + ([escape(row.episode_id)] if with_alert else [])
-            for row in rows
-        ),
-        "Notifications",
-    )
-
-
-def _silences() -> None:
-    now = datetime.now(UTC)
-    with read() as connection:
-        silences = list_silences(connection, now)
-        waiting = undelivered(connection, limit=100)
-    st.subheader("Not delivered", anchor=False)
-    if waiting:
-        _deliveries(waiting, with_alert=True)
-        st.caption("`sentiment-monitor alerts replay` sends them again at once.")
-    else:
-        st.caption("No notification has failed or is waiting for another attempt.")
-    st.subheader("Silences in force", anchor=False)
-    if not silences:
-        st.caption("None. A silence is made on an alert's page.")
-    for silence in silences:
-        text, button = st.columns([6, 1], vertical_alignment="center")
-        with text:
-            markup(
-                f"<b>{escape(silence.key)}</b> until <time>{clock(silence.ends_at)}</time> UTC, "
-                f"by {escape(silence.author)}: {escape(silence.comment or 'no comment')}"
-            )
-        if button.button("End now", key=f"end-{silence.id}"):
-            with change() as connection:
-                end_silence(connection, silence.id, now)
-            st.rerun()
-
-
 def _head(alert: Alert) -> None:
     window = f"{clock(alert.window.start)} to {clock(alert.window.end)} UTC"
     markup(
@@ -203,32 +157,26 @@ def _head(alert: Alert) -> None:
     )
 
 
-def _person() -> str:
-    return (st.text_input("Your name", key="person", persist_state="session", max_chars=128) or "").strip()
-
-
 def _acts(alert: Alert) -> None:
     if alert.state is not AlertState.FIRING and alert.state is not AlertState.ACKNOWLEDGED:
         return
     name, take, hush = st.columns([2, 1, 1], vertical_alignment="bottom")
     with name:
-        person = _person()
+        name_given = person()
     if alert.state is AlertState.FIRING and take.button(
-        "Acknowledge", icon=":material/done:", type="primary", disabled=not person, width="stretch"
+        "Acknowledge", icon=":material/done:", type="primary", disabled=not name_given, width="stretch"
     ):
         with change() as connection:
-            acknowledge(connection, alert.id, by=person, at=datetime.now(UTC))
+            acknowledge(connection, alert.id, by=name_given, at=datetime.now(UTC))
         st.rerun()
     with (
         hush.popover("Silence", icon=":material/notifications_paused:", width="stretch"),
         st.form("silence", border=False),
     ):
-        hours = st.selectbox(
-            "For", SILENCE_HOURS, index=1, format_func=lambda n: f"{n} h" if n < 48 else f"{n // 24} d"
-        )
+        hours = st.selectbox("For", LENGTHS_H, index=1, format_func=length)
         comment = st.text_input("Why", max_chars=500)
         if st.form_submit_button(plain(f"Silence {title_of(alert.key)}")):
-            if not person:
+            if not name_given:
                 st.warning("Give your name first.")
             else:
                 now = datetime.now(UTC)
@@ -239,10 +187,10 @@ def _acts(alert: Alert) -> None:
                         starts_at=now,
                         ends_at=now + timedelta(hours=hours),
                         comment=comment or "",
-                        author=person,
+                        author=name_given,
                     )
                 st.toast(f"Silenced for {hours} h.")
-    if not person:
+    if not name_given:
         st.caption("Give your name to acknowledge or silence.")
 
 
@@ -340,9 +288,14 @@ def _detail(alert_id: str) -> None:
     with left:
         st.subheader("What happened", anchor=False)
         table(
-            ("when (UTC)", "event", "by"),
+            ("when (UTC)", "event", "by", "detail"),
             (
-                (f"<time>{clock(line['at'])}</time>", escape(str(line["event"])), escape(str(line["actor"])))
+                (
+                    f"<time>{clock(line['at'])}</time>",
+                    escape(str(line["event"])),
+                    escape(str(line["actor"])),
+                    escape(", ".join(f"{name}: {value}" for name, value in line["detail"].items())) or "–",
+                )
                 for line in trail
             ),
             "What happened",
@@ -350,7 +303,7 @@ def _detail(alert_id: str) -> None:
     with right:
         st.subheader("Notifications", anchor=False)
         if sent:
-            _deliveries(sent, with_alert=False)
+            deliveries_table(sent, with_alert=False)
         else:
             st.caption("None: no receiver is routed to, or the notifier has not run yet.")
 
@@ -367,4 +320,5 @@ def show() -> None:
         return
     st.title("Alerts", anchor=False)
     st.fragment(_list, run_every=REFRESH_S)()
-    _silences()
+    st.subheader("Why did this alert, or not?", anchor=False)
+    show_why()

@@ -101,7 +101,7 @@ def try_rules(
     *,
     since: datetime | None = None,
     until: datetime | None = None,
-    progress: Callable[[float], None] = lambda _: None,
+    progress: Callable[[float], object] = lambda _: None,
 ) -> Trial:
     """When these rules would have fired over the stored counts, between `since` and `until` (event time; None: from
     the beginning, to the last minute judged). `progress` is told the share that is done, in [0, 1].

@@ -11,12 +11,10 @@ from monitor.cli.context import current_settings, err, open_store, out
 from monitor.cli.tables import moment, parse_moment, plain_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from sqlalchemy import Engine
 
+    from monitor.alerts.why import Answer
     from monitor.surges.config import JudgeConfig
-    from monitor.surges.decisions import MinuteCounts
     from monitor.surges.why import Account
 
 __all__ = ["why"]
@@ -37,50 +35,29 @@ def why(
     settings = current_settings()
     now = datetime.now(UTC)
     asked = parse_moment(at, now, "--at")
-    found = _account(open_store(settings), load_rules(settings).judge, key, asked)
+    answer = _answer(open_store(settings), load_rules(settings).judge, key, asked)
     if json:
-        typer.echo(msgspec.json.encode(found).decode())
+        typer.echo(msgspec.json.encode(answer.account).decode())
         return
-    _print(found)
+    _print(answer.account)
+    for alert, trail in answer.alerts:
+        out.print(f"Alert {alert.id}, {alert.state}, fired {moment(alert.fired_at)}:", markup=False)
+        for line in trail:
+            detail = ", ".join(f"{name}: {value}" for name, value in line["detail"].items())
+            out.print(f"  {moment(line['at'])}  {line['event']} by {line['actor']}  {detail}", markup=False)
 
 
-def _account(engine: Engine, judging: JudgeConfig, key: str, at: datetime | None) -> Account:
+def _answer(engine: Engine, judging: JudgeConfig, key: str, at: datetime | None) -> Answer:
     from rich.progress import Progress
 
-    from monitor.errors import InputError
-    from monitor.storage.engine import reading
-    from monitor.storage.judging import first_minute, minute_counts, stored_judge
-    from monitor.surges.judge import Judge
-    from monitor.surges.why import LOOK_BACK_MINUTES, account
-
-    with reading(engine) as connection:
-        begin, row = first_minute(connection), stored_judge(connection)
-    if begin is None or row is None or row.judged_to < begin:
-        raise InputError("Nothing has been judged yet.", "`sentiment-monitor status` shows how far counting has come.")
-    # The last whole minute before that time; what is judged later says nothing about it.
-    minute = row.judged_to if at is None else int(at.timestamp()) // 60 - 1
-    if not begin <= minute <= row.judged_to:
-        first, last = (datetime.fromtimestamp((m + 1) * 60, UTC) for m in (begin, row.judged_to))
-        raise InputError(
-            f"That time has not been judged: {at:%Y-%m-%d %H:%M} UTC.",
-            f"Ask for {first:%F %H:%M} to {last:%F %H:%M} UTC.",
-        )
-    judge, start = Judge(judging), begin
-    early = row.snapshot_minute is not None and begin <= row.snapshot_minute <= minute - LOOK_BACK_MINUTES
-    if early and row.snapshot is not None and row.snapshot_minute is not None:
-        try:
-            judge, start = Judge.restore(judging, row.snapshot), row.snapshot_minute + 1
-        except ValueError:
-            err.print("The settings of the judge have changed since: this is what it says by the new ones.")
-
-    def counts(first: int, last: int) -> Mapping[int, MinuteCounts]:
-        # A transaction a day: what reads for long keeps the store's log from being cleared.
-        with reading(engine) as connection:
-            return minute_counts(connection, first, last)
+    from monitor.alerts.why import ask
 
     with Progress(console=err, disable=not err.is_terminal, transient=True) as bar:
         task = bar.add_task("judging again", total=1.0)
-        return account(judge, key, start, minute, counts, lambda share: bar.update(task, completed=share))
+        found = ask(engine, judging, key, at, lambda share: bar.update(task, completed=share))
+    if found.changed:
+        err.print("The settings of the judge have changed since: this is what it says by the new ones.")
+    return found
 
 
 def _print(found: Account) -> None:
@@ -116,8 +93,4 @@ def _print(found: Account) -> None:
             f"{moment(decision.at)}  {decision.action}: {decision.observed} negative where {decision.expected:.1f} "
             f"were expected, score {decision.score:.2f}",
             markup=False,
-        )
-    if standing.verdict == "firing":
-        out.print(
-            "It fires. If nothing was announced, `sentiment-monitor rules test` says which rule objected and why."
         )

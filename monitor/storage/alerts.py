@@ -42,6 +42,7 @@ __all__ = [
     "acknowledge",
     "add_event",
     "alert_of",
+    "alerts_around",
     "any_firing",
     "audit_trail",
     "claim_unpublished",
@@ -327,6 +328,14 @@ def list_alerts(conn: Connection, *, states: Iterable[str] = (), key: str = "", 
     if key:
         query = query.where(episodes.c.key == key)
     return [alert_from_builtins(evidence) for evidence in conn.scalars(query)]
+
+
+def alerts_around(conn: Connection, key: str, since: datetime, until: datetime) -> list[Alert]:
+    """The alerts about a key that were open at some time from `since` to `until`, the youngest first."""
+    c = episodes.c
+    ended_before = c.resolved_at.is_not(None) & (c.resolved_at < since)
+    query = select(c.evidence).where(c.key == key, c.fired_at <= until, ~ended_before)
+    return [alert_from_builtins(evidence) for evidence in conn.scalars(query.order_by(c.fired_at.desc(), c.id))]
 
 
 def audit_trail(conn: Connection, episode_id: str) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from monitor.storage.labels import label_history
 from monitor.storage.silences import list_silences
 from tests.dashboard import sample
 
-PAGES = ("overview", "alerts", "articles", "labels", "system")
+PAGES = ("overview", "alerts", "rules", "delivery", "articles", "labels", "system")
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +142,7 @@ def test_a_silence_is_made_and_ended(filled: Engine) -> None:
     with reading(filled) as connection:
         (silence,) = list_silences(connection, datetime.now(UTC))
     assert (silence.key, silence.author) == (sample.SURGE_KEY, "Anna")
-    listed = view("alerts")
+    listed = view("delivery")
     assert sample.SURGE_KEY in shown(listed)
     listed.button(key=f"end-{silence.id}").click().run()
     with reading(filled) as connection:
