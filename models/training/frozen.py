@@ -1,7 +1,11 @@
-"""Frozen questions about charts: the same pictures and pairs in every run, of tickers that nothing was trained on."""
+"""Asking two models the same: in chunks that can be stopped between, and about frozen pictures.
+
+The pictures and pairs are the same in every run, of tickers that nothing was trained on.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.bundle import LoadedModel
+from models.bundle import LoadedModel, Predictions
 from models.charts.dataset import chart_picture
 from models.charts.labels import TREND_ORDER
 from models.tokens import TokenizedRow
@@ -20,7 +24,7 @@ from models.training.gate import Answers
 from models.training.pairs import NEUTRAL, bare_texts
 from models.training.text_stage import Cancelled
 
-__all__ = ["FrozenPairs", "frozen_pairs"]
+__all__ = ["FrozenPairs", "ask", "frozen_pairs"]
 
 PICTURES: Final = 600
 _SEED: Final = 20
@@ -85,4 +89,19 @@ def frozen_pairs(examples: Sequence[Example]) -> FrozenPairs:
     said = np.array([example.sentiment for example in texts])
     return FrozenPairs(
         texts, tuple(pictures[i] for i in order), shown, np.where(said == NEUTRAL, shown, said).astype(np.int64)
+    )
+
+
+def ask(model: LoadedModel, examples: Sequence[Example], stopped: Callable[[], bool]) -> Predictions:
+    """Answers to all examples, in their order. Raises `Cancelled` once `stopped` says so, between two chunks."""
+    parts = []
+    for start in range(0, max(1, len(examples)), 256):
+        if stopped():
+            raise Cancelled
+        parts.append(model.predict([example.row for example in examples[start : start + 256]]))
+    return Predictions(
+        **{
+            field.name: np.concatenate([getattr(part, field.name) for part in parts])
+            for field in dataclasses.fields(Predictions)
+        }
     )

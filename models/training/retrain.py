@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import tempfile
 from collections.abc import Callable, Sequence
@@ -11,15 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-import numpy as np
 import torch
 
-from models.bundle import LoadedModel, Predictions, load_model
+from models.bundle import LoadedModel, load_model
 from models.explain import NeighbourIndex, index_folder
 from models.registry import models_folder, promote, register, resolve
+from models.training.blend import blend, recalibrate
 from models.training.datasets import (
     BUNDLED,
-    Example,
     LabelledText,
     assign_parts,
     bundled_path,
@@ -28,7 +26,7 @@ from models.training.datasets import (
     read_labelled,
     select,
 )
-from models.training.frozen import frozen_pairs
+from models.training.frozen import ask, frozen_pairs
 from models.training.gate import Answers, Verdict, answers, judge
 from models.training.train import Cancelled, fine_tune
 from monitor.jobs.catalogue import Progress
@@ -51,6 +49,8 @@ _VALIDATION_ROWS: Final = 400
 # Corrections are few: they are repeated up to this often, or until they make up a quarter of what is learned from.
 _MOST_COPIES: Final = 8
 _SHARE: Final = 0.25
+# How far the candidate goes from the model in force towards what was fine-tuned (`models.training.blend`).
+_BLEND: Final = 0.5
 _SEED: Final = 0
 
 
@@ -123,21 +123,6 @@ def mixture(
     ]
 
 
-def _ask(model: LoadedModel, examples: Sequence[Example], stopped: Callable[[], bool]) -> Predictions:
-    """Answers to all examples; asks between chunks whether to stop."""
-    parts = []
-    for start in range(0, max(1, len(examples)), 256):
-        if stopped():
-            raise Cancelled
-        parts.append(model.predict([example.row for example in examples[start : start + 256]]))
-    return Predictions(
-        **{
-            field.name: np.concatenate([getattr(part, field.name) for part in parts])
-            for field in dataclasses.fields(Predictions)
-        }
-    )
-
-
 def retrain(
     settings: Settings,
     active: Path,
@@ -170,15 +155,19 @@ def retrain(
         progress=told,
         cancelled=cancelled,
     )
-    old, new = load_model(active, device=device), load_model(out, device=device)
+    progress(0, 0, "blending with the model in force")
+    blend(active, out, _BLEND)
+    old = load_model(active, device=device)
+    recalibrate(out, examples_of(base["validation"], old.taxonomy), cancelled, device=device)
+    new = load_model(out, device=device)
     test = examples_of(base["test"], old.taxonomy)
     held = examples_of(corrections.held_out, old.taxonomy)
     pairs = frozen_pairs(test)
     measured: list[tuple[dict[str, Answers], dict[str, Answers]]] = []
     for number, model in enumerate((old, new)):
         progress(number, 2, f"measuring the {'candidate' if number else 'model in force'}")
-        said = answers(_ask(model, test, cancelled), test) | pairs.ask(model, cancelled)
-        measured.append((said, answers(_ask(model, held, cancelled), held)))
+        said = answers(ask(model, test, cancelled), test) | pairs.ask(model, cancelled)
+        measured.append((said, answers(ask(model, held, cancelled), held)))
     (before, held_before), (after, held_after) = measured
     return judge(before, after, held_before, held_after), new
 

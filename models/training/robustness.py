@@ -131,7 +131,7 @@ def perturb(texts: Iterable[str], name: str, seed: int = 0) -> list[str]:
 
 
 def _labels(model: LoadedModel, rows: Sequence[Row]) -> NDArray[np.int64]:
-    return model.predict(rows).sentiment.argmax(axis=1)
+    return np.asarray(model.predict(rows).sentiment.argmax(axis=1), dtype=np.int64)
 
 
 def invariance(
