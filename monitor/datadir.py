@@ -1,4 +1,4 @@
-"""One owner at a time of a data folder: a lock that the system takes back however its holder ends."""
+"""Who is at work in a data folder: locks, which the system takes back however their holder ends."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from monitor.errors import ConfigurationError, StorageError
 
-__all__ = ["LEAST_FREE_BYTES", "LOCK_FILE", "check_space", "owned"]
+__all__ = ["LEAST_FREE_BYTES", "LOCK_FILE", "announce", "announced", "check_space", "owned"]
 
 LOCK_FILE: Final = "supervisor.lock"
 # Below this the processes only retry what cannot be written.
@@ -22,6 +22,32 @@ def check_space(folder: Path) -> None:
     """Raises `StorageError` when the disk that holds `folder` is full."""
     if shutil.disk_usage(folder).free < LEAST_FREE_BYTES:
         raise StorageError(f"The disk that holds {folder} is full.", "Free some space and start again.")
+
+
+def announce(file: Path, address: str) -> IO[str]:
+    """Write to `file` where this process can be reached. It counts until what is returned is closed, or the process
+    is gone."""
+    draft = file.with_suffix(".new")
+    held = draft.open("w")
+    held.write(address)
+    held.flush()
+    fcntl.flock(held, fcntl.LOCK_EX)
+    # A reader sees the whole address, with its lock, or none.
+    draft.replace(file)
+    return held
+
+
+def announced(file: Path) -> str | None:
+    """The address that a running process has announced in `file`; None when there is none, or its process is gone."""
+    try:
+        with file.open() as found:
+            try:
+                fcntl.flock(found, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return found.read()
+    except OSError:
+        return None
+    return None
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from consumers.broker.server import EmbeddedBroker
+from monitor.datadir import announce
 from monitor.settings import Settings
 from monitor.telemetry import get_logger
 
@@ -41,7 +42,7 @@ def _former_port(address_file: Path) -> int:
 
 
 def run_broker(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT. While it listens, `settings.broker_address_file` holds its `host:port`.
+    """Run until SIGTERM or SIGINT. While it listens, `settings.broker_address_file` announces its `host:port`.
 
     Raises `BrokerError` when the port or the folder cannot be used.
     """
@@ -54,19 +55,12 @@ async def _run(broker: EmbeddedBroker, address_file: Path) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await broker.start()
     try:
-        _write_address(address_file, broker.address)
-        await stop.wait()
+        with announce(address_file, broker.address):
+            await stop.wait()
+            address_file.unlink(missing_ok=True)
     finally:
-        address_file.unlink(missing_ok=True)
         await broker.stop()
         log.info("embedded broker stopped")
-
-
-def _write_address(file: Path, address: str) -> None:
-    # A reader sees the whole address or no file.
-    draft = file.with_suffix(".new")
-    draft.write_text(address)
-    draft.replace(file)
 
 
 class BrokerThread:

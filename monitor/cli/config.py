@@ -8,6 +8,7 @@ import typer
 from pydantic import SecretStr
 
 from monitor.cli.context import current_settings, out
+from monitor.datadir import announced
 from monitor.settings import ENV_PREFIX, Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
@@ -36,7 +37,8 @@ def show(json: Annotated[bool, typer.Option("--json", help="One JSON object.")] 
     settings = current_settings()
     values = {name: _shown(getattr(settings, name)) for name in Settings.model_fields}
     values["database_url"] = _without_password(settings.database)
-    values["kafka_bootstrap_servers"] = settings.bootstrap_servers
+    if settings.embedded:
+        values["kafka_bootstrap_servers"] = announced(settings.broker_address_file) or ""
     if json:
         out.print_json(data=values)
         return

@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from monitor.cli.context import current_settings, out
+from monitor.datadir import announced
 from monitor.errors import MonitorError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def _kafka(settings: Settings) -> Iterator[Finding]:
     from consumers.topics import partition_counts
 
     kind = "embedded broker" if settings.embedded else "Kafka cluster"
-    if settings.embedded and not settings.broker_address_file.exists():
+    if settings.embedded and announced(settings.broker_address_file) is None:
         yield Finding(kind, None, "not running", "`sentiment-monitor demo` or `up` starts it.")
         return
     counts = partition_counts(settings)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from monitor.cli.context import current_settings, err, open_store
-from monitor.datadir import check_space, owned
+from monitor.datadir import announced, check_space, owned
 from monitor.errors import BrokerError, ConfigurationError
 from monitor.settings import ENV_PREFIX
 
@@ -130,7 +130,7 @@ def process_specs(settings: Settings, roles: tuple[str, ...] = ROLES) -> list[Pr
             ProcessSpec(
                 "broker",
                 (sys.executable, "-m", "monitor.cli.app", "broker"),
-                ready=settings.broker_address_file.exists,
+                ready=lambda: announced(settings.broker_address_file) is not None,
                 ready_s=30.0,
                 serves=True,
             ),
@@ -148,9 +148,6 @@ def _own_metrics_port(settings: Settings, role: str) -> dict[str, str]:
 def start_all(supervisor: Supervisor, settings: Settings) -> None:
     """Start the supervised processes; the store is migrated first, and the topics are made by the processes."""
     open_store(settings).dispose()
-    if settings.embedded:
-        # A broker that was killed has left its address behind: the new one's must not be mistaken for it.
-        settings.broker_address_file.unlink(missing_ok=True)
     supervisor.start()
 
 

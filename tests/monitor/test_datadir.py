@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from monitor.datadir import LEAST_FREE_BYTES, check_space, owned
+from monitor.datadir import LEAST_FREE_BYTES, announce, announced, check_space, owned
 from monitor.errors import ConfigurationError, StorageError
 
 
@@ -18,6 +18,18 @@ def test_a_folder_is_free_again_when_its_owner_has_left(tmp_path: Path) -> None:
         pass
     with owned(folder):
         assert folder.is_dir()
+
+
+def test_an_address_counts_while_its_process_lives(tmp_path: Path) -> None:
+    file = tmp_path / "address"
+    assert announced(file) is None
+    with announce(file, "127.0.0.1:4711"):
+        assert announced(file) == announced(file) == "127.0.0.1:4711"
+        # The next one takes its place, whoever looks meanwhile.
+        with announce(file, "127.0.0.1:4712"):
+            assert announced(file) == "127.0.0.1:4712"
+    assert file.exists()
+    assert announced(file) is None
 
 
 def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

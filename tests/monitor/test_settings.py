@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from monitor.errors import ConfigurationError
+from monitor.datadir import announce
+from monitor.errors import BrokerError, ConfigurationError
 from monitor.settings import Settings, load_settings
 
 
@@ -67,10 +68,13 @@ def test_children_get_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_the_embedded_broker_is_the_default(tmp_path: Path) -> None:
     settings = load_settings(data_dir=tmp_path)
     assert settings.embedded
-    assert settings.bootstrap_servers == "127.0.0.1:29092"
     settings.broker_address_file.parent.mkdir()
-    settings.broker_address_file.write_text("127.0.0.1:4711\n")
-    assert settings.bootstrap_servers == "127.0.0.1:4711"
+    with announce(settings.broker_address_file, "127.0.0.1:4711"):
+        assert settings.bootstrap_servers == "127.0.0.1:4711"
+    # Left behind by one that was killed: somebody else may listen there by now.
+    assert settings.broker_address_file.read_text() == "127.0.0.1:4711"
+    with pytest.raises(BrokerError, match=f"No embedded broker runs in {tmp_path}"):
+        _ = settings.bootstrap_servers
     assert load_settings(kafka_bootstrap_servers="k:9092", data_dir=tmp_path).bootstrap_servers == "k:9092"
 
 

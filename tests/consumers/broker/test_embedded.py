@@ -18,6 +18,8 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError, ProducerFencedError
 
 from consumers.broker.process import BrokerThread, running_broker
+from consumers.topics import partition_counts
+from monitor.datadir import announced
 from monitor.errors import BrokerError
 from monitor.settings import Settings
 
@@ -31,12 +33,10 @@ def broker_process(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
         "SENTIMENT_MONITOR_BROKER_PORT": str(settings.broker_port),
         "SENTIMENT_MONITOR_KAFKA_PARTITIONS": str(settings.kafka_partitions),
     }
-    # A killed one leaves its address behind.
-    settings.broker_address_file.unlink(missing_ok=True)
     process = subprocess.Popen([sys.executable, "-m", "monitor.cli.app", "broker"], env=environment)
     try:
         deadline = time.monotonic() + 60
-        while not settings.broker_address_file.exists():
+        while announced(settings.broker_address_file) is None:
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -75,6 +75,9 @@ def test_killed_in_mid_append_it_keeps_everything_acknowledged(make_settings: Ca
         process.wait()
         acknowledged = [value for value, future in sent if future.succeeded()]
         assert len(acknowledged) >= 500
+        assert settings.broker_address_file.exists()
+        with pytest.raises(BrokerError, match="No embedded broker runs"):
+            partition_counts(settings)
         with broker_process(settings):
             # The producer goes on by itself: what was in flight comes again and is in the log once.
             producer.flush(timeout=60)
@@ -170,7 +173,7 @@ def test_what_is_no_request_costs_its_sender_the_connection_and_nobody_else(tmp_
 def test_a_clean_stop_removes_the_address(make_settings: Callable[..., Settings]) -> None:
     settings = make_settings(broker_port=0)
     with broker_process(settings) as process:
-        assert settings.bootstrap_servers == settings.broker_address_file.read_text()
+        assert settings.bootstrap_servers == announced(settings.broker_address_file)
         process.terminate()
         assert process.wait(20) == 0
     assert not settings.broker_address_file.exists()
