@@ -117,6 +117,10 @@ class Pipeline:
         joined, _ = self._patiently(reading, lambda connection: join_stored(connection, groups))
         self._in_flight.append(_Batch(joined, self._start(joined), time.monotonic()))
 
+    def drop_unbegun(self) -> None:
+        """Drop the batches whose scoring has not begun; their records are not done and are read again."""
+        self._in_flight = deque(batch for batch in self._in_flight if not batch.scored.cancel())
+
     def finish(self, refused: list[Refusal], *, wait: bool) -> None:
         """Store and send the batches that are scored (`wait`: all), and the refused records.
 

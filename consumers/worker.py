@@ -164,6 +164,7 @@ class Worker:
 
     def _drain(self, client: KafkaConsumer) -> None:
         """Finish what is being scored; what waits is read again by whoever comes next."""
+        self._pipeline.drop_unbegun()
         self._pipeline.finish(self._take_refused(), wait=True)
         self._commit(client)
 

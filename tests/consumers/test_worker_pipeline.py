@@ -46,8 +46,8 @@ class Record:
 class Bench:
     """A pipeline whose output is kept, on one partition each of news and charts."""
 
-    def __init__(self, store: Engine) -> None:
-        self.scorer = WordScorer()
+    def __init__(self, store: Engine, scorer: WordScorer | None = None) -> None:
+        self.scorer = scorer or WordScorer()
         self.store = store
         self.progress = PartitionProgress()
         self.sent: list[tuple[list[Outgoing], list[Contribution]]] = []
@@ -108,6 +108,17 @@ def test_what_cannot_be_sent_ends_the_worker(bench: Bench) -> None:
     with pytest.raises(BrokerError):
         bench.work(bench.group(news(1)))
     assert bench.sent == []
+
+
+def test_a_batch_whose_scoring_has_not_begun_can_be_dropped(store: Engine) -> None:
+    bench = Bench(store, WordScorer(seconds=0.3))
+    bench.pipeline.submit([bench.group(news(1))])
+    bench.pipeline.submit([bench.group(news(2))])
+    bench.pipeline.drop_unbegun()
+    bench.pipeline.finish([], wait=True)
+    bench.pipeline.close()
+    assert set(stored(store)) == {"i1"}
+    assert (bench.progress.position, bench.progress.pending) == (2, 1)
 
 
 def test_taking_in_a_batch_twice_changes_nothing(bench: Bench) -> None:
