@@ -79,12 +79,12 @@ class Flow:
                 time.sleep(pause_s)
         sender.flush()
 
-    def end(self, sender: Sender) -> None:
-        """Say on every partition that nothing more comes, so that all minutes close."""
+    def end(self, sender: Sender, hours: float = 1.0) -> None:
+        """Say on every partition that nothing came in the hours after the last item, so that their minutes close."""
         counts = ensure_topics(self.settings)
         for topic in (NEWS, CHARTS):
             for partition in range(counts[topic]):
-                sender.mark(topic, partition, self.items[-1].published_at + timedelta(hours=1))
+                sender.mark(topic, partition, self.items[-1].published_at + timedelta(hours=hours))
         sender.flush()
 
     def until(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:

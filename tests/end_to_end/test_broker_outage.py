@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
 import pytest
 
 from monitor.settings import Settings
 from tests.conftest import BOOTSTRAP_SERVERS
-from tests.consumers.running import sending
+from tests.consumers.running import sending, stored_keys
+from tests.end_to_end import faults
 from tests.end_to_end.flow import flowing, make_items
 
 pytestmark = [
@@ -45,6 +47,12 @@ def test_work_goes_on_when_a_killed_broker_is_back_and_ends_in_time_when_it_is_n
         flow.until(flow.settled)
         flow.check()
         assert not any(event.startswith(("worker ended", "aggregator ended")) for event in flow.events), flow.log()
+
+        # Scored again with another ticker: what it had added to the old ones is taken back.
+        flow.send(sender, [msgspec.structs.replace(items[3], tickers=("NVDA",))])
+        flow.until(lambda: ("ticker:NVDA", items[3].id) in stored_keys(flow.store))
+        flow.end(sender, hours=2)
+        flow.until(lambda: set(faults.stored(flow.store)["counted"]) == stored_keys(flow.store))
 
         # Gone for good: whoever is told to stop while it waits for it does so in its time.
         flow.send(sender, items[-200:])
