@@ -184,8 +184,9 @@ def replay(
         if line.chart is not None:
             ingest.chart(line.chart)
             out.charts += 1
-        ingest.item(line.item)
-        out.items += 1
+        if line.item.text:
+            ingest.item(line.item)
+            out.items += 1
         latest = max(latest, at)
         if time.monotonic() - marked >= MARK_EVERY_S:
             ingest.flush()

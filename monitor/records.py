@@ -357,8 +357,8 @@ def news_item(fields: object, now: datetime) -> NewsItem | Rejected:
     )
 
 
-def decode_news(value: bytes | None, now: datetime) -> NewsItem | Rejected:
-    """A news item from the bytes of a Kafka record or of a JSONL line. Never raises."""
+def decode_json(value: bytes | None) -> Any:
+    """What JSON says, or a `Rejected` that tells why it is none. Never raises."""
     if not value:
         return Rejected(code="empty", reason="The record is empty.")
     try:
@@ -366,10 +366,15 @@ def decode_news(value: bytes | None, now: datetime) -> NewsItem | Rejected:
     except UnicodeDecodeError as error:
         return Rejected(code="bad_encoding", reason=f"The record is not UTF-8 (byte {error.start}).")
     try:
-        fields = _decoder.decode(text)
+        return _decoder.decode(text)
     except (msgspec.DecodeError, RecursionError) as error:
         return Rejected(code="bad_json", reason=f"The record is not JSON: {error}.")
-    return news_item(fields, now)
+
+
+def decode_news(value: bytes | None, now: datetime) -> NewsItem | Rejected:
+    """A news item from the bytes of a Kafka record. Never raises."""
+    fields = decode_json(value)
+    return fields if isinstance(fields, Rejected) else news_item(fields, now)
 
 
 def decode_chart(

@@ -26,18 +26,20 @@ def score(
 ) -> None:
     """Score a JSONL file of news items offline; JSONL of scored items comes out, in the same order.
 
-    A line needs a `title` or `body` (or `text`); `chart` may name an image file, relative to FILE's folder (for
+    A line needs a `title` or `body` (or `text`) or a `chart`: the name of an image file, relative to FILE's folder (for
     standard input: to the working folder). `id` is derived and `published_at` is the present time where they are
-    missing. A line that is wrong gives one error on standard error and exit code 3 at the end; the others are scored.
+    missing. A line that is wrong gives one error on standard error and exit code 3 at the end; the others are scored,
+    and so is the text of one whose chart cannot be read.
     """
     from datetime import UTC, datetime
 
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from models.engine import open_scorer
-    from models.engine.offline import read_lines, score_lines
+    from models.engine.offline import score_lines
     from models.registry import existing_store
     from monitor.errors import InputError
+    from monitor.feeds.jsonl import read_jsonl
     from monitor.records import Rejected, encode
 
     settings = current_settings("score")
@@ -65,21 +67,20 @@ def score(
             )
         )
         task = progress.add_task("score", total=None if piped else file.stat().st_size, items=0)
-        outcomes = score_lines(
-            read_lines(source),
-            Path.cwd() if piped else file.parent,
-            scorer,
-            settings,
-            datetime.now(UTC),
-            chunk_lines=settings.worker_batch_items if piped else _FILE_CHUNK,
-        )
-        for outcome in outcomes:
+        now = datetime.now(UTC)
+        folder = Path.cwd() if piped else file.parent
+        lines = read_jsonl(source, now, folder=folder, max_chart_bytes=settings.max_chart_bytes, undated=now)
+        chunk = settings.worker_batch_items if piped else _FILE_CHUNK
+        for outcome in score_lines(lines, scorer, settings, chunk_lines=chunk):
             if isinstance(outcome.result, Rejected):
-                wrong += 1
-                err.print(f"line {outcome.number}: {outcome.result.reason}", markup=False)
+                problem = outcome.result.reason
             else:
+                problem = outcome.problem
                 scored += 1
                 sink.write(encode(outcome.result) + b"\n")
+            if problem:
+                wrong += 1
+                err.print(f"line {outcome.number}: {problem}", markup=False)
             progress.update(task, completed=outcome.position, items=scored)
             if piped:
                 sink.flush()

@@ -39,16 +39,22 @@ def test_a_replay_sends_what_is_good_and_marks_every_partition(kafka_settings: S
     lines: list[Line | BadLine] = [Line(n, news(n), chart if n == 3 else None) for n in range(50)]
     lines.insert(10, BadLine(99, Rejected(code="bad_json", reason="It is not.")))
     lines.append(Line(100, news(-500)))
+    alone = Chart(chart_id="alone", image=png(1), published_at=T0)
+    lines.append(Line(101, news(20, id="chart:alone", title=""), alone))
     ingest = Ingest(kafka_settings)
     seen: list[int] = []
     done = replay(lines, ingest, speed=0, lateness_s=60, on_line=lambda line: seen.append(line.number))
     ingest.close()
-    assert (done.items, done.charts, done.bad, done.disordered) == (51, 1, 1, 1)
-    assert len(seen) == 52
+    assert (done.items, done.charts, done.bad, done.disordered) == (51, 2, 1, 1)
+    assert len(seen) == 53
     sent, pictures = records(kafka_settings, "news"), records(kafka_settings, "charts")
     items = {r.key.decode(): (r.partition, decode_news(r.value, T0)) for r in sent if r.value}
-    assert {key: item for key, (_, item) in items.items()} == {x.item.id: x.item for x in lines if isinstance(x, Line)}
-    (picture,) = (r for r in pictures if r.value)
+    assert {key: item for key, (_, item) in items.items()} == {
+        x.item.id: x.item for x in lines if isinstance(x, Line) and x.item.text
+    }
+    (picture,) = (r for r in pictures if r.key == b"i3")
+    (lonely,) = (r for r in pictures if r.key == b"alone")
+    assert decode_chart(lonely.value, lonely.headers, T0, 10_000) == alone
     assert decode_chart(picture.value, picture.headers, T0, 10_000) == chart
     assert picture.partition == items["i3"][0]
     found = markers(sent) | markers(pictures)

@@ -16,7 +16,7 @@ from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_sc
 
 from models.bundle import SENTIMENTS, LoadedModel, load_model, restore_model, save_model
 from models.engine import open_scorer
-from models.engine.offline import MAX_LINE_BYTES, Outcome, read_lines, read_request, score_lines
+from models.engine.offline import Outcome, score_lines
 from models.tokens import Row
 from models.training import frozen
 from models.training.datasets import bundled_path, read_labelled, select
@@ -24,6 +24,7 @@ from models.training.evaluate import LabelledLine, class_figures, evaluate_file,
 from models.training.packaged import PACKAGED, packaged_lines
 from models.training.robustness import LONG, PERTURBATIONS, invariance, load_suite, perturb, robustness
 from monitor.errors import InputError
+from monitor.feeds.jsonl import read_jsonl
 from monitor.records import Modality, Rejected, ScoredItem, encode
 from monitor.settings import Settings
 from tests.models.tiny import picture, tiny_model
@@ -194,7 +195,8 @@ def outcomes(content: bytes, folder: Path, small_model: Path, **more: Any) -> li
     settings = Settings(data_dir=folder, model=str(small_model), device="cpu", cpu_precision="fp32", **more)
     scorer = open_scorer(settings)
     try:
-        return list(score_lines(read_lines(io.BytesIO(content)), folder, scorer, settings, NOW, chunk_lines=3))
+        lines = read_jsonl(io.BytesIO(content), NOW, folder=folder, max_chart_bytes=1 << 20, undated=NOW)
+        return list(score_lines(lines, scorer, settings, chunk_lines=3))
     finally:
         scorer.close()
 
@@ -214,35 +216,27 @@ def test_good_lines_in_order_and_one_reason_for_each_bad_one(tmp_path: Path, sma
         {"title": "x", "published_at": "yesterday"},
         {"body": ""},
         {"id": "z", "title": "last"},
+        {"chart": "broken.png"},
     ]
     content = b"\xef\xbb\xbf" + "\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines).encode()
     found = outcomes(content, tmp_path, small_model)
-    assert [outcome.number for outcome in found] == [1, 2, 3, 5, 6, 7, 8, 9, 10, 11]
+    assert [outcome.number for outcome in found] == [1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12]
     good = {o.number: o.result for o in found if isinstance(o.result, ScoredItem)}
-    assert list(good) == [1, 3, 5, 6, 11]
+    # A chart that cannot be read costs the line its chart, never its text.
+    assert list(good) == [1, 3, 5, 6, 7, 8, 11]
     assert [good[1].id, good[11].id] == ["a", "z"]
     assert good[3].published_at == NOW
     assert [good[5].modality, good[6].modality] == [Modality.BOTH, Modality.CHART]
     assert good[6].id.startswith("chart:")
     assert found[-1].position == len(content)
-    reasons = {o.number: o.result.reason for o in found if isinstance(o.result, Rejected)}
-    assert "missing.png" in reasons[7]
-    assert "damaged" in reasons[8] or "header" in reasons[8]
+    assert [o.number for o in found if isinstance(o.result, Rejected)] == [2, 9, 10, 12]
+    problems = {o.number: o.problem for o in found if o.problem}
+    assert list(problems) == [7, 8]
+    assert "missing.png" in problems[7]
+    assert "damaged" in problems[8] or "header" in problems[8]
+    assert good[7].modality is good[8].modality is Modality.TEXT
+    assert good[5].chart is not None
+    assert good[5].chart_ids == (good[5].chart.chart_id,)
     # What was scored can be read again.
     (again,) = outcomes(encode(good[5]), tmp_path, small_model)
     assert isinstance(again.result, ScoredItem)
-
-
-def test_a_derived_id_does_not_depend_on_the_clock(tmp_path: Path) -> None:
-    settings = Settings(data_dir=tmp_path)
-    ids = {read_request(b'{"title": "x"}', tmp_path, settings, now).item.id for now in (NOW, NOW.replace(year=2025))}  # type: ignore[union-attr]
-    assert len(ids) == 1
-
-
-def test_a_line_too_long_is_refused_without_being_held(tmp_path: Path) -> None:
-    content = b'{"title":"' + b"x" * (2 * MAX_LINE_BYTES) + b'"}\n{"title":"next"}\n'
-    lines = list(read_lines(io.BytesIO(content)))
-    assert [(line.number, line.content is None) for line in lines] == [(1, True), (2, False)]
-    assert lines[-1].position == len(content)
-    refused = read_request(None, tmp_path, Settings(data_dir=tmp_path), NOW)
-    assert isinstance(refused, Rejected)
