@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 from kafka import TopicPartition
 from sqlalchemy import Engine, select
@@ -12,6 +14,9 @@ from monitor.storage import tables as t
 from monitor.storage.engine import reading
 
 __all__ = ["Lag", "lag"]
+
+# Somebody waits for the answer, and asks just when something is down.
+PATIENCE_MS: Final = 3_000
 
 
 class Lag(msgspec.Struct, frozen=True):
@@ -29,7 +34,7 @@ def lag(settings: Settings, engine: Engine) -> Lag:
     """
     worker_topics = {settings.topic("news"), settings.topic("charts")}
     contributions = settings.topic("contributions")
-    client = consumer(settings, None)
+    client = consumer(settings, None, bootstrap_timeout_ms=PATIENCE_MS)
     manager = admin(settings)
     try:
         with broker_errors(settings):

@@ -47,6 +47,9 @@ def configure_logging(settings: Settings, role: str) -> None:
     root.setLevel(level)
     for noisy in ("kafka", "aiokafka", "faust", "mode", "httpx", "httpcore", "apscheduler", "alembic", "urllib3"):
         logging.getLogger(noisy).setLevel(max(level, logging.WARNING))
+    if role == "cli" and level > logging.DEBUG:
+        # A person at a terminal gets one sentence (`BrokerError`), not what led to it.
+        logging.getLogger("kafka").setLevel(logging.CRITICAL)
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(role=role)
 

@@ -71,9 +71,11 @@ class VerbGroup(typer.core.TyperGroup):
         module, _, attribute = verb.target.partition(":")
         target: Any = getattr(importlib.import_module(f"monitor.cli.{module}"), attribute)
         if not isinstance(target, typer.Typer):
-            single = typer.Typer(add_completion=False, rich_markup_mode=None)
+            single = typer.Typer(add_completion=False)
             single.command(cmd_name, help=verb.help)(target)
             target = single
+        # Plain help, the same for every verb.
+        target.rich_markup_mode = None
         command = typer.main.get_command(target)
         command.name = cmd_name
         command.help = command.help or verb.help
@@ -139,9 +141,11 @@ def main() -> None:
         err.print("stopped")
         raise SystemExit(130) from None
     except typer.TyperException as error:
-        message = str(getattr(error, "message", "")) or str(error)
-        if not message:
-            # No arguments at all: the help has been printed.
+        message = error.format_message()
+        context = getattr(error, "ctx", None)
+        if context is not None and message == context.get_help():
+            # No arguments at all.
+            err.print(message, markup=False)
             raise SystemExit(2) from None
         _fail(message, "Add --help to see what it takes.", 2)
     except BrokenPipeError:

@@ -15,7 +15,7 @@ from rich.table import Table
 from monitor.cli.context import current_settings, err, open_store, out
 from monitor.errors import ConfigurationError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
 @app.callback()

@@ -36,7 +36,19 @@ def test_every_verb_explains_itself(
     with pytest.raises(SystemExit) as stopped:
         app.main()
     assert stopped.value.code == 0
-    assert f"sentiment-monitor {verb}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    # Plain, without boxes, as every other verb.
+    assert shown.startswith(f"Usage: sentiment-monitor {verb} ")
+    assert "╭" not in shown
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, said in (("silence",), "error: Missing argument 'KEY'."), ((), "Usage: sentiment-monitor alerts "):
+        monkeypatch.setattr(sys, "argv", ["sentiment-monitor", "alerts", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            app.main()
+        assert stopped.value.code == 2
+        assert capsys.readouterr().err.startswith(said)
 
 
 def test_the_root_help_lists_every_verb_and_loads_no_torch() -> None:
@@ -101,6 +113,15 @@ def test_status_of_an_empty_store_when_nothing_runs(tmp_path: Path) -> None:
     assert '"items": 0' in done.stdout
     assert done.stderr.startswith(f"lag unknown: No embedded broker runs in {tmp_path}. Start one (")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_status_without_its_cluster_is_one_sentence(tmp_path: Path) -> None:
+    done = run("--data-dir", str(tmp_path), "--kafka-bootstrap-servers", "127.0.0.1:1", "status")
+    assert done.returncode == 0
+    assert done.stderr == (
+        "lag unknown: No Kafka broker answers at 127.0.0.1:1. "
+        "Check kafka_bootstrap_servers, and that the cluster runs.\n"
+    )
 
 
 def test_a_taken_port_of_the_http_feed_is_one_sentence(tmp_path: Path) -> None:
