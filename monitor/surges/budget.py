@@ -10,6 +10,7 @@ among which surges hardly count.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -17,17 +18,17 @@ __all__ = ["AlarmRate", "bar_from_history"]
 
 # The alarms aimed at, as a part of the budget. Peaks that lie in a surge are no false alarms, so that a stream with
 # surges has fewer than a history with the same bar: see docs/surges.md.
-AIM: Final = 0.95
+AIM: Final = 0.9
 # The shipped tail: log10 of the peaks above score x per key and day, measured on streams without surges.
 TAIL: Final = (
-    (1.5, -0.66),
-    (2.0, -1.04),
-    (2.5, -1.43),
-    (3.0, -1.82),
-    (3.5, -2.21),
-    (4.0, -2.61),
-    (4.5, -3.00),
-    (5.0, -3.39),
+    (1.5, -0.65),
+    (2.0, -1.02),
+    (2.5, -1.38),
+    (3.0, -1.76),
+    (3.5, -2.19),
+    (4.0, -2.58),
+    (4.5, -3.02),
+    (5.0, -3.47),
 )
 LOWEST, HIGHEST = 1.0, 30.0
 # The low peaks by which the tail's height is learned.
@@ -40,18 +41,21 @@ TAIL_PEAKS: Final = 50.0
 
 def tail_rate(score: float) -> float:
     """Peaks above `score` per key and day by the shipped tail, log-linear between and beyond its points."""
-    points = TAIL
-    low = max(0, min(len(points) - 2, sum(score >= x for x, _ in points) - 1))
-    (x0, y0), (x1, y1) = points[low], points[low + 1]
+    (x0, y0), (x1, y1) = _segment(bisect_right(TAIL, score, key=lambda point: point[0]))
     return float(10.0 ** (y0 + (score - x0) * (y1 - y0) / (x1 - x0)))
 
 
 def _tail_score(rate: float) -> float:
-    low, high = LOWEST, HIGHEST
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if tail_rate(middle) > rate else (low, middle)
-    return 0.5 * (low + high)
+    """The score above which the shipped tail has this rate."""
+    height = math.log10(rate)
+    (x0, y0), (x1, y1) = _segment(bisect_right(TAIL, -height, key=lambda point: -point[1]))
+    return min(max(x0 + (height - y0) * (x1 - x0) / (y1 - y0), LOWEST), HIGHEST)
+
+
+def _segment(after: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The points of the tail before and from number `after`, the outermost ones beyond its ends."""
+    last = max(1, min(len(TAIL) - 1, after))
+    return TAIL[last - 1], TAIL[last]
 
 
 def bar_from_history(peaks: Sequence[float], key_days: float, budget: float) -> float:

@@ -226,12 +226,11 @@ class SeriesJudge:
 
     def _alert(self, row: Row, raw: float, hour: float) -> None:
         bar = self._bar
-        if bar is None:
+        firing = self.alerts and self.alerts[-1].resolved_at is not None and row.at < self.alerts[-1].resolved_at
+        if bar is None and not firing:
             bar = bar_from_history(self.peaks, max(self.days, 1.0), self._budget)
         self.peaks.append(raw)
-        if self.alerts and self.alerts[-1].resolved_at is not None and row.at < self.alerts[-1].resolved_at:
-            return
-        if raw < bar:
+        if firing or bar is None or raw < bar:
             return
         minute = epoch_ms(row.at) // MINUTE_MS
         mean = self._row.total / max(self._row.weight, 1e-9) * self._season(row.at)

@@ -12,7 +12,7 @@ from monitor.surges.budget import AIM, AlarmRate, bar_from_history, tail_rate
 
 
 @pytest.mark.parametrize("budget", [0.01, 0.001])
-@pytest.mark.parametrize("steepness", [0.65, 0.8, 1.0])
+@pytest.mark.parametrize("steepness", [0.75, 0.85, 1.0])
 def test_the_bar_of_an_exponential_tail_is_found(budget: float, steepness: float) -> None:
     """Peaks above x number 0.2 * 10^-steepness (x - 1.5) a key-day: the bar follows, also beyond the data, and where
     the tail is not the shipped one."""

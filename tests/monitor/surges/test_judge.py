@@ -77,6 +77,16 @@ def test_a_surge_fires_explains_itself_and_resolves() -> None:
     assert judge.explain("ticker:none").verdict == "unknown"
 
 
+def test_the_score_is_the_harmonic_mean_of_the_windows_p_values_weighed_by_their_length() -> None:
+    judge = judged({m: row for m, row in scenario(1).items() if m < 385}, START)[1]
+    standing = judge.explain("ticker:K0")
+    weights = np.array([window.minutes for window in standing.windows]) ** CONFIG.window_weight
+    p = np.array([window.p_value for window in standing.windows])
+    assert standing.score > 1.0
+    assert standing.score == pytest.approx(np.log10((weights / weights.sum() / p).sum()))
+    assert standing.score < -np.log10(p.min())
+
+
 def test_quiet_keys_raise_nothing() -> None:
     fired = [d for seed in range(3) for d in judged(scenario(seed, surge=False), START)[0] if d.action == "fire"]
     assert fired == []

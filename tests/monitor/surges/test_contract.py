@@ -1,0 +1,104 @@
+"""What every detector promises: the judge of stories and the judge of one count series."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from monitor.surges.decisions import MinuteCounts
+from monitor.surges.judge import Judge, JudgeConfig
+from monitor.surges.series import Row, SeriesJudge
+
+STEPS, WEEK = 480, 7 * 24 * 60
+START = 2922 * WEEK
+CONFIG = JudgeConfig(windows=(5, 15, 60), min_age_minutes=240, calm_minutes=20, bar=3.5)
+
+Counts = NDArray[np.int64]
+# From counts of consecutive steps and the first one's epoch minute: the steps that alarmed, with their scores.
+Detector = Callable[[Counts, int], list[tuple[int, float]]]
+
+
+def of_stories(counts: Counts, start: int) -> list[tuple[int, float]]:
+    """The counts are one ticker's negative stories, beside a quiet one and three other stories in ten minutes."""
+    judge, alarms = Judge(CONFIG), []
+    keys = ["ticker:A", "ticker:B"]
+    for step, negative in enumerate(counts):
+        other = int(step % 10 < 3)
+        row = np.array([negative + other, other])
+        decided = judge.step(start + step, MinuteCounts(keys, row, np.array([negative, 0])))
+        alarms += [(step, decision.score) for decision in decided if decision.action == "fire"]
+        assert all(0.0 <= decision.score <= 300.0 and 0.0 <= decision.p_value <= 1.0 for decision in decided)
+    return alarms
+
+
+def of_series(counts: Counts, start: int) -> list[tuple[int, float]]:
+    judge, alarms = SeriesJudge(0.01), []
+    for step, value in enumerate(counts):
+        at = datetime.fromtimestamp((start + 5 * step) * 60, UTC)
+        scored = judge.step(Row(str(step), at, float(value)))
+        assert 0.0 <= scored.anomaly_score <= 1.0
+        if scored.anomaly_score > 0.6:
+            alarms.append((step, scored.anomaly_score))
+    return alarms
+
+
+def quiet(seed: int) -> Counts:
+    return np.random.default_rng(seed).poisson(0.05, STEPS)
+
+
+def surging(seed: int) -> Counts:
+    counts = quiet(seed)
+    counts[400:420] += 3
+    return counts
+
+
+detectors = pytest.mark.parametrize("detector", [of_stories, of_series])
+
+
+@detectors
+def test_a_surge_alarms_and_quiet_does_not(detector: Detector) -> None:
+    for seed in range(3):
+        assert 400 <= detector(surging(seed), START)[0][0] < 420
+        assert detector(quiet(seed), START) == []
+
+
+@detectors
+@settings(max_examples=3, deadline=None)
+@given(seed=st.integers(0, 50), cut=st.integers(380, 425))
+def test_what_comes_later_changes_nothing_before(detector: Detector, seed: int, cut: int) -> None:
+    counts = surging(seed)
+    changed = counts.copy()
+    changed[cut:] = 40
+    before = lambda alarms: [alarm for alarm in alarms if alarm[0] < cut]  # noqa: E731
+    assert before(detector(changed, START)) == before(detector(counts, START))
+
+
+@detectors
+@settings(max_examples=2, deadline=None)
+@given(seed=st.integers(0, 50), weeks=st.integers(1, 60))
+def test_whole_weeks_later_the_alarms_are_the_same(detector: Detector, seed: int, weeks: int) -> None:
+    counts = surging(seed)
+    assert detector(counts, START + weeks * WEEK) == detector(counts, START)
+
+
+@detectors
+def test_a_larger_surge_scores_no_less(detector: Detector) -> None:
+    def highest(size: int) -> float:
+        counts = quiet(7)
+        counts[400] = size
+        return max((score for _, score in detector(counts, START)), default=0.0)
+
+    scores = [highest(size) for size in (1, 4, 8, 16, 64)]
+    assert scores == sorted(scores)
+    assert scores[-1] > scores[0]
+
+
+def test_which_day_it_is_does_not_matter_to_a_series() -> None:
+    """Its season is of the hour of day alone."""
+    assert of_series(surging(1), START + 3 * 24 * 60) == of_series(surging(1), START)
