@@ -24,6 +24,7 @@ EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 END: Final = datetime(2026, 3, 13, tzinfo=UTC)
 DAY: Final = 1440
 HOUR: Final = 60
+QUARTER: Final = 15
 STORY_MINUTES: Final = 360
 WORDS: Final = (
     "shares",
@@ -57,6 +58,7 @@ class _Writer:
         self._postgresql = postgresql
 
     def __call__(self, table: Table, rows: Rows) -> None:
+        """Rows have the table's columns in their order."""
         names = ", ".join(f'"{column.name}"' for column in table.columns)
         if self._postgresql:
             with (
@@ -137,6 +139,7 @@ class _Days:
                 None,
                 "text",
                 "[]",
+                "[]",
                 "bench",
                 times[n],
             )
@@ -175,13 +178,17 @@ class _Days:
                     item_ids[n],
                     json.dumps(item_ids[n:end]),
                     float(p[n]),
-                    "[1, 2, 3, 4]",
+                    b"\0" * 16,
                 )
                 for n, end in zip(np.flatnonzero(begins).tolist(), last, strict=True)
             ),
         )
         for width in (1, HOUR, DAY):
             self._counts(writer, width, key, minute, begins, label[item] == 0, score)
+        topics = key < len(self.topics)
+        self._counts(
+            writer, QUARTER, key[topics], minute[topics], begins[topics], (label[item] == 0)[topics], score[topics]
+        )
 
     def _counts(
         self,
@@ -210,7 +217,7 @@ class _Days:
         if width == 1:
             writer(t.ticks, zip(names, starts, *sums, none, strict=True))
         else:
-            writer(t.rollups, zip([width] * len(names), names, starts, *sums, none, strict=True))
+            writer(t.rollups, zip([width] * len(names), starts, names, *sums, none, strict=True))
 
 
 def _secondary(engine: Engine, *, make: bool) -> None:

@@ -186,17 +186,18 @@ ticks = Table(
 rollups = Table(
     "rollups",
     metadata,
-    # Sums of the ticks over `width` minutes (an hour, a day): `minute` is the first of them.
+    # Sums of the ticks over `width` minutes (an hour, a day; under topics a quarter, too): `minute` is the first of
+    # them. Pages ask for all keys of some hours or for some keys over many: the rows lie by time, an index by key.
     Column("width", Integer, primary_key=True, autoincrement=False),
-    Column("key", String(160), primary_key=True),
     Column("minute", Integer, primary_key=True, autoincrement=False),
+    Column("key", String(160), primary_key=True),
     Column("stories", Integer, nullable=False),
     Column("negative_stories", Integer, nullable=False),
     Column("items", Integer, nullable=False),
     Column("negative_items", Integer, nullable=False),
     Column("score_sum", Float, nullable=False),
     Column("late", Integer, nullable=False),
-    Index(None, "width", "minute"),
+    Index(None, "width", "key", "minute"),
     sqlite_with_rowid=False,
 )
 

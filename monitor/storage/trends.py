@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Table, case, func, select
+from sqlalchemy import ColumnElement, Connection, Table, func, select
 
 from monitor.storage.tables import rollups, ticks
 from monitor.storage.upsert import bulk_upsert
@@ -33,9 +33,11 @@ __all__ = [
 ]
 
 MARKET: Final = "market"
+QUARTER: Final = 15
 HOUR: Final = 60
 DAY: Final = 1440
 
+_TOPIC: Final = "topic:"
 _SUMS: Final = ("stories", "negative_stories", "items", "negative_items", "score_sum", "late")
 # An item-level mean is shrunk towards 0 by this many neutral items, so that a key with two items tops no list.
 _SHRINKAGE: Final = 5
@@ -89,20 +91,25 @@ class KeyTotals(msgspec.Struct, frozen=True):
 def add_to_rollups(connection: Connection, deltas: Mapping[tuple[str, int], Any]) -> None:
     """Add what a batch added to the ticks, by key and epoch minute, to the hours and days they lie in.
 
+    Topics have quarters of an hour, too: the market is read as the sum of all topics, over days by the quarter.
     Belongs into the transaction that writes the ticks. A delta has the attributes of `TickSums`.
     """
-    hours: dict[tuple[str, int], list[float]] = {}
+    quarters: dict[tuple[int, str], list[float]] = {}
+    hours: dict[tuple[int, str], list[float]] = {}
     for (key, minute), delta in deltas.items():
-        _add(hours, (key, minute - minute % HOUR), [getattr(delta, name) for name in _SUMS])
-    days: dict[tuple[str, int], list[float]] = {}
-    for (key, minute), values in hours.items():
-        _add(days, (key, minute - minute % DAY), values)
-    # In key order, so that two aggregators never wait for each other crosswise.
-    for width, sums in ((HOUR, hours), (DAY, days)):
+        values = [getattr(delta, name) for name in _SUMS]
+        _add(hours, (minute - minute % HOUR, key), values)
+        if key.startswith(_TOPIC):
+            _add(quarters, (minute - minute % QUARTER, key), values)
+    days: dict[tuple[int, str], list[float]] = {}
+    for (minute, key), values in hours.items():
+        _add(days, (minute - minute % DAY, key), values)
+    # In one order, so that two aggregators never wait for each other crosswise.
+    for width, sums in ((QUARTER, quarters), (HOUR, hours), (DAY, days)):
         bulk_upsert(connection, rollups, [(width, *place, *sums[place]) for place in sorted(sums)], add=_SUMS)
 
 
-def _add(sums: dict[tuple[str, int], list[float]], place: tuple[str, int], values: list[float]) -> None:
+def _add(sums: dict[tuple[int, str], list[float]], place: tuple[int, str], values: list[float]) -> None:
     known = sums.get(place)
     sums[place] = values if known is None else [a + b for a, b in zip(known, values, strict=True)]
 
@@ -131,11 +138,13 @@ def oldest_minute(connection: Connection) -> int | None:
 
 def topic_keys(connection: Connection) -> list[str]:
     """All topic keys that anything was counted under, in alphabetical order."""
-    query = (
-        select(rollups.c.key)
-        .distinct()
-        .where(rollups.c.width == DAY, rollups.c.key.startswith("topic:", autoescape=True))
-    )
+    query = select(rollups.c.key).distinct().where(rollups.c.width == DAY)
+    if connection.dialect.name == "sqlite":
+        # As a range, which an index serves: LIKE, of either case here, has to look at every key. PostgreSQL's order
+        # of texts depends on its locale, and there LIKE is quick enough.
+        query = query.where(rollups.c.key >= _TOPIC, rollups.c.key < _TOPIC[:-1] + chr(ord(_TOPIC[-1]) + 1))
+    else:
+        query = query.where(rollups.c.key.startswith(_TOPIC, autoescape=True))
     return sorted(connection.scalars(query))
 
 
@@ -155,16 +164,17 @@ def keys_by_volume(connection: Connection, prefix: str, *, since: int, limit: in
     return list(connection.scalars(query))
 
 
-def _source(step: int) -> tuple[Table, list[ColumnElement[bool]]]:
-    """The coarsest table that has the step, and the condition that picks its rows."""
-    for width in (DAY, HOUR):
+def _source(step: int, keys: Sequence[str] = ()) -> tuple[Table, list[ColumnElement[bool]]]:
+    """The coarsest table that has the step (under `keys`, where they are known), and what picks its rows."""
+    widths = (DAY, HOUR, QUARTER) if keys and all(key.startswith(_TOPIC) for key in keys) else (DAY, HOUR)
+    for width in widths:
         if step % width == 0:
             return rollups, [rollups.c.width == width]
     return ticks, []
 
 
-def _sums(row: Any, suffix: str = "") -> TickSums:
-    values = {name: row._mapping[f"{name}{suffix}"] for name in _SUMS}
+def _sums(row: Any) -> TickSums:
+    values = {name: row._mapping[name] for name in _SUMS}
     return TickSums(**{name: value if name == "score_sum" else int(value) for name, value in values.items()})
 
 
@@ -178,13 +188,14 @@ def series(connection: Connection, key: str, start: int, end: int, step: int) ->
     Steps in which nothing was counted are left out. `step` divides a day or is a whole number of days; `start` is
     moved down to a multiple of it.
     """
-    table, conditions = _source(step)
+    members = _members(connection, key)
+    table, conditions = _source(step, members)
     bucket = (table.c.minute - table.c.minute % step).label("bucket")
     query = (
         select(bucket, *(func.sum(table.c[name]).label(name) for name in _SUMS))
         .where(
             *conditions,
-            table.c.key.in_(_members(connection, key)),
+            table.c.key.in_(members),
             table.c.minute >= start - start % step,
             table.c.minute < end,
         )
@@ -198,7 +209,7 @@ def series_by_key(
     connection: Connection, keys: Sequence[str], start: int, end: int, step: int
 ) -> dict[str, list[Bucket]]:
     """`series` for several counted keys at once; a key without counts has an empty list."""
-    table, conditions = _source(step)
+    table, conditions = _source(step, keys)
     bucket = (table.c.minute - table.c.minute % step).label("bucket")
     query = (
         select(table.c.key, bucket, *(func.sum(table.c[name]).label(name) for name in _SUMS))
@@ -222,24 +233,23 @@ def totals(connection: Connection, prefix: str, start: int, end: int) -> list[Ke
     step = DAY if length > 3 * DAY else HOUR if length > 3 * HOUR else 1
     table, conditions = _source(step)
     start -= start % step
-    is_now = table.c.minute >= start
-    columns = [
-        func.sum(case((is_now if suffix == "_now" else ~is_now, table.c[name]), else_=0)).label(f"{name}{suffix}")
-        for suffix in ("_now", "_before")
-        for name in _SUMS
-    ]
+    is_now = (table.c.minute >= start).label("is_now")
     query = (
-        select(table.c.key, *columns)
+        select(table.c.key, is_now, *(func.sum(table.c[name]).label(name) for name in _SUMS))
         .where(
             *conditions,
             table.c.key.startswith(prefix, autoescape=True),
             table.c.minute >= start - (length - length % step),
             table.c.minute < end,
         )
-        .group_by(table.c.key)
+        .group_by(table.c.key, is_now)
     )
-    found = [KeyTotals(row.key, _sums(row, "_now"), _sums(row, "_before")) for row in connection.execute(query)]
-    return sorted((key for key in found if key.now.stories), key=lambda each: (-each.now.stories, each.key))
+    now: dict[str, TickSums] = {}
+    before: dict[str, TickSums] = {}
+    for row in connection.execute(query):
+        (now if row.is_now else before)[row.key] = _sums(row)
+    found = [KeyTotals(key, sums, before.get(key, TickSums())) for key, sums in now.items() if sums.stories]
+    return sorted(found, key=lambda each: (-each.now.stories, each.key))
 
 
 def movers(

@@ -292,18 +292,18 @@ def upgrade() -> None:
     op.create_table(
         "rollups",
         sa.Column("width", sa.Integer(), autoincrement=False, nullable=False),
-        sa.Column("key", sa.String(length=160), nullable=False),
         sa.Column("minute", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("key", sa.String(length=160), nullable=False),
         sa.Column("stories", sa.Integer(), nullable=False),
         sa.Column("negative_stories", sa.Integer(), nullable=False),
         sa.Column("items", sa.Integer(), nullable=False),
         sa.Column("negative_items", sa.Integer(), nullable=False),
         sa.Column("score_sum", sa.Float(), nullable=False),
         sa.Column("late", sa.Integer(), nullable=False),
-        sa.PrimaryKeyConstraint("width", "key", "minute", name=op.f("pk_rollups")),
+        sa.PrimaryKeyConstraint("width", "minute", "key", name=op.f("pk_rollups")),
         sqlite_with_rowid=False,
     )
-    op.create_index(op.f("ix_rollups_width_minute"), "rollups", ["width", "minute"], unique=False)
+    op.create_index(op.f("ix_rollups_width_key_minute"), "rollups", ["width", "key", "minute"], unique=False)
     op.create_table(
         "rules",
         sa.Column("name", sa.String(length=128), nullable=False),
@@ -382,7 +382,7 @@ def downgrade() -> None:
     op.drop_table("stories")
     op.drop_table("silences")
     op.drop_table("rules")
-    op.drop_index(op.f("ix_rollups_width_minute"), table_name="rollups")
+    op.drop_index(op.f("ix_rollups_width_key_minute"), table_name="rollups")
     op.drop_table("rollups")
     op.drop_index(op.f("ix_retracted_keys_published_at"), table_name="retracted_keys")
     op.drop_table("retracted_keys")
