@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Final
 
 import altair as alt
@@ -11,7 +13,7 @@ from dashboard.markup import at_minute, clock
 from monitor.alerts.records import Alert, expectation
 from monitor.storage.trends import Bucket
 
-__all__ = ["probability_chart", "sentiment_chart", "volume_chart"]
+__all__ = ["probability_chart", "sentiment_chart", "volume_chart", "window_chart"]
 
 # After Okabe and Ito: told apart with any colour vision, and in the middle between black and white.
 NEGATIVE: Final = "#d9651e"
@@ -155,23 +157,63 @@ def sentiment_chart(
     )
 
 
-def _expected_layer(alert: Alert, step: int) -> alt.Chart:
-    """How many negative stories a step of the alert's window should have had."""
-    level = alert.expected / alert.window.minutes * step
-    row = {"t": _ms(alert.window.start), "t2": _ms(alert.window.end), "level": level}
-    layer: alt.Chart = (
-        alt.Chart(
-            alt.InlineData(values=[row | {"shown": f"{level:.2f} a step, {expectation(alert.expected)} in the window"}])
+def _in_window(buckets: Sequence[Bucket], width: int, start: int, end: int, step: int) -> list[dict[str, Any]]:
+    """Negative stories in the `width` minutes up to every `step`-th minute; `buckets` are of one minute."""
+    at = [bucket.minute for bucket in buckets]
+    sums = [0, *accumulate(bucket.sums.negative_stories for bucket in buckets)]
+    return [
+        {
+            "t": minute * _MINUTE_MS,
+            "when": clock(at_minute(minute)),
+            "observed": sums[bisect_left(at, minute)] - sums[bisect_left(at, minute - width)],
+        }
+        for minute in range(start, end + 1, step)
+    ]
+
+
+def window_chart(buckets: Sequence[Bucket], alert: Alert, start: int, end: int, step: int) -> alt.LayerChart:
+    """What alerted: negative stories in the alert's window as it slides over the epoch minutes [start, end], and what
+    was to be expected in the window that alerted. `buckets` are of one minute, from a window before `start` on."""
+    rows = _in_window(buckets, alert.window.minutes, start, end, step)
+    base = alt.Chart(alt.InlineData(values=rows))
+
+    def y(field: str) -> alt.Y:
+        return alt.Y(
+            field=field,
+            type="quantitative",
+            title=f"negative in {alert.window.minutes} min",
+            scale=alt.Scale(domainMin=0, nice=True),
+            axis=alt.Axis(minExtent=44, tickMinStep=1, format="d"),
         )
-        .mark_rule(color=POSITIVE, strokeWidth=3)
-        .encode(
-            x=_time_axis(title=None),
-            x2="t2:T",
-            y="level:Q",
-            tooltip=alt.Tooltip("shown:N", title="expected negative stories"),
-        )
+
+    tooltip = [
+        alt.Tooltip("when:N", title="up to (UTC)"),
+        alt.Tooltip("observed:Q", title=f"negative stories in {alert.window.minutes} min"),
+    ]
+    area = base.mark_area(color=NEGATIVE, opacity=0.2, interpolate="step-after").encode(
+        x=_time_axis(title=None), y=y("observed")
     )
-    return layer
+    line = base.mark_line(color=NEGATIVE, strokeWidth=2, interpolate="step-after").encode(
+        x=_time_axis(title=None), y=y("observed"), tooltip=tooltip
+    )
+    words = f"{alert.observed} observed, {expectation(alert.expected)} expected"
+    expected = {"t": start * _MINUTE_MS, "t2": end * _MINUTE_MS, "level": alert.expected}
+    rule = (
+        alt.Chart(alt.InlineData(values=[expected]))
+        .mark_rule(color=POSITIVE, strokeWidth=2, strokeDash=[6, 4])
+        .encode(x=_time_axis(title=None), x2="t2:T", y=y("level"))
+    )
+    told = alt.Chart(alt.InlineData(values=[{"t": _ms(alert.window.end), "observed": alert.observed, "words": words}]))
+    point = told.mark_point(color=NEGATIVE, filled=True, size=90, opacity=1).encode(
+        x=_time_axis(title=None), y=y("observed"), tooltip=alt.Tooltip("words:N", title="the window that alerted")
+    )
+    # In the empty time before the surge, where nothing lies under it.
+    text = told.mark_text(align="right", dx=-8, dy=-2, color=NEUTRAL, fontWeight="bold").encode(
+        x=_time_axis(title=None), y=y("observed"), text="words:N"
+    )
+    return _framed(
+        [_frame(start, end), *_surge_layers(_surges([alert], start, end)), area, line, rule, point, text], 220
+    )
 
 
 def volume_chart(
@@ -180,10 +222,8 @@ def volume_chart(
     start: int,
     end: int,
     step: int,
-    *,
-    expected: Alert | None = None,
 ) -> alt.LayerChart:
-    """Stories in each step, the negative ones at the bottom, surges behind; for one alert what was expected on top."""
+    """Stories in each step, the negative ones at the bottom, surges behind."""
     rows: list[dict[str, Any]] = []
     for row in _rows(buckets, step):
         rows.append(row | {"kind": "negative stories", "low": 0, "high": row["negative"]})
@@ -215,8 +255,7 @@ def volume_chart(
             ],
         )
     )
-    top = [_expected_layer(expected, step)] if expected else []
-    return _framed([_frame(start, end), *_surge_layers(_surges(alerts, start, end)), bars, *top], 200)
+    return _framed([_frame(start, end), *_surge_layers(_surges(alerts, start, end)), bars], 200)
 
 
 def probability_chart(

@@ -4,11 +4,11 @@ of ours goes through `plain` into Markdown and through `escape` into HTML, and o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from html import escape
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 import streamlit as st
@@ -23,6 +23,7 @@ __all__ = [
     "at_minute",
     "chip",
     "clock",
+    "details",
     "escape",
     "item_link",
     "markup",
@@ -60,6 +61,16 @@ def markup(html: str) -> None:
 def style() -> None:
     """The style sheet; once per page."""
     st.html(Path(__file__).with_name("style.css"))
+
+
+def details(values: Mapping[str, Any]) -> str:
+    """HTML: what else is noted of an event, in one line."""
+
+    def shown(value: Any) -> str:
+        return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    told = "; ".join(f"{name.replace('_', ' ')}: {shown(value)}" for name, value in values.items())
+    return escape(clean_text(told)) or "–"
 
 
 def clock(at: datetime | None) -> str:

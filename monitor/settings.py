@@ -159,6 +159,12 @@ class Settings(BaseSettings):
     retention_rollups_days: float = Field(
         730.0, gt=0, description="Days that sums by hour and day are kept; never fewer than those by minute."
     )
+    retention_alerts_days: float = Field(
+        365.0,
+        gt=0,
+        description="Days that resolved alerts, their notices and the log of changes are kept; what is open or "
+        "undelivered stays.",
+    )
 
     # Operations
     metrics_port: int = Field(

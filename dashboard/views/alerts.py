@@ -10,11 +10,12 @@ import streamlit as st
 
 from dashboard.filters import Span, title_of
 from dashboard.forms import LENGTHS_H, length, person
-from dashboard.graphs import sentiment_chart, volume_chart
+from dashboard.graphs import sentiment_chart, volume_chart, window_chart
 from dashboard.markup import (
     STATE_MARKS,
     chip,
     clock,
+    details,
     escape,
     item_link,
     markup,
@@ -200,13 +201,20 @@ def _charts(alert: Alert) -> None:
     until = max(_minute(alert.resolved_at or alert.window.end), _minute(alert.window.end)) + lead // 3
     span = Span(begin, min(until, begin + 14 * DAY))
     step = next(step for step in (1, 5, 15, HOUR, DAY) if span.minutes / step <= 200)
+    width = alert.window.minutes
     with read() as connection:
         buckets = series(connection, alert.key, span.start, span.end, step)
+        minutes = series(connection, alert.key, span.start - width, span.end, 1)
     st.altair_chart(
-        volume_chart(buckets, [alert], span.start, span.end, step, expected=alert), alt="Stories around the alert"
+        window_chart(minutes, alert, span.start, span.end, max(1, span.minutes // 400)),
+        alt=f"Negative stories in {width} minutes, observed against expected",
     )
+    st.caption(
+        f"Line: negative stories in the {width} minutes up to each time. Dashed: how many were to be expected in the "
+        "window that alerted. Shaded: the surge."
+    )
+    st.altair_chart(volume_chart(buckets, [alert], span.start, span.end, step), alt="Stories around the alert")
     st.altair_chart(sentiment_chart(buckets, [alert], span.start, span.end, step), alt="Sentiment around the alert")
-    st.caption("Shaded: the surge; blue line: negative stories to be expected in each step of the window.")
 
 
 def _copies(told: Sequence[Headline]) -> str:
@@ -284,28 +292,25 @@ def _detail(alert_id: str) -> None:
             "to": str(_minute(alert.window.end)),
         },
     )
-    left, right = st.columns(2)
-    with left:
-        st.subheader("What happened", anchor=False)
-        table(
-            ("when (UTC)", "event", "by", "detail"),
+    st.subheader("What happened", anchor=False)
+    table(
+        ("when (UTC)", "event", "by", "detail"),
+        (
             (
-                (
-                    f"<time>{clock(line['at'])}</time>",
-                    escape(str(line["event"])),
-                    escape(str(line["actor"])),
-                    escape(", ".join(f"{name}: {value}" for name, value in line["detail"].items())) or "–",
-                )
-                for line in trail
-            ),
-            "What happened",
-        )
-    with right:
-        st.subheader("Notifications", anchor=False)
-        if sent:
-            deliveries_table(sent, with_alert=False)
-        else:
-            st.caption("None: no receiver is routed to, or the notifier has not run yet.")
+                f"<time>{clock(line['at'])}</time>",
+                escape(str(line["event"])),
+                escape(str(line["actor"])),
+                details(line["detail"]),
+            )
+            for line in trail
+        ),
+        "What happened",
+    )
+    st.subheader("Notifications", anchor=False)
+    if sent:
+        deliveries_table(sent, with_alert=False)
+    else:
+        st.caption("None: no receiver is routed to, or the notifier has not run yet.")
 
 
 def show() -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import streamlit as st
 
 from dashboard.forms import LENGTHS_H, length, person
-from dashboard.markup import alert_link, at_minute, chip, clock, escape, markup, plain, table
+from dashboard.markup import alert_link, at_minute, chip, clock, details, escape, markup, plain, table
 from dashboard.navigation import page
 from dashboard.store import change, engine, guarded, read, settings
 from dashboard.views.rule_form import Draft, draft
@@ -41,7 +41,7 @@ TRIAL_DAYS: Final = (1, 3, 7, 14, 30, 60)
 
 def _scope(definition: dict[str, Any]) -> str:
     """What a rule takes, in one line."""
-    parts = [", ".join(definition.get("keys", ["*"]))]
+    parts = [", ".join(definition.get("keys", ["every key"]))]
     named = {"exclude": "but not", "severities": "severity", "windows": "windows of minutes", "receivers": "tells"}
     parts += [f"{words} {', '.join(map(str, definition[name]))}" for name, words in named.items() if name in definition]
     least = {"min_negative_stories": "negative stories", "min_sources": "sources", "min_share": "negative share"}
@@ -115,7 +115,7 @@ def _changes(found: Iterable[Change], caption: str) -> None:
                 escape(one.subject),
                 escape(one.event),
                 escape(one.actor),
-                escape(", ".join(f"{key}: {value}" for key, value in one.detail.items())[:300]) or "–",
+                details(one.detail),
             )
             for one in found
         ),
@@ -283,7 +283,8 @@ def show() -> None:
             take_up(connection, load_rules(settings()), now)
             found = list_rules(connection)
     st.caption(
-        "A surge is announced when one rule that is on takes it. Rules of the file and those made here hold alike."
+        "A surge is announced when a rule that is on takes it. Rules of the file and those made here hold alike; "
+        "`sentiment-monitor rules` does the same from the command line."
     )
     for rule in found:
         _rule(rule, taken.get(rule.name, 0), name, now)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
 
 import streamlit as st
 
 from dashboard.filters import choose_key, newest, title_of
-from dashboard.markup import alert_link, at_minute, chip, clock, escape, markup, plain, table
+from dashboard.markup import alert_link, at_minute, chip, clock, details, escape, markup, plain, table
 from dashboard.store import engine, guarded, settings
 from monitor.alerts.rules import load_rules
 from monitor.alerts.why import Answer, ask
@@ -51,10 +50,6 @@ def _windows(standing: Standing) -> None:
     )
 
 
-def _detail(line: dict[str, Any]) -> str:
-    return escape(", ".join(f"{name}: {value}" for name, value in line["detail"].items())) or "–"
-
-
 def _draw(found: Answer) -> None:
     account, standing = found.account, found.account.standing
     words, colour = VERDICTS.get(standing.verdict, (standing.verdict, "neutral"))
@@ -85,7 +80,7 @@ def _draw(found: Answer) -> None:
             f"{alert_link(alert)} fired <time>{clock(alert.fired_at)}</time> UTC</p>"
         )
         rows = (
-            (f"<time>{clock(line['at'])}</time>", escape(line["event"]), escape(line["actor"]), _detail(line))
+            (f"<time>{clock(line['at'])}</time>", escape(line["event"]), escape(line["actor"]), details(line["detail"]))
             for line in trail
         )
         table(("when (UTC)", "event", "by", "detail"), rows, "What became of the alert")

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Engine, Table, and_, delete, func, select, tuple_
 
+from monitor.jobs.alert_retention import alert_conditions
 from monitor.jobs.catalogue import Cancelled, Progress
 from monitor.settings import Settings
 from monitor.storage.engine import open_engine, reading, writing
@@ -73,6 +74,7 @@ def _conditions(
         (ledger, ledger.c.minute < minute),
         (stories, stories.c.last_at < minute * 60_000),
         (dead_letters, dead_letters.c.failed_at < kept_since),
+        *alert_conditions(settings, now, clock),
         (job_runs, and_(job_runs.c.finished_at.is_not(None), job_runs.c.finished_at < kept_since)),
     ]
 

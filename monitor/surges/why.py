@@ -38,7 +38,12 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def account(
-    judge: Judge, key: str, begin: int, minute: int, counts: Counts, progress: Callable[[float], object] = lambda _: None
+    judge: Judge,
+    key: str,
+    begin: int,
+    minute: int,
+    counts: Counts,
+    progress: Callable[[float], object] = lambda _: None,
 ) -> Account:
     """How `key` stood at the end of `minute`, an epoch minute.
 

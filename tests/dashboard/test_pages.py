@@ -6,16 +6,24 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 from sqlalchemy import Engine
 from streamlit.testing.v1 import AppTest
 
 import dashboard
 from monitor.records import Sentiment
+from monitor.settings import Settings
+from monitor.storage import deliveries
 from monitor.storage.alerts import get_alert
-from monitor.storage.engine import reading
+from monitor.storage.audit import changes
+from monitor.storage.deliveries import Delivery
+from monitor.storage.engine import reading, writing
 from monitor.storage.labels import label_history
+from monitor.storage.receivers import disable, list_receivers, sync
+from monitor.storage.rules import list_rules
 from monitor.storage.silences import list_silences
+from monitor.surges.live import LiveJudge
 from tests.dashboard import sample
 
 PAGES = ("overview", "alerts", "rules", "delivery", "articles", "labels", "system")
@@ -147,6 +155,91 @@ def test_a_silence_is_made_and_ended(filled: Engine) -> None:
     listed.button(key=f"end-{silence.id}").click().run()
     with reading(filled) as connection:
         assert list_silences(connection, datetime.now(UTC)) == []
+
+
+def press(test: AppTest, label: str) -> AppTest:
+    """Press the button of that name."""
+    found = next(button for button in test.button if button.label == label)
+    assert not found.disabled, label
+    return found.click().run()
+
+
+def named(name: str, **query: str) -> AppTest:
+    """A page on which somebody has given a name."""
+    return view(name, **query).text_input(key="person").set_value("Anna").run()
+
+
+def test_a_rule_is_made_muted_switched_and_removed(filled: Engine) -> None:
+    test = named("rules")
+    assert "negative-surge" in shown(test), "the built-in rule is there before the notifier has run"
+    test.text_input(key="rule-name-").set_value("banks").run()
+    test.text_input(key="rule-keys-").set_value("tickers:JPM").run()
+    assert "matches no key" in test.error[0].value.replace("\\", "")
+    test.text_input(key="rule-keys-").set_value("ticker:JPM ticker:BAC").run()
+    press(test, "Save")
+    assert "In force now" in test.success[0].value
+    with reading(filled) as connection:
+        rule = next(rule for rule in list_rules(connection) if rule.name == "banks")
+    assert (rule.definition["keys"], rule.author, rule.enabled) == (["ticker:JPM", "ticker:BAC"], "Anna", True)
+    test.button(key="mute-banks").click().run()
+    test.button(key="switch-banks").click().run()
+    with reading(filled) as connection:
+        rule = next(rule for rule in list_rules(connection) if rule.name == "banks")
+    assert (rule.enabled, rule.muted(datetime.now(UTC))) == (False, True)
+    test.button(key="remove-banks").click().run()
+    with reading(filled) as connection:
+        assert [rule.name for rule in list_rules(connection)] == ["negative-surge"]
+        events = [change.event for change in changes(connection, subject="rule:banks")]
+    assert events == ["removed", "switched off", "muted", "added"]
+    assert "banks" in shown(view("rules", rule="banks")), "a rule that is gone is still looked back on"
+
+
+def test_rules_in_a_text_are_refused_with_their_line(filled: Engine) -> None:
+    test = named("rules")
+    test.text_area(key="rules-toml").set_value("[[rules]]\nname = 'x'\nkeys = 3\n").run()
+    assert "line 3" in test.error[0].value.replace("\\", "")
+
+
+def test_rules_are_tried_on_history(filled: Engine, tmp_path: Path) -> None:
+    live = LiveJudge(filled, Settings(data_dir=tmp_path), 1)
+    while live.advance():
+        pass
+    live.release()
+    test = press(named("rules"), "Try the rules in force")
+    metrics = {metric.label: metric.value for metric in test.metric}
+    assert metrics["Surges found"] == metrics["Announced by the rules"] != "0"
+    assert "negative-surge" in shown(test)
+    asked = view("alerts")
+    asked.selectbox(key="why-key").set_value("ticker:BA").run()
+    press(asked, "Ask")
+    assert "negative stories" in shown(asked)
+    assert "An alert needs" in {metric.label for metric in asked.metric}
+
+
+def test_receivers_are_tested_and_notices_sent_again(filled: Engine) -> None:
+    now = datetime.now(UTC)
+    with writing(filled) as connection:
+        sync(connection, {"desk": {"kind": "webhook", "address": "https://x/…", "rate_per_minute": 1}}, now)
+        disable(connection, "desk", "It answered 410 (gone).", now)
+        lost = Delivery(
+            id="m1", episode_id="e1", event="firing", receiver="desk", position=1, payload="", created_at=now
+        )
+        deliveries.add(connection, [msgspec.structs.replace(lost, state="failed", last_error="The receiver is off")])
+    test = view("delivery")
+    assert test.button(key="test-desk").disabled, "who acts has to say so"
+    test = named("delivery")
+    assert "It answered 410" in shown(test)
+    test.button(key="test-desk").click().run()
+    test.button(key="on-desk").click().run()
+    press(test, "Send all again now")
+    assert not test.exception
+    with reading(filled) as connection:
+        assert deliveries.tests_of_receivers(connection)["desk"].state == "pending"
+        assert [row.id for row in deliveries.of_episode(connection, "e1") if row.state == "pending"] == ["m1"]
+        (status,) = list_receivers(connection)
+        actors = {change.actor for change in changes(connection) if change.event in ("switched on", "replayed")}
+    assert status.enabled
+    assert actors == {"Anna"}
 
 
 def test_articles_are_found_paged_and_opened(filled: Engine) -> None:

@@ -15,6 +15,8 @@ from monitor.storage import tables
 from monitor.storage.engine import reading, writing
 
 NOW = datetime(2026, 3, 8, 12, tzinfo=UTC)
+# These have tests of their own.
+OF_ALERTS = {"episodes", "alert_events", "outbox", "deliveries", "silences", "audit_log"}
 QUIET = lambda done, total, message="": None  # noqa: E731
 GOING = lambda: False  # noqa: E731
 
@@ -105,9 +107,9 @@ def test_each_table_loses_what_its_setting_says(store: Engine, make_settings: Ca
     fill(store, [0, 10, 20, 40, 70, 100, 101])
     settings = make_settings(retention_items_days=90, retention_charts_days=30, retention_ticks_days=60)
     dropped = drop_old(store, settings, NOW + timedelta(hours=1), QUIET, GOING, batch_rows=2)
-    assert dropped == {
+    assert {name: number for name, number in dropped.items() if name not in OF_ALERTS} == {
         "charts": 4, "item_keys": 2, "items": 2, "awaited_charts": 0, "ticks": 3, "rollups": 0, "ledger": 3,
-        "stories": 3, "dead_letters": 0, "job_runs": 0,
+        "stories": 3, "dead_letters": 0, "job_runs": 0, "retracted_keys": 0,
     }  # fmt: skip
     assert [count(store, t) for t in (tables.items, tables.charts, tables.ticks, tables.stories)] == [5, 3, 4, 4]
     assert sum(drop_old(store, settings, NOW + timedelta(hours=1), QUIET, GOING).values()) == 0
