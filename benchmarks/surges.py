@@ -12,7 +12,7 @@ import time
 import numpy as np
 
 from monitor.records import Contribution, ContributionBatch, SourceWatermark
-from monitor.stories import signature
+from monitor.stories import signature, signatures
 from monitor.surges.counting import Counter, CounterState, CountingConfig
 from monitor.surges.decisions import MinuteCounts
 from monitor.surges.judge import Judge, JudgeConfig
@@ -38,6 +38,11 @@ def main() -> None:
     begin = time.process_time()
     sketches = [signature(title) for title in titles]
     signing = time.process_time() - begin
+    begin = time.process_time()
+    together = signatures([(title, "") for title in titles])
+    signing_together = time.process_time() - begin
+    if together != sketches:
+        raise SystemExit("signed together, stories have other signatures")
 
     items = [
         Contribution(
@@ -70,6 +75,7 @@ def main() -> None:
         json.dumps(
             {
                 "signatures_per_s": round(len(titles) / signing),
+                "signatures_together_per_s": round(len(titles) / signing_together),
                 "contributions_per_s": round(len(items) / counting),
                 "key_minutes_per_s": round(minutes * options.keys / judging),
                 "snapshot_bytes_per_key": round(len(judge.snapshot()) / options.keys),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor.stories import BANDS, OpenStories, Story, signature, similarity, story_id
+from monitor.stories import BANDS, OpenStories, Story, signature, signatures, similarity, story_id
 
 HEADLINE = "Apple shares fall 5% after weak iPhone sales in China"
 
@@ -144,3 +144,15 @@ def test_expired_stories_leave_nothing_behind() -> None:
     stories.expire(21)
     assert len(stories) == 0
     assert stories._bands == {}
+
+
+@given(st.lists(st.tuples(st.text(max_size=60), st.text(max_size=30)), max_size=12))
+def test_signed_together_or_one_by_one_is_the_same(texts: list[tuple[str, str]]) -> None:
+    texts = [*texts, (HEADLINE, ""), ("", "")]
+    assert signatures(texts) == [signature(title, body) for title, body in texts]
+    assert signatures(texts)[-2:] == [signature(HEADLINE), ()]
+
+
+def test_more_than_are_signed_at_once() -> None:
+    texts = [(f"{HEADLINE} number {number}", "") for number in range(600)]
+    assert signatures(texts) == [signature(*text) for text in texts]
