@@ -6,12 +6,14 @@ record may lie more than once.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from typing import Any
 
 import msgspec
 from kafka import KafkaConsumer
+from kafka.errors import KafkaTimeoutError
 from kafka.structs import TopicPartition
 from sqlalchemy import Engine
 
@@ -28,6 +30,7 @@ __all__ = ["OriginalRecord", "read_original", "replay"]
 REPLAY_TOGETHER = 200
 REPLAY_BYTES = 32 << 20
 SEND_TIMEOUT_S = 60.0
+PATIENCE_S = 20.0
 
 
 class OriginalRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +72,10 @@ def _parse(record: Any) -> OriginalRecord | None:
 
 
 def _everything(settings: Settings, client: KafkaConsumer) -> Iterator[OriginalRecord]:
-    """All records of the topic up to its present end, the oldest first."""
+    """All records of the topic up to its present end, the oldest first.
+
+    Raises `BrokerError` when none comes for `PATIENCE_S`.
+    """
     name = settings.topic(DEAD_LETTERS)
     with broker_errors(settings):
         partitions = [TopicPartition(name, number) for number in sorted(client.partitions_for_topic(name) or ())]
@@ -78,12 +84,19 @@ def _everything(settings: Settings, client: KafkaConsumer) -> Iterator[OriginalR
         client.assign(partitions)
         client.seek_to_beginning(*partitions)
         ends = client.end_offsets(partitions)
+        heard = time.monotonic()
         while any(client.position(partition) < ends[partition] for partition in partitions):
-            for records in client.poll(timeout_ms=500).values():
+            polled = client.poll(timeout_ms=500)
+            if not polled and time.monotonic() - heard > PATIENCE_S:
+                raise KafkaTimeoutError(f"nothing came for {PATIENCE_S:.0f} s")
+            for records in polled.values():
                 for record in records:
                     parsed = _parse(record)
                     if parsed is not None:
                         yield parsed
+            if polled:
+                # Who takes the records may be slow: only waiting counts.
+                heard = time.monotonic()
 
 
 def read_original(settings: Settings, letter: LetterId) -> OriginalRecord | None:

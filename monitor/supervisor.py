@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ RESTART_FIRST_S = 1.0
 RESTART_MAX_S = 30.0
 QUICK_EXIT_S = 20.0
 QUICK_EXITS = 3
+LOG_BYTES = 16 << 20
 _PR_SET_PDEATHSIG = 1
 
 
@@ -65,7 +67,8 @@ class Supervisor:
     ----------
     specs : the processes, in the order in which they start; they stop side by side, those that serve others last.
     environment : variables set for the children on top of this process's own.
-    log_dir : each child's output goes to `<log_dir>/<name>.log`.
+    log_dir : each child's output goes to `<log_dir>/<name>.log`, which becomes `<name>.log.1` when it is `LOG_BYTES`
+        long.
     shutdown_s : seconds a child may take to stop before it is killed.
     """
 
@@ -100,6 +103,7 @@ class Supervisor:
         """Call often: restarts what has died, with growing pauses. Raises `MonitorError` when one never stays up."""
         now = time.monotonic()
         for child in self._children.values():
+            self._shorten(self._log(child.spec))
             code = child.process.poll()
             if code is None or child.finished:
                 continue
@@ -168,6 +172,15 @@ class Supervisor:
 
     def _log(self, spec: ProcessSpec) -> Path:
         return self.log_dir / f"{spec.name}.log"
+
+    @staticmethod
+    def _shorten(log: Path) -> None:
+        if not log.exists() or log.stat().st_size < LOG_BYTES:
+            return
+        # The child goes on writing at the end of the same file, so that it is emptied and not renamed. What it writes
+        # between the two is lost: a line or two.
+        shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+        os.truncate(log, 0)
 
     def _launch(self, spec: ProcessSpec) -> _Child:
         self.log_dir.mkdir(parents=True, exist_ok=True)

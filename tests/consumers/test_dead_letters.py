@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
+from kafka.structs import TopicPartition
 from sqlalchemy import Engine
 from typer.testing import CliRunner
 
+from consumers import dead_letters
+from consumers.broker.process import running_broker
+from consumers.clients import consumer
 from consumers.dead_letters import read_original, replay
 from consumers.intake import Origin, Refusal
 from consumers.progress import PartitionProgress
 from consumers.publisher import Publisher, dead_letter_record
 from monitor.cli.context import root_flags
 from monitor.cli.dead_letters import app
-from monitor.errors import InputError
+from monitor.errors import BrokerError, InputError
 from monitor.records import Rejected
 from monitor.settings import Settings
 from monitor.storage.dead_letters import DeadLetter, LetterId, dead_letter_list, store_dead_letters
@@ -73,6 +80,26 @@ def test_bytes_key_headers_and_partition_survive_the_round_trip(kafka_settings: 
     assert replay(kafka_settings, store, ids[0])[0] == 1
     with pytest.raises(InputError):
         replay(kafka_settings, store, LetterId("nowhere", 0, 0))
+
+
+def test_a_broker_that_dies_midway_is_not_waited_for_without_end(
+    make_settings: Callable[..., Settings], store: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dead_letters, "PATIENCE_S", 1.0)
+    with ExitStack() as running:
+        address = running.enter_context(running_broker(tmp_path / "broker"))
+        settings = make_settings(kafka_bootstrap_servers=address)
+        with sending(settings) as sender:
+            sender.raw("news", b"{", b"k")
+        bury(settings, store, records(settings, "news"))
+        with closing(consumer(settings, None, max_poll_records=1)) as client:
+            letters_there = dead_letters._everything(settings, client)
+            next(letters_there)
+            # Read on from a place that has not been fetched.
+            client.seek(TopicPartition(settings.topic("dead-letters"), 0), 0)
+            running.close()
+            with pytest.raises(BrokerError, match="No Kafka broker answers"):
+                list(letters_there)
 
 
 def test_letters_whose_bytes_are_gone_stay_and_are_named(kafka_settings: Settings, store: Engine) -> None:

@@ -40,6 +40,26 @@ def until(condition: object, seconds: float = 10.0) -> bool:
     return False
 
 
+def test_logs_do_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "LOG_BYTES", 4096)
+    code = "import time\nfor n in range(10**9): print(f'line {n:06d}', flush=True); time.sleep(0.001)"
+    supervisor = Supervisor([ProcessSpec("talker", (sys.executable, "-c", code))], {}, tmp_path, 5)
+    supervisor.start()
+    log, old = tmp_path / "talker.log", tmp_path / "talker.log.1"
+
+    def turned_over() -> bool:
+        supervisor.check()
+        # The second time round, what was kept the first time goes.
+        return old.exists() and "line 000000" not in old.read_text() and log.stat().st_size > 0
+
+    try:
+        assert until(turned_over, 30)
+    finally:
+        supervisor.stop()
+    assert b"\0" not in log.read_bytes()
+    assert log.read_text().startswith("line ")
+
+
 def test_a_dead_process_starts_again_and_all_stop_together(tmp_path: Path) -> None:
     events: list[str] = []
     supervisor = Supervisor([ProcessSpec("a", SLEEP), ProcessSpec("b", SLEEP)], {}, tmp_path, 5, events.append)
