@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from typing import NamedTuple
 
@@ -38,36 +39,40 @@ def row_key(version: str, text: str, entity: tuple[int, int] | None, image_hash:
 
 
 class ScoreCache:
-    """At most `capacity` rows; 0 keeps none."""
+    """At most `capacity` rows; 0 keeps none. May be used from several threads."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.hits = 0
         self.misses = 0
         self._rows: OrderedDict[bytes, RowScore] = OrderedDict()
+        self._turn = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def get(self, key: bytes) -> RowScore | None:
         """The row's score, now the most recently used; None when it is not here."""
-        found = self._rows.get(key)
-        if found is None:
-            self.misses += 1
-            return None
-        self.hits += 1
-        self._rows.move_to_end(key)
-        return found
+        with self._turn:
+            found = self._rows.get(key)
+            if found is None:
+                self.misses += 1
+                return None
+            self.hits += 1
+            self._rows.move_to_end(key)
+            return found
 
     def put(self, key: bytes, score: RowScore) -> None:
         """Keep a score, dropping the one that was unused for longest when there are too many."""
         if self.capacity < 1:
             return
-        self._rows[key] = score
-        self._rows.move_to_end(key)
-        while len(self._rows) > self.capacity:
-            self._rows.popitem(last=False)
+        with self._turn:
+            self._rows[key] = score
+            self._rows.move_to_end(key)
+            while len(self._rows) > self.capacity:
+                self._rows.popitem(last=False)
 
     def clear(self) -> None:
         """Forget everything: another model scores from now on."""
-        self._rows.clear()
+        with self._turn:
+            self._rows.clear()

@@ -55,6 +55,7 @@ class _Serving:
     """Everything that belongs to one model; exchanged as a whole, so that a batch is scored by one model alone."""
 
     model: LoadedModel
+    precision: str
     registered: str
     forward: Forward
     guard: LanguageGuard
@@ -79,7 +80,9 @@ class _Asked:
 class Scorer:
     """Scores items with the model in force.
 
-    `score` and `refresh` may be called from different threads; calls of `score` are served one after the other.
+    `score` and `refresh` may be called from different threads. Forward passes run one after the other; while one
+    runs, the items of another call are decoded, linked and split into tokens, or its answers put together. As there
+    is no thread between the stages, an error in any of them is raised in the call that it belongs to.
     """
 
     def __init__(self, settings: Settings, engine: Engine | None = None, name: str = "") -> None:
@@ -106,10 +109,11 @@ class Scorer:
     def _load(self, path: Path, registered: str) -> _Serving:
         settings = self._settings
         model = load_model(path, device=settings.device or None)
-        prepare(model, settings)
-        log.info("model loaded", version=model.version, device=str(model.device))
+        precision = prepare(model, settings)
+        log.info("model loaded", version=model.version, device=str(model.device), precision=precision)
         return _Serving(
             model=model,
+            precision=precision,
             registered=registered,
             forward=Forward(
                 model, token_budget=settings.worker_token_budget, image_budget=settings.worker_image_budget
@@ -127,6 +131,11 @@ class Scorer:
     def model(self) -> LoadedModel:
         """The model that the next call of `score` uses."""
         return self._serving.model
+
+    @property
+    def precision(self) -> str:
+        """Arithmetic of the text encoder that the next call of `score` uses: fp32, bf16 or int8."""
+        return self._serving.precision
 
     def refresh(self) -> bool:
         """Take up a newly promoted model; True when the model has changed.
@@ -160,8 +169,7 @@ class Scorer:
         An item is rejected when it has neither text nor a readable chart (`no_text`, or why its chart cannot be
         read) or when the model fails on it alone (`unscorable`). Raises `ModelError` when the device has failed.
         """
-        with self._turn:
-            return self._score(requests, self._serving)
+        return self._score(requests, self._serving)
 
     def close(self) -> None:
         """Stop the threads that decode pictures."""
@@ -267,7 +275,9 @@ class Scorer:
             row.pixels = pixels
             ready.append(row)
             keys.append(key)
-        for key, score in zip(keys, serving.forward.run(ready), strict=True):
+        with self._turn:
+            scores = serving.forward.run(ready)
+        for key, score in zip(keys, scores, strict=True):
             found[key] = score
             if isinstance(score, RowScore):
                 serving.cache.put(key, score)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,7 +18,8 @@ from hypothesis import strategies as st
 from models import registry
 from models.bundle import load_model
 from models.engine import Flag, Scorer, ScoringRequest, open_scorer
-from models.tokens import TokenizedRow
+from models.engine.scorer import _Asked, _Serving
+from models.tokens import Row, TokenizedRow
 from monitor.errors import ModelError
 from monitor.records import Chart, Modality, NewsItem, Rejected, ScoredItem, Trend
 from monitor.settings import Settings
@@ -237,6 +240,66 @@ def test_a_failed_card_is_not_taken_for_a_bad_row(scorer: Scorer, monkeypatch: p
     monkeypatch.setattr(scorer.model, "forward", failed)
     with pytest.raises(ModelError, match="device failed"):
         scorer.score([news("a text"), news("another text")])
+
+
+def test_one_call_is_prepared_while_another_is_computed(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward, tokenize = scorer.model.forward, scorer.model.tokenize
+    prepared = threading.Event()
+    waited: list[bool] = []
+
+    def slow(rows: list[TokenizedRow]) -> object:
+        if not waited:
+            waited.append(prepared.wait(timeout=20))
+        return forward(rows)
+
+    def noted(rows: list[Row]) -> object:
+        if rows[0].text == "second":
+            prepared.set()
+        return tokenize(rows)
+
+    monkeypatch.setattr(scorer.model, "forward", slow)
+    monkeypatch.setattr(scorer.model, "tokenize", noted)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(scorer.score, [news("first", item_id="1")])
+        second = pool.submit(scorer.score, [news("second", item_id="2")])
+        assert [r.id for f in (first, second) for r in f.result() if isinstance(r, ScoredItem)] == ["1", "2"]
+    assert waited == [True]
+
+
+def test_an_error_in_any_stage_reaches_its_own_caller_and_no_other(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collect = scorer._collect
+
+    def broken(asked: Sequence[_Asked], serving: _Serving) -> object:
+        if any(one.question.item.id == "bad" for one in asked):
+            raise RuntimeError("stage broke")
+        return collect(asked, serving)
+
+    monkeypatch.setattr(scorer, "_collect", broken)
+    with ThreadPoolExecutor(2) as pool:
+        bad = pool.submit(scorer.score, [news("a text", item_id="bad")])
+        good = pool.submit(scorer.score, [news("a text", item_id="good")])
+        assert isinstance(good.result(timeout=20)[0], ScoredItem)
+        with pytest.raises(RuntimeError, match="stage broke"):
+            bad.result(timeout=20)
+
+
+def test_a_text_alone_never_waits_for_the_image_tower(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    vision = scorer.model.network.vision
+    assert vision is not None
+    vision.register_forward_pre_hook(lambda _module, given: seen.append(len(given[0])))
+    scorer.score([news(f"text number {n}", item_id=str(n)) for n in range(5)] + [news("a chart", charts=(chart(),))])
+    assert seen == [1]
+
+
+def test_smaller_batches_grow_again(scorer: Scorer) -> None:
+    forward = scorer._serving.forward
+    forward.shrink = 4
+    for number in range(120):
+        scorer.score([news(f"headline number {number}")])
+    assert forward.shrink == 1
 
 
 def test_a_promoted_model_is_taken_up_between_batches(tmp_path: Path, backbone: Path, settings: Settings) -> None:
