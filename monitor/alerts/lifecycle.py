@@ -18,7 +18,7 @@ from sqlalchemy import Connection, select
 from monitor.alerts.config import NotificationConfig
 from monitor.alerts.receivers import ReceiverKind
 from monitor.alerts.records import Alert, AlertState, AlertStory, AlertWindow, Notice, view_link
-from monitor.alerts.routing import Route, Situation, Target, routes_for, targets
+from monitor.alerts.routing import Route, Situation, Target, may_explain, routes_for, targets
 from monitor.alerts.rulebook import in_force
 from monitor.storage import alerts as store
 from monitor.storage import deliveries
@@ -125,7 +125,18 @@ class _Circumstances:
         ids = [story.item_id for story in alert.stories]
         topics = Counter(self._conn.scalars(select(items.c.topic).where(items.c.id.in_(ids)))) if ids else Counter()
         verdict = self._rules.verdict(alert, self._now, self._muted)
-        return Situation(self._now, self._silences, verdict, self._active, topics)
+        return Situation(self._now, self._silences, verdict, self._active, topics, self._told(alert))
+
+    def _told(self, alert: Alert) -> dict[str, set[str]]:
+        """Who was told of the alerts that may explain this one: nobody waits for an alert that somebody else got."""
+        wider = [one for one in self._active if may_explain(one, alert)]
+        told = deliveries.told_of(self._conn, [one.id for one in wider]) if wider else {}
+        for one in wider:
+            # It may come after this one in the same transaction.
+            if one.id not in told:
+                reached = targets(self._config.routes, one, self.of(one), self._config.receivers)
+                told[one.id] = {t.receiver for t in reached if not t.held and not self.cannot_be_told(t.receiver)}
+        return told
 
     def cannot_be_told(self, receiver: str) -> str:
         """Why nobody would send a notice to this receiver; empty when somebody does."""

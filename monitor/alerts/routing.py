@@ -20,7 +20,7 @@ from monitor.alerts.rules import BUILT_IN, Verdict
 if TYPE_CHECKING:
     from monitor.storage.silences import Silence
 
-__all__ = ["EVENTS", "Mute", "Route", "Situation", "Target", "inhibited_by", "routes_for", "targets"]
+__all__ = ["EVENTS", "Mute", "Route", "Situation", "Target", "inhibited_by", "may_explain", "routes_for", "targets"]
 
 EVENTS: Final = ("firing", "acknowledged", "resolved")
 GROUP_FIELDS: Final = ("rule", "key", "kind", "severity")
@@ -77,14 +77,15 @@ class Route:
 
 @dataclass(frozen=True)
 class Situation:
-    """What is known besides the alert itself when it is routed: what the rules say to it, and the topics of its
-    stories, counted."""
+    """What is known besides the alert itself when it is routed: what the rules say to it, the topics of its stories,
+    counted, and, by the ids of alerts that may explain it, which receivers were told of these."""
 
     now: datetime
     silences: Sequence[Silence] = ()
     verdict: Verdict = field(default_factory=lambda: Verdict((BUILT_IN,)))
     active: Sequence[Alert] = ()
     topics: Mapping[str, int] = field(default_factory=dict)
+    told: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     def names(self, alert: Alert) -> tuple[str, ...]:
         """Names by which silences and routes know what takes the alert: of its detector and of the rules."""
@@ -105,24 +106,31 @@ def _kind(key: str) -> str:
     return key.partition(":")[0]
 
 
-def inhibited_by(alert: Alert, situation: Situation) -> Alert | None:
-    """The wider active alert that explains this one: the market's any topic's and ticker's, a topic's the tickers'
-    whose stories are mostly about it. None when there is none."""
-    kind = _kind(alert.key)
+def may_explain(wider: Alert, alert: Alert) -> bool:
+    """True when `wider` is active, of the same rule, and of a wider key: the market, for a ticker a topic too."""
+    if wider.id == alert.id or wider.rule != alert.rule or wider.state is AlertState.RESOLVED:
+        return False
+    kinds = {"market": ("topic", "ticker"), "topic": ("ticker",)}
+    return _kind(alert.key) in kinds.get(_kind(wider.key), ())
+
+
+def inhibited_by(alert: Alert, situation: Situation, receiver: str) -> Alert | None:
+    """The wider active alert that explains this one to a receiver, which was told of it: the market's any topic's and
+    ticker's, a topic's the tickers' whose stories are mostly about it. None when there is none."""
     total = sum(situation.topics.values())
     for wider in situation.active:
-        if wider.id == alert.id or wider.rule != alert.rule or wider.state is AlertState.RESOLVED:
+        if not may_explain(wider, alert) or receiver not in situation.told.get(wider.id, ()):
             continue
-        if wider.key == "market" and kind in ("topic", "ticker"):
+        if wider.key == "market":
             return wider
-        if kind == "ticker" and _kind(wider.key) == "topic" and total:
+        if total:
             share = situation.topics.get(wider.key.partition(":")[2], 0) / total
             if share >= COVERED_SHARE:
                 return wider
     return None
 
 
-def _held(route: Route, alert: Alert, situation: Situation) -> str:
+def _held(route: Route, alert: Alert, situation: Situation, receiver: str) -> str:
     for silence in situation.silences:
         if silence.covers(key=alert.key, rules=situation.names(alert), at=situation.now):
             return f"silence {silence.id} by {silence.author}"
@@ -131,7 +139,7 @@ def _held(route: Route, alert: Alert, situation: Situation) -> str:
     for mute in route.mutes:
         if mute.active(situation.now):
             return f"mute time {mute.name}"
-    wider = inhibited_by(alert, situation) if route.inhibit else None
+    wider = inhibited_by(alert, situation, receiver) if route.inhibit else None
     return f"inhibited by {wider.key} ({wider.id})" if wider else ""
 
 
@@ -151,10 +159,10 @@ def targets(
     for route in routes_for(routes, alert, situation):
         if "firing" not in route.events:
             continue
-        held = _held(route, alert, situation)
         for name in route.receivers:
             if known is not None and name not in known:
                 continue
+            held = _held(route, alert, situation, name)
             if name not in found or (found[name].held and not held):
                 found[name] = Target(name, held, route.group_of(alert), route.group_wait)
     return list(found.values())

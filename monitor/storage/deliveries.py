@@ -52,6 +52,7 @@ __all__ = [
     "set_free",
     "stranded",
     "tests_of_receivers",
+    "told_of",
     "undelivered",
 ]
 
@@ -321,6 +322,18 @@ def of_episode(conn: Connection, episode_id: str) -> list[Delivery]:
     """All notifications of an episode, in order."""
     query = select(*_columns).where(deliveries.c.episode_id == episode_id)
     return _read(conn, query.order_by(deliveries.c.position, deliveries.c.created_at, deliveries.c.id))
+
+
+def told_of(conn: Connection, episode_ids: Collection[str]) -> dict[str, set[str]]:
+    """Who was told of episodes or is about to be, of each that has any notice: what is held back, dropped or given up
+    tells nobody."""
+    found: dict[str, set[str]] = {}
+    query = select(deliveries.c.episode_id, deliveries.c.receiver, deliveries.c.state)
+    for episode_id, receiver, state in conn.execute(query.where(deliveries.c.episode_id.in_(episode_ids))):
+        told = found.setdefault(episode_id, set())
+        if state in (PENDING, DELIVERED):
+            told.add(receiver)
+    return found
 
 
 def members(conn: Connection, digest_id: str) -> list[Delivery]:

@@ -138,6 +138,7 @@ def put_item(conn: Connection, item_id: str, *, model_version: str) -> None:
             chart=None,
             modality="text",
             flags=[],
+            rules=[],
             model_version=model_version,
             scored_at=AT,
         )

@@ -127,6 +127,26 @@ def test_a_tickers_alert_waits_while_its_topics_alert_explains_it(store: Engine)
         assert notices(conn)[("desk", ID, "firing")] == "pending"
 
 
+def test_a_ticker_waits_for_no_alert_that_its_receiver_is_not_told_of(store: Engine) -> None:
+    config = config_of(Route(("desk",), keys=("ticker:*",)), Route(("boss",), keys=("market", "ticker:*")))
+    with writing(store) as conn:
+        # In one transaction, the ticker's first: the market's is not in the list of notices yet.
+        record(conn, decision(), decision(key="market", episode_id="wide"))
+        route_outbox(conn, config, NOW)
+        assert notices(conn) == {
+            ("desk", ID, "firing"): "pending",
+            ("boss", ID, "firing"): "held",
+            ("boss", "wide", "firing"): "pending",
+        }
+        add_silence(conn, key="market", starts_at=AT, ends_at=NOW + timedelta(days=1), comment="", author="ada")
+        record(conn, decision(key="market", episode_id="other", rule="other"))
+        record(conn, decision(key="ticker:MSFT", episode_id="m", rule="other"))
+        route_outbox(conn, config, NOW)
+        # Who does not hear of the market because of a silence hears of the ticker.
+        assert notices(conn)["boss", "other", "firing"] == "held"
+        assert notices(conn)["boss", "m", "firing"] == "pending"
+
+
 def test_a_ticker_with_a_story_of_its_own_is_not_explained_by_a_topic(store: Engine) -> None:
     with writing(store) as conn:
         put_story(conn, "ticker:AAPL", 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zoneinfo
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, time, timedelta
 from typing import Any
@@ -66,18 +67,24 @@ def test_a_wider_alert_inhibits_what_it_explains() -> None:
     market, earnings = alert("market"), alert("topic:earnings")
     mostly = {"earnings": 6, "macro": 4}
     hardly = {"earnings": 4, "macro": 6}
-    assert inhibited_by(alert(), Situation(AT, active=[market])) is market
-    assert inhibited_by(earnings, Situation(AT, active=[market, earnings])) is market
-    assert inhibited_by(market, Situation(AT, active=[market, earnings])) is None
-    assert inhibited_by(alert(), Situation(AT, active=[earnings], topics=mostly)) is earnings
-    assert inhibited_by(alert(), Situation(AT, active=[earnings], topics=hardly)) is None
-    assert inhibited_by(alert(), Situation(AT, active=[earnings])) is None
-    assert inhibited_by(earnings, Situation(AT, active=[alert("topic:macro")], topics=mostly)) is None
-    over = alert("market", state=AlertState.RESOLVED)
-    assert inhibited_by(alert(), Situation(AT, active=[over])) is None
-    routes = [Route(("desk",)), Route(("log",), inhibit=False)]
-    assert told(routes, alert(), Situation(AT, active=[market])) == {
+
+    def explains(one: Alert, active: list[Alert], topics: Mapping[str, int] | None = None) -> Alert | None:
+        known = {wider.id: {"desk"} for wider in active}
+        return inhibited_by(one, Situation(AT, active=active, topics=topics or {}, told=known), "desk")
+
+    assert explains(alert(), [market]) is market
+    assert explains(earnings, [market, earnings]) is market
+    assert explains(market, [market, earnings]) is None
+    assert explains(alert(), [earnings], mostly) is earnings
+    assert explains(alert(), [earnings], hardly) is None
+    assert explains(alert(), [earnings]) is None
+    assert explains(earnings, [alert("topic:macro")], mostly) is None
+    assert explains(alert(), [alert("market", state=AlertState.RESOLVED)]) is None
+    routes = [Route(("desk", "night")), Route(("log",), inhibit=False)]
+    assert told(routes, alert(), Situation(AT, active=[market], told={market.id: {"desk", "log"}})) == {
         "desk": "inhibited by market (id-market)",
+        # It was not told of the market's alert.
+        "night": "",
         "log": "",
     }
 
