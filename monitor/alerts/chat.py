@@ -33,7 +33,8 @@ class AppriseSender:
     """Sends notices as text to one receiver.
 
     Text is passed as plain text, so that Apprise escapes headlines for the service. Nothing is read from files, no
-    redirect is followed. What Apprise cannot do is not pretended: there is no Retry-After and no status here.
+    redirect is followed. What Apprise cannot do is not pretended: there is no Retry-After and no status here, and it
+    looks the host up again after the addresses were checked (docs/alerting.md says what that leaves open).
 
     Raises `ConfigurationError` when Apprise does not understand the receiver's address.
     """
@@ -72,7 +73,10 @@ class AppriseSender:
         return service
 
     async def _check(self, service: Any) -> None:
-        """Only Teams and mail have a host that a user chooses. Raises `EgressBlockedError` or `OSError`."""
+        """Only Teams and mail have a host that a user chooses. Raises `EgressBlockedError` or `OSError`.
+
+        The address cannot be pinned: Apprise takes one name for the connection and for the certificate.
+        """
         if self._receiver.kind is ReceiverKind.TEAMS:
             port = service.port or 443
             if not service.host.endswith(TEAMS_HOSTS) and not self._policy.allows_host(service.host, port):
