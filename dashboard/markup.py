@@ -19,8 +19,10 @@ from monitor.records import Sentiment
 __all__ = [
     "SENTIMENT_MARKS",
     "STATE_MARKS",
+    "Html",
     "alert_link",
     "at_minute",
+    "cells",
     "chip",
     "clock",
     "details",
@@ -40,6 +42,12 @@ STATE_MARKS: Final = {"firing": "● firing", "acknowledged": "◐ acknowledged"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
+
+
+class Html(str):
+    """HTML that was put together from fixed parts and escaped values."""
+
+    __slots__ = ()
 
 
 def plain(text: str, limit: int = 500) -> str:
@@ -64,13 +72,13 @@ def style() -> None:
 
 
 def details(values: Mapping[str, Any]) -> str:
-    """HTML: what else is noted of an event, in one line."""
+    """What else is noted of an event, in one line of text."""
 
     def shown(value: Any) -> str:
         return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
     told = "; ".join(f"{name.replace('_', ' ')}: {shown(value)}" for name, value in values.items())
-    return escape(clean_text(told)) or "–"
+    return clean_text(told)
 
 
 def clock(at: datetime | None) -> str:
@@ -96,19 +104,32 @@ def item_link(item_id: str, text: str) -> str:
     return f'<a href="articles?item={quote(item_id, safe="")}">{escape(clean_text(text) or item_id)}</a>'
 
 
-def alert_link(alert: Alert) -> str:
-    """HTML: the alert's key as a link to its page."""
-    return f'<a href="alerts?alert={quote(alert.id, safe="")}">{escape(clean_text(alert.title))}</a>'
+def alert_link(alert: Alert) -> Html:
+    """The alert's key as a link to its page."""
+    return Html(f'<a href="alerts?alert={quote(alert.id, safe="")}">{escape(clean_text(alert.title))}</a>')
 
 
-def chip(text: str, kind: str) -> str:
-    """HTML: a small label; `kind` names its colour in the style sheet."""
-    return f'<span class="chip {escape(kind)}">{escape(text)}</span>'
+def chip(text: str, kind: str) -> Html:
+    """A small label; `kind` names its colour in the style sheet."""
+    return Html(f'<span class="chip {escape(kind)}">{escape(text)}</span>')
 
 
-def sentiment_chip(label: Sentiment) -> str:
-    """HTML: a sentiment with its sign and colour."""
+def sentiment_chip(label: Sentiment) -> Html:
+    """A sentiment with its sign and colour."""
     return chip(f"{SENTIMENT_MARKS[label]} {label.value}", label.value)
+
+
+def cells(*values: object) -> tuple[str, ...]:
+    """The cells of a row: times and text as they are shown, escaped; `Html` as it is; nothing as a dash."""
+
+    def cell(value: object) -> str:
+        if isinstance(value, Html):
+            return value
+        if isinstance(value, datetime):
+            return f"<time>{clock(value)}</time>"
+        return escape(str(value)) if value not in (None, "") else "–"
+
+    return tuple(map(cell, values))
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]], caption: str) -> None:

@@ -13,6 +13,7 @@ from dashboard.forms import LENGTHS_H, length, person
 from dashboard.graphs import sentiment_chart, volume_chart, window_chart
 from dashboard.markup import (
     STATE_MARKS,
+    cells,
     chip,
     clock,
     details,
@@ -295,15 +296,7 @@ def _detail(alert_id: str) -> None:
     st.subheader("What happened", anchor=False)
     table(
         ("when (UTC)", "event", "by", "detail"),
-        (
-            (
-                f"<time>{clock(line['at'])}</time>",
-                escape(str(line["event"])),
-                escape(str(line["actor"])),
-                details(line["detail"]),
-            )
-            for line in trail
-        ),
+        (cells(line["at"], line["event"], line["actor"], details(line["detail"])) for line in trail),
         "What happened",
     )
     st.subheader("Notifications", anchor=False)

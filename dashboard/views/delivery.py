@@ -10,7 +10,7 @@ from urllib.parse import quote
 import streamlit as st
 
 from dashboard.forms import LENGTHS_H, length, person
-from dashboard.markup import chip, clock, escape, markup, plain, table
+from dashboard.markup import Html, cells, chip, clock, escape, markup, plain, table
 from dashboard.store import change, guarded, read, settings
 from monitor.alerts.lifecycle import request_trial
 from monitor.storage.deliveries import Delivery, replay, tests_of_receivers, undelivered
@@ -23,8 +23,8 @@ REFRESH_S: Final = 5
 LISTED: Final = 200
 
 
-def _alert(episode_id: str) -> str:
-    return f'<a href="alerts?alert={quote(episode_id, safe="")}">{escape(episode_id[:8])}</a>'
+def _alert(episode_id: str) -> Html:
+    return Html(f'<a href="alerts?alert={quote(episode_id, safe="")}">{escape(episode_id[:8])}</a>')
 
 
 def deliveries_table(rows: Sequence[Delivery], *, with_alert: bool) -> None:
@@ -33,16 +33,16 @@ def deliveries_table(rows: Sequence[Delivery], *, with_alert: bool) -> None:
         ("receiver", "event", "state", "attempts", "last answer", "next attempt (UTC)", "delivered (UTC)")
         + (("alert",) if with_alert else ()),
         (
-            [
-                escape(row.receiver),
-                escape(row.event),
-                escape(row.state),
-                str(row.attempts),
-                escape(" ".join(filter(None, (str(row.last_status or ""), (row.last_error or "")[:200]))) or "–"),
-                f"<time>{clock(row.next_attempt_at)}</time>",
-                f"<time>{clock(row.delivered_at)}</time>",
-            ]
-            + ([_alert(row.episode_id)] if with_alert else [])
+            cells(
+                row.receiver,
+                row.event,
+                row.state,
+                row.attempts,
+                " ".join(filter(None, (str(row.last_status or ""), (row.last_error or "")[:200]))),
+                row.next_attempt_at,
+                row.delivered_at,
+                *((_alert(row.episode_id),) if with_alert else ()),
+            )
             for row in rows
         ),
         "Notifications",

@@ -9,7 +9,7 @@ from typing import Any, Final
 import streamlit as st
 
 from dashboard.forms import LENGTHS_H, length, person
-from dashboard.markup import alert_link, at_minute, chip, clock, details, escape, markup, plain, table
+from dashboard.markup import Html, alert_link, at_minute, cells, chip, clock, details, escape, markup, plain, table
 from dashboard.navigation import page
 from dashboard.store import change, engine, guarded, read, settings
 from dashboard.views.rule_form import Draft, draft
@@ -109,16 +109,7 @@ def _rule(rule: RuleStatus, taken: int, name: str, now: datetime) -> None:
 def _changes(found: Iterable[Change], caption: str) -> None:
     table(
         ("when (UTC)", "what", "event", "by", "detail"),
-        (
-            (
-                f"<time>{clock(one.at)}</time>",
-                escape(one.subject),
-                escape(one.event),
-                escape(one.actor),
-                details(one.detail),
-            )
-            for one in found
-        ),
+        (cells(one.at, one.subject, one.event, one.actor, details(one.detail)) for one in found),
         caption,
     )
 
@@ -161,14 +152,14 @@ def _look_back(name: str) -> None:
         table(
             ("severity", "state", "about", "fired (UTC)", "resolved (UTC)", "negative stories", "acknowledged by"),
             (
-                (
+                cells(
                     chip(alert.severity, alert.severity),
                     chip(alert.state.value, alert.state.value),
                     alert_link(alert),
-                    f"<time>{clock(alert.fired_at)}</time>",
-                    f"<time>{clock(alert.resolved_at)}</time>",
+                    alert.fired_at,
+                    alert.resolved_at,
                     _figures(alert),
-                    escape(alert.acknowledged_by or "–"),
+                    alert.acknowledged_by,
                 )
                 for alert in taken
             ),
@@ -183,14 +174,14 @@ def _look_back(name: str) -> None:
 def _trial_row(firing: Firing) -> tuple[str, ...]:
     alert = firing.alert
     taken = "<br>".join(f"{escape(name)} <time>{clock(at)}</time>" for name, at in firing.taken.items())
-    return (
+    return cells(
         chip(alert.severity, alert.severity),
-        escape(alert.key),
-        f"<time>{clock(alert.fired_at)}</time>",
-        f"<time>{clock(alert.resolved_at)}</time>",
+        alert.key,
+        alert.fired_at,
+        alert.resolved_at,
         _figures(alert),
-        str(alert.sources),
-        taken or f'<span class="quiet">{escape(firing.objection)}</span>',
+        alert.sources,
+        Html(taken or f'<span class="quiet">{escape(firing.objection)}</span>'),
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import islice
 from typing import Any, Final
 
 import streamlit as st
 
 from dashboard.filters import empty_store
-from dashboard.markup import at_minute, chip, clock, escape, table
+from dashboard.markup import at_minute, cells, chip, clock, table
 from dashboard.store import engine, guarded, read, settings
 from monitor.storage.dead_letters import dead_letter_list
 from monitor.storage.engine import reading
@@ -72,23 +74,15 @@ def _letters() -> None:
         return
     table(
         ("failed (UTC)", "record", "code", "reason", "sent again (UTC)"),
-        (
-            (
-                f"<time>{clock(letter.failed_at)}</time>",
-                escape(str(letter.id)),
-                escape(letter.code),
-                escape(letter.reason[:300]),
-                f"<time>{clock(letter.replayed_at)}</time>",
-            )
-            for letter in letters
-        ),
+        (cells(one.failed_at, one.id, one.code, one.reason[:300], one.replayed_at) for one in letters),
         "Dead letters",
     )
     st.caption("`sentiment-monitor dead-letters show` prints a record, `replay` sends it again.")
 
 
-def _metric(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _figures(values: Mapping[str, object], most: int) -> str:
+    shown = (f"{value:.3g}" if isinstance(value, float) else str(value) for value in values.values())
+    return ", ".join(f"{name} {value}" for name, value in islice(zip(values, shown, strict=True), most))
 
 
 def _models() -> None:
@@ -96,39 +90,29 @@ def _models() -> None:
     with read() as connection:
         models = list_models(connection)
         promotions = list_promotions(connection, limit=20)
-    if not models:
-        st.caption("Only the shipped model: nothing has been trained or registered here.")
-    else:
+    if models:
         table(
             ("version", "state", "made (UTC)", "trained from", "measured", "why"),
             (
-                (
-                    escape(model.version),
+                cells(
+                    model.version,
                     chip(model.state, "positive" if model.state == "active" else "neutral"),
-                    f"<time>{clock(model.created_at)}</time>",
-                    escape(model.parent or "–"),
-                    escape(
-                        ", ".join(f"{name} {_metric(value)}" for name, value in list(model.metrics.items())[:6]) or "–"
-                    ),
-                    escape(model.reason or "–"),
+                    model.created_at,
+                    model.parent,
+                    _figures(model.metrics, 6),
+                    model.reason,
                 )
                 for model in models
             ),
             "Models",
         )
+    else:
+        st.caption("Only the shipped model: nothing has been trained or registered here.")
     if promotions:
         st.subheader("Promotions", anchor=False)
         table(
             ("when (UTC)", "version", "by", "why"),
-            (
-                (
-                    f"<time>{clock(each.at)}</time>",
-                    escape(each.version or "the shipped one"),
-                    escape(each.actor),
-                    escape(each.reason),
-                )
-                for each in promotions
-            ),
+            (cells(each.at, each.version or "the shipped one", each.actor, each.reason) for each in promotions),
             "Promotions",
         )
 
@@ -143,16 +127,12 @@ def _jobs() -> None:
     table(
         ("started (UTC)", "job", "state", "finished (UTC)", "outcome"),
         (
-            (
-                f"<time>{clock(run.started_at)}</time>",
-                escape(run.job),
+            cells(
+                run.started_at,
+                run.job,
                 chip(str(run.state), "negative" if run.error else "neutral"),
-                f"<time>{clock(run.finished_at)}</time>",
-                escape(
-                    (run.error or ", ".join(f"{name} {_metric(value)}" for name, value in (run.result or {}).items()))[
-                        :300
-                    ]
-                ),
+                run.finished_at,
+                (run.error or _figures(run.result or {}, 20))[:300],
             )
             for run in runs
         ),

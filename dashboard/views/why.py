@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import streamlit as st
 
 from dashboard.filters import choose_key, newest, title_of
-from dashboard.markup import alert_link, at_minute, chip, clock, details, escape, markup, plain, table
+from dashboard.markup import alert_link, at_minute, cells, chip, clock, details, escape, markup, plain, table
 from dashboard.store import engine, guarded, settings
 from monitor.alerts.rules import load_rules
 from monitor.alerts.why import Answer, ask
@@ -79,10 +79,7 @@ def _draw(found: Answer) -> None:
             f"<p>{chip(alert.severity, alert.severity)} {chip(alert.state.value, alert.state.value)} "
             f"{alert_link(alert)} fired <time>{clock(alert.fired_at)}</time> UTC</p>"
         )
-        rows = (
-            (f"<time>{clock(line['at'])}</time>", escape(line["event"]), escape(line["actor"]), details(line["detail"]))
-            for line in trail
-        )
+        rows = (cells(line["at"], line["event"], line["actor"], details(line["detail"])) for line in trail)
         table(("when (UTC)", "event", "by", "detail"), rows, "What became of the alert")
     if not found.alerts:
         st.caption("There was no alert about it in the hour up to then.")

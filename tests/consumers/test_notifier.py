@@ -24,6 +24,7 @@ from monitor.alerts.delivery import Dispatcher
 from monitor.alerts.demo_receiver import DemoReceiver
 from monitor.alerts.records import Alert
 from monitor.alerts.senders import open_senders
+from monitor.errors import BrokerError
 from monitor.settings import ENV_PREFIX, Settings
 from monitor.storage.alerts import record_decisions
 from monitor.storage.engine import open_engine, reading, writing
@@ -256,3 +257,24 @@ def test_kafka_does_not_wait_for_webhooks(settings: Settings, filled: Engine, re
     receiver.close()
     finish(settings, filled, lambda: all_published(filled))
     assert [event for _, event, _ in published(settings, 2)] == ["firing", "resolved"]
+
+
+@pytest.mark.kafka
+def test_a_broker_that_is_away_and_comes_back_gets_every_event_in_order(settings: Settings, filled: Engine) -> None:
+    with writing(filled) as conn:
+        record_decisions(conn, [decision(episode_id="later")], dashboard_url=DASHBOARD)
+    away: dict[str, Any] = settings.model_dump() | {"kafka_bootstrap_servers": "127.0.0.1:1"}
+    with pytest.raises(BrokerError):
+        AlertPublisher(Settings(**away), filled).publish()
+    assert not all_published(filled)
+    publisher = AlertPublisher(settings, filled)
+    publisher.start()
+    deadline = time.monotonic() + WAIT_S
+    while not all_published(filled) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    publisher.stop()
+    publisher.join(WAIT_S)
+    told: dict[str, list[str]] = {}
+    for key, event, _ in published(settings, 3):
+        told.setdefault(key, []).append(event)
+    assert told == {ID: ["firing", "resolved"], "later": ["firing"]}

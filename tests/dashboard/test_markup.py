@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dashboard.markup import clock, item_link, plain, web_link
+from dashboard.markup import Html, cells, clock, details, item_link, plain, web_link
 
 
 class Links(HTMLParser):
@@ -80,3 +80,17 @@ def test_bare_addresses_and_emoji_names_are_broken(text: str) -> None:
 def test_times_are_utc_to_the_minute() -> None:
     assert clock(datetime(2026, 3, 2, 14, 5, 59, tzinfo=UTC)) == "2026-03-02 14:05"
     assert clock(None) == "–"
+
+
+def test_cells_escape_all_but_html() -> None:
+    at = datetime(2026, 3, 2, 14, 30, tzinfo=UTC)
+    row = cells("<b>x</b>", Html("<b>x</b>"), at, None, "", 0, details({"a_b": ["<i>", 1], "c": None}))
+    assert row == (
+        "&lt;b&gt;x&lt;/b&gt;",
+        "<b>x</b>",
+        "<time>2026-03-02 14:30</time>",
+        "–",
+        "–",
+        "0",
+        "a b: &lt;i&gt;, 1; c: None",
+    )
