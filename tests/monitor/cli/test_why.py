@@ -46,9 +46,12 @@ def fill(data_dir: Path) -> None:
     engine.dispose()
 
 
+def at(minute: int) -> str:
+    return datetime.fromtimestamp((BEGIN + minute) * 60, UTC).isoformat()
+
+
 def test_any_judged_time_is_explained_and_others_are_refused(cli: Cli, tmp_path: Path) -> None:
     fill(tmp_path / "data")
-    at = lambda minute: datetime.fromtimestamp((BEGIN + minute) * 60, UTC).isoformat()  # noqa: E731
     fired = cli("alerts", "why", "ticker:AAA", "--at", at(SURGE + 15))
     assert fired.code == 0, fired.err
     assert "firing" in fired.out
