@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.errors import (
     AuthorizationError,
     IllegalSaslStateError,
@@ -29,7 +29,7 @@ from monitor.datadir import announced
 from monitor.errors import BrokerError, RecordTooLargeError
 from monitor.settings import Settings
 
-__all__ = ["admin", "broker_errors", "connection", "consumer", "drop", "group_id", "producer"]
+__all__ = ["admin", "broker_errors", "connection", "consumer", "drop", "group_id", "producer", "subscribe"]
 
 CLIENT_ID: Final = "sentiment-monitor"
 BOOTSTRAP_TIMEOUT_MS: Final = 10_000
@@ -158,8 +158,18 @@ def consumer(settings: Settings, group: str | None, topics: Sequence[str] = (), 
     with broker_errors(settings):
         made = KafkaConsumer(**options)
         if topics:
-            made.subscribe([settings.topic(name) for name in topics])
+            subscribe(made, [settings.topic(name) for name in topics])
         return made
+
+
+def subscribe(client: KafkaConsumer, topics: Sequence[str], listener: ConsumerRebalanceListener | None = None) -> None:
+    """Join the client's group for topics (full names).
+
+    The topics are asked for first: a group leader that joins before it has heard of them hands out nothing.
+    """
+    for topic in topics:
+        client.partitions_for_topic(topic)
+    client.subscribe(topics, listener=listener)
 
 
 def admin(settings: Settings) -> KafkaAdminClient:

@@ -22,7 +22,7 @@ from kafka.structs import OffsetAndMetadata, TopicPartition
 from sqlalchemy import Engine
 
 from consumers import worker_metrics as metrics
-from consumers.clients import broker_errors, consumer
+from consumers.clients import broker_errors, consumer, subscribe
 from consumers.intake import Intake, Origin, Refusal
 from consumers.pipeline import Pipeline
 from consumers.publisher import Outgoing, Publisher, contribution_records
@@ -123,10 +123,7 @@ class Worker:
         )
         topics = [self._settings.topic(NEWS), self._settings.topic(CHARTS)]
         with broker_errors(self._settings):
-            # A group leader that joins before it has heard of the topics hands out nothing.
-            for topic in topics:
-                client.partitions_for_topic(topic)
-        client.subscribe(topics, listener=self._listener)
+            subscribe(client, topics, self._listener)
         log.info("worker started", model=self._scorer.model_version, group=self._settings.worker_group)
         try:
             self._loop(client)

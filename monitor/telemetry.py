@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -12,6 +13,32 @@ if TYPE_CHECKING:
     from monitor.settings import Settings
 
 __all__ = ["configure_logging", "get_logger"]
+
+
+SELDOM_S: Final = 30.0
+
+
+class _Seldom(logging.Filter):
+    """Lets each message of the Kafka clients through once in a while: without a broker they say the same many times a
+    second, for as long as it is away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[tuple[str, int], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """False for what was said from the same line of code a moment ago."""
+        if record.name.partition(".")[0] not in ("kafka", "aiokafka"):
+            return True
+        place, now = (record.pathname, record.lineno), time.monotonic()
+        since, left_out = self._said.get(place, (-SELDOM_S, 0))
+        if now - since < SELDOM_S:
+            self._said[place] = since, left_out + 1
+            return False
+        self._said[place] = now, 0
+        if left_out:
+            record.msg, record.args = f"{record.getMessage()} (and {left_out} more of this kind)", ()
+        return True
 
 
 def configure_logging(settings: Settings, role: str) -> None:
@@ -36,6 +63,8 @@ def configure_logging(settings: Settings, role: str) -> None:
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
+    if level > logging.DEBUG:
+        handler.addFilter(_Seldom())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

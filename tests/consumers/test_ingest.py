@@ -13,6 +13,7 @@ import httpx
 import pytest
 import respx
 
+from consumers import clients
 from consumers.ingest import Ingest, poll_feeds, replay
 from monitor.errors import BrokerError, RecordTooLargeError
 from monitor.feeds.jsonl import BadLine, Line
@@ -176,7 +177,8 @@ def test_a_long_text_is_cut_to_what_is_kept(kafka_settings: Settings) -> None:
     assert len(item.title) + len(item.body) == 300
 
 
-def test_no_broker_is_said_in_one_sentence(tmp_path: Path) -> None:
+def test_no_broker_is_said_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "BOOTSTRAP_TIMEOUT_MS", 500)
     settings = Settings(data_dir=tmp_path, kafka_bootstrap_servers="127.0.0.1:1")
     with pytest.raises(BrokerError, match=r"No Kafka broker answers at 127\.0\.0\.1:1"):
         Ingest(settings)
