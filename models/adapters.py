@@ -17,7 +17,16 @@ from monitor.errors import ModelError
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["AdapterSettings", "add_adapter", "load_adapter", "merge_adapter", "save_adapter"]
+__all__ = [
+    "AdapterSettings",
+    "add_adapter",
+    "load_adapter",
+    "merge_adapter",
+    "plan_ranks",
+    "rank_state",
+    "restore_ranks",
+    "save_adapter",
+]
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -54,19 +63,45 @@ def add_adapter(encoder: nn.Module, settings: AdapterSettings, *, total_steps: i
         "bias": "none",
     }
     if settings.kind == "adalora":
-        steps = max(total_steps, 10)
         config: PeftConfig = AdaLoraConfig(
-            init_r=settings.rank + settings.rank // 2,
-            target_r=settings.rank,
-            total_step=steps,
-            tinit=steps // 10,
-            tfinal=steps // 2,
-            deltaT=max(1, steps // 100),
-            **common,
+            init_r=settings.rank + settings.rank // 2, target_r=settings.rank, **_rank_plan(total_steps), **common
         )
     else:
         config = LoraConfig(r=settings.rank, use_dora=settings.kind == "dora", **common)
     return cast("PeftModel", get_peft_model(cast(Any, encoder), config))
+
+
+def _rank_plan(total_steps: int) -> dict[str, int]:
+    """When AdaLoRA begins and ends to drop ranks: not in the first tenth and not in the second half of the steps."""
+    steps = max(total_steps, 10)
+    return {"total_step": steps, "tinit": steps // 10, "tfinal": steps // 2, "deltaT": max(1, steps // 100)}
+
+
+def plan_ranks(model: PeftModel, total_steps: int) -> None:
+    """Spread the dropping of ranks of a fresh AdaLoRA adapter over `total_steps` optimiser steps."""
+    for config in model.peft_config.values():
+        for name, value in _rank_plan(total_steps).items():
+            setattr(config, name, value)
+
+
+# What AdaLoRA remembers about its ranks besides its weights.
+_MEMORY = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+
+
+def rank_state(model: PeftModel) -> dict[str, Any]:
+    """How important AdaLoRA has found each rank so far, to go on from."""
+    allocator = cast(Any, model).base_model.rankallocator
+    return {name: dict(getattr(allocator, name)) for name in _MEMORY} | {
+        "kept": next(iter(model.peft_config.values())).rank_pattern
+    }
+
+
+def restore_ranks(model: PeftModel, state: dict[str, Any]) -> None:
+    """Take up what `rank_state` gave."""
+    allocator = cast(Any, model).base_model.rankallocator
+    for name in _MEMORY:
+        setattr(allocator, name, dict(state[name]))
+    next(iter(model.peft_config.values())).rank_pattern = state["kept"]
 
 
 def load_adapter(encoder: nn.Module, folder: Path, *, trainable: bool = False) -> PeftModel:

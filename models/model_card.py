@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -14,23 +14,84 @@ if TYPE_CHECKING:
 
 __all__ = ["write_card"]
 
-_LICENCES = {
-    "sentfin": "SEntFiN 1.0 (Sinha et al. 2022), MIT",
-    "twitter_sentiment": "Twitter Financial News Sentiment (zeroshot), MIT on its card; the tweets are their authors'",
-    "twitter_topic": "Twitter Financial News Topic (zeroshot), MIT on its card; the tweets are their authors'",
+
+class _Source(NamedTuple):
+    """A set that is known: what it is, and whether a commercial user may have what was trained on it."""
+
+    told: str
+    commercial: bool = True
+
+
+_SOURCES = {
+    "sentfin": _Source("SEntFiN 1.0 (Sinha et al. 2022), MIT"),
+    "twitter_sentiment": _Source(
+        "Twitter Financial News Sentiment (zeroshot), MIT on its card; the tweets are their authors'"
+    ),
+    "twitter_topic": _Source("Twitter Financial News Topic (zeroshot), MIT on its card; the tweets are their authors'"),
+    "phrasebank": _Source("Financial PhraseBank 1.0 (Malo et al. 2014), CC BY-NC-SA 3.0: **non-commercial**", False),
+    "fiqa": _Source("FiQA 2018 task 1 (Maia et al. 2018); no licence for the data is stated", False),
 }
+_UNKNOWN = _Source("a set of the user; its licence is the one that came with it", False)
+
+_COMMERCIAL_USE = "Its makers' licences allow commercial use; no text under a non-commercial licence was trained on."
+_RESEARCH_USE = """**For research only.** Financial PhraseBank is licensed for non-commercial use, and what is made from
+it is to be shared alike (CC BY-NC-SA 3.0); this model was trained on it. The model `default` was not."""
+_NO_LICENCE = (
+    "For FiQA no licence is stated: it is used here for research, and none of its texts is part of this model."
+)
+_OWN_USE = "What the user's own sets allow decides what this model may be used for."
+_BUNDLED_LIMITS = """Labels come from English headlines and tweets of 2015 to 2022, many about Indian and American
+companies: other markets, languages and kinds of text are read less well."""
 
 
-def _figures(metrics: Mapping[str, float]) -> list[str]:
+def _groups(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Figures by the held-out part that they are of."""
     groups: dict[str, dict[str, float]] = {}
     for key, value in metrics.items():
-        group, _, figure = key.rpartition(".")
-        groups.setdefault(group, {})[figure] = value
+        for inner in (".f1.", ".mistaken."):
+            if inner in key:
+                group, _, figure = key.partition(inner)
+                groups.setdefault(group, {})[f"{inner[1:]}{figure}"] = value
+                break
+        else:
+            group, _, figure = key.rpartition(".")
+            groups.setdefault(group, {})[figure] = value
+    return dict(sorted(groups.items()))
+
+
+def _figures(groups: Mapping[str, Mapping[str, float]]) -> list[str]:
     lines = ["| held-out part | rows | accuracy | macro-F1 | calibration error |", "|---|---|---|---|---|"]
-    for group, found in sorted(groups.items()):
+    for group, found in groups.items():
         if {"accuracy", "macro_f1", "ece"} <= found.keys():
             shown = " | ".join(f"{found[name]:.3f}" for name in ("accuracy", "macro_f1", "ece"))
             lines.append(f"| {group} | {found.get('n', 0):.0f} | {shown} |")
+    for group, found in groups.items():
+        if "mse" in found:
+            lines += ["", f"{group}, {found['n']:.0f} rows: MSE {found['mse']:.3f}, R2 {found['r2']:.3f}."]
+    return lines
+
+
+def _classes(groups: Mapping[str, Mapping[str, float]]) -> list[str]:
+    lines = ["| held-out part | class | F1 |", "|---|---|---|"]
+    for group, found in groups.items():
+        lines += [
+            f"| {group} | {name.removeprefix('f1.')} | {value:.3f} |"
+            for name, value in found.items()
+            if name.startswith("f1.")
+        ]
+    return lines
+
+
+def _failures(groups: Mapping[str, Mapping[str, float]]) -> list[str]:
+    lines = []
+    for group, found in groups.items():
+        told = [
+            f"{value:.0%} of {name.removeprefix('mistaken.').replace(' for ', ' taken for ')}"
+            for name, value in found.items()
+            if name.startswith("mistaken.")
+        ]
+        if told:
+            lines.append(f"- {group}: {'; '.join(told)}.")
     return lines
 
 
@@ -63,10 +124,23 @@ lie on both sides. Charts are drawn from real prices (StockNet, MIT), their labe
 
 {figures}
 
-`sentiment-monitor train --config {name} --out DIR` trains the model again and prints them.
+`{command}` trains the model again and prints them.{lineage}
 
 Rows called `pairs` are held-out pairs of a text and a drawn chart, with the sentiment that follows from both: a text
 that states a direction outweighs the chart, otherwise the chart decides.
+
+## Known failures
+
+The commonest mistakes on the held-out parts, as shares of the true class:
+
+{failures}
+
+A text in another language than English is marked, not read. Sarcasm, and sentences whose direction hangs on knowledge
+from outside the text, are guessed at.
+
+## Each class
+
+{classes}
 
 ## Not for
 
@@ -80,26 +154,44 @@ Deciding about people or trades without a person.
 {run}
 """
 
-_BUNDLED_USE = """Labels come from English headlines and tweets of 2015 to 2022, many about Indian and American
-companies: other markets, languages and kinds of text are read less well. Its
-makers' licences allow commercial use; no text under a non-commercial licence was trained on."""
-_OWN_USE = "What the user's own sets allow decides what this model may be used for."
+
+def _licence(sources: list[_Source], names: tuple[str, ...]) -> str:
+    if all(source.commercial for source in sources):
+        return "apache-2.0"
+    return "cc-by-nc-sa-3.0" if "phrasebank" in names else "other"
 
 
-def write_card(file: ModelFile, config: TrainingConfig, rows: Mapping[str, int]) -> str:
+def _use(sources: list[_Source], names: tuple[str, ...]) -> str:
+    told = [_BUNDLED_LIMITS] if any(name in _SOURCES for name in names) else []
+    if all(source.commercial for source in sources):
+        told.append(_COMMERCIAL_USE)
+    if "phrasebank" in names:
+        told.append(_RESEARCH_USE)
+    if "fiqa" in names:
+        told.append(_NO_LICENCE)
+    if any(name not in _SOURCES for name in names):
+        told.append(_OWN_USE)
+    return "\n\n".join(told)
+
+
+def write_card(
+    file: ModelFile, config: TrainingConfig, rows: Mapping[str, int], *, recipe: str = "", base: str = ""
+) -> str:
     """Markdown with the front matter that the hub reads: what the model is, was trained on, scores, and is not for.
 
-    `rows` counts the questions of the parts `train`, `validation` and `test`.
+    `rows` counts the questions of the parts `train`, `validation` and `test`; `recipe` names the training config;
+    `base` is the version that the run went on from.
     """
-    unknown = "a set of the user; its licence is the one that came with it"
-    data = [f"- {name}: {_LICENCES.get(name, unknown)}" for name in file.data]
+    sources = [_SOURCES.get(name, _UNKNOWN) for name in file.data]
+    data = [f"- {name}: {source.told}" for name, source in zip(file.data, sources, strict=True)]
     if config.report_sentences:
         data.append(f"- {config.report_sentences} made-up sentences about company results, written by a grammar")
-    known = all(name in _LICENCES for name in file.data)
+    own = " --data FILES" if any(name not in config.sets for name in file.data) else ""
+    groups = _groups(file.metrics)
     settings = msgspec.to_builtins(config)
     return _BODY.format(
         base=file.text_backbone.removeprefix("package:"),
-        licence="apache-2.0" if known else "other",
+        licence=_licence(sources, file.data),
         name=file.name,
         topics=len(file.taxonomy.topics),
         text=file.text_backbone,
@@ -112,7 +204,11 @@ def write_card(file: ModelFile, config: TrainingConfig, rows: Mapping[str, int])
         train=rows.get("train", 0),
         validation=rows.get("validation", 0),
         test=rows.get("test", 0),
-        use=_BUNDLED_USE if known else _OWN_USE,
-        figures="\n".join(_figures(file.metrics)) if file.metrics else "Not measured: the run held nothing out.",
+        use=_use(sources, file.data),
+        command=f"sentiment-monitor train --config {recipe or 'FILE'}{own} --out DIR",
+        lineage=f"\nThe run went on from the model {base}." if base else "",
+        figures="\n".join(_figures(groups)) if file.metrics else "Not measured: the run held nothing out.",
+        failures="\n".join(_failures(groups)) or "Not measured.",
+        classes="\n".join(_classes(groups)),
         run="\n".join(f"| {name} | {value} |" for name, value in settings.items() if not isinstance(value, dict)),
     )

@@ -13,7 +13,8 @@ from models.adapters import AdapterSettings
 from models.backbones import DEFAULT_TEXT_BACKBONE, DEFAULT_VISION_BACKBONE
 from models.fusion import FusionKind
 from models.tokens import MAX_TOKENS
-from models.training.datasets import BUNDLED
+from models.training.datasets import BUNDLED, TEST_SHARE, VALIDATION_SHARE
+from models.training.trackers import Tracker
 from monitor.errors import ConfigurationError
 
 __all__ = ["FusionStage", "TrainingConfig", "load_config"]
@@ -25,12 +26,14 @@ class FusionStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes
     ----------
     pictures : chart images rendered for it.
-    epochs : passes over the pairs.
+    test_pictures : chart images of the held-out pairs; 0 takes a fifth of `pictures`.
+    epochs : passes over the pairs; 0 keeps the fusion and the vision backbone of the config's `base`.
     learning_rate : peak, AdamW.
     batch : pairs in a step.
     """
 
     pictures: int = 3000
+    test_pictures: int = 0
     epochs: int = 6
     learning_rate: float = 5e-4
     batch: int = 64
@@ -45,6 +48,8 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     base : a model to go on from (`default`, or a model's folder) instead of a fresh adapter; its text backbone and
         adapter are kept. With `epochs` 0 only the fusion is trained, as after a change of the chart encoder.
     sets : bundled sets to train on.
+    set_share : share of the bundled sets' training rows that is taken (drawn by the seed); the user's are all taken.
+    test_share, validation_share : of rows that do not say which part they belong to.
     text_backbone, vision_backbone : see `models.backbones`; an empty vision backbone makes a model for text alone.
     epochs : passes over the texts.
     learning_rate : peak of the schedule (linear warm-up, then cosine to zero), AdamW.
@@ -65,12 +70,16 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     validations_per_epoch : how often an epoch is interrupted to validate.
     checkpoint_s : seconds between checkpoints.
     threads : of the CPU; 0 leaves torch's own choice.
+    trackers : what plots the run: `tensorboard` (in the run's folder), `mlflow`, `wandb`; each is an optional package.
     """
 
     name: str = "model"
     seed: int = 0
     base: str = ""
     sets: tuple[str, ...] = BUNDLED
+    set_share: float = 1.0
+    test_share: float = TEST_SHARE
+    validation_share: float = VALIDATION_SHARE
     text_backbone: str = DEFAULT_TEXT_BACKBONE
     vision_backbone: str = DEFAULT_VISION_BACKBONE
     fusion: FusionKind = "cross"
@@ -96,6 +105,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     validations_per_epoch: int = 2
     checkpoint_s: float = 60.0
     threads: int = 0
+    trackers: tuple[Tracker, ...] = ("tensorboard",)
     fusion_stage: FusionStage = FusionStage()
 
     def __post_init__(self) -> None:
@@ -104,10 +114,16 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         for name in ("token_budget", "patience", "validations_per_epoch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1")
+        if self.fusion_stage.epochs < 1 and not (self.base and self.epochs):
+            raise ValueError("`fusion_stage.epochs` must be at least 1, or 0 where a `base` is trained further")
         if not 0.0 <= self.averaging < 1.0:
             raise ValueError("`averaging` must be at least 0 and below 1")
         if self.averaging and self.adapter.kind == "adalora":
             raise ValueError("`averaging` must be 0 with adalora, which drops ranks on the way")
+        if not 0.0 < self.set_share <= 1.0:
+            raise ValueError("`set_share` must be above 0 and at most 1")
+        if min(self.test_share, self.validation_share) < 0 or self.test_share + self.validation_share >= 1:
+            raise ValueError("`test_share` and `validation_share` must leave rows to train on")
         if self.learning_rate <= 0:
             raise ValueError("`learning_rate` must be above 0")
 

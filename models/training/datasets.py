@@ -1,8 +1,9 @@
 """Labelled texts: schema-checked loading, near-duplicate groups, parts that never mix, and the rows to train on.
 
 A file is JSON Lines (`.jsonl`, or `.jsonl.gz`); a line has `text` and any of `sentiment` (negative, neutral, positive),
-`topic` (a name of the taxonomy) and `entities` (name to sentiment). Other fields are ignored, but for `part`
-(train, validation, test), which fixes where the line belongs.
+`topic` (a name of the taxonomy), `entities` (name to sentiment) and `score` (from -1 to 1, perhaps with the `target`
+that it is about). Other fields are ignored, but for `part` (train, validation, test), which fixes where the line
+belongs.
 
 Near-duplicates (syndicated headlines, retweets, the same sentence with other figures) are grouped by MinHash over
 character shingles before the split, so that none lies on both sides; shingles of characters work in any language.
@@ -45,8 +46,8 @@ __all__ = [
 Part = Literal["train", "validation", "test"]
 BUNDLED = ("sentfin", "twitter_sentiment", "twitter_topic")
 
-_TEST_SHARE = 0.08
-_VALIDATION_SHARE = 0.06
+TEST_SHARE = 0.08
+VALIDATION_SHARE = 0.06
 _SHINGLE = 5
 _PERMUTATIONS = 64
 _SIMILARITY = 0.7
@@ -60,6 +61,8 @@ class LabelledText(msgspec.Struct, frozen=True, kw_only=True):
     sentiment: str | None = None
     topic: str | None = None
     entities: dict[str, str] = {}
+    score: float | None = None
+    target: str | None = None
     part: Part | None = None
     origin: str = ""
 
@@ -67,13 +70,15 @@ class LabelledText(msgspec.Struct, frozen=True, kw_only=True):
 class Example(msgspec.Struct, frozen=True, kw_only=True):
     """One question with its answers as class numbers; -1 where there is no answer.
 
-    `origin` names the set that it comes from; `entity` is a character span in `text`.
+    `origin` names the set that it comes from; `entity` is a character span in `text`; `score` is a graded sentiment
+    from -1 to 1.
     """
 
     text: str
     entity: tuple[int, int] | None = None
     sentiment: int = -1
     topic: int = -1
+    score: float | None = None
     origin: str = ""
 
     @property
@@ -131,8 +136,10 @@ def _problem(row: LabelledText, topics: set[str]) -> str:
             return f"the sentiment `{label}` is none of {', '.join(SENTIMENTS)}"
     if row.topic is not None and row.topic not in topics:
         return f"the topic `{row.topic}` is not in the taxonomy"
-    if row.sentiment is None and row.topic is None and not row.entities:
-        return "there is no label: neither `sentiment`, `topic` nor `entities`"
+    if row.score is not None and not -1.0 <= row.score <= 1.0:
+        return f"the score {row.score} is not between -1 and 1"
+    if row.sentiment is None and row.topic is None and not row.entities and row.score is None:
+        return "there is no label: neither `sentiment`, `topic`, `entities` nor `score`"
     if any(not name.strip() for name in row.entities):
         return "an entity has no name"
     return ""
@@ -180,8 +187,8 @@ def assign_parts(
     texts: Sequence[str],
     *,
     seed: int = 0,
-    test_share: float = _TEST_SHARE,
-    validation_share: float = _VALIDATION_SHARE,
+    test_share: float = TEST_SHARE,
+    validation_share: float = VALIDATION_SHARE,
 ) -> list[Part]:
     """Part of each text: a whole group of near-duplicates falls into one, by the hash of its first member and `seed`.
 
@@ -202,12 +209,18 @@ def assign_parts(
     return [parts[group] for group in groups]
 
 
-def select(rows: Iterable[LabelledText], part: Part) -> list[LabelledText]:
-    """The rows of one part; rows without a part are split now."""
+def select(
+    rows: Iterable[LabelledText],
+    part: Part,
+    *,
+    test_share: float = TEST_SHARE,
+    validation_share: float = VALIDATION_SHARE,
+) -> list[LabelledText]:
+    """The rows of one part; rows without a part are split now, near-duplicates together."""
     held = list(rows)
     if all(row.part is not None for row in held):
         return [row for row in held if row.part == part]
-    parts = assign_parts([row.text for row in held])
+    parts = assign_parts([row.text for row in held], test_share=test_share, validation_share=validation_share)
     return [row for row, assigned in zip(held, parts, strict=True) if (row.part or assigned) == part]
 
 
@@ -226,7 +239,7 @@ def find_entity(text: str, name: str) -> tuple[int, int] | None:
 
 
 def examples_of(rows: Iterable[LabelledText], taxonomy: Taxonomy | None = None) -> list[Example]:
-    """The questions in labelled texts: one for each text, one for each entity that stands in it.
+    """The questions in labelled texts: one for each text, one for each entity that stands in it, one for a score.
 
     A text without a sentiment of its own whose entities all agree is an item row with their sentiment.
     """
@@ -249,6 +262,9 @@ def examples_of(rows: Iterable[LabelledText], taxonomy: Taxonomy | None = None) 
             span = find_entity(row.text, name)
             if span is not None:
                 found.append(Example(text=row.text, entity=span, sentiment=sentiments[label], origin=row.origin))
+        if row.score is not None:
+            asked = find_entity(row.text, row.target) if row.target and row.target.strip() else None
+            found.append(Example(text=row.text, entity=asked, score=row.score, origin=row.origin))
     return found
 
 

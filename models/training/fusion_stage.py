@@ -18,7 +18,7 @@ from models.bundle import ModelFile, collate
 from models.calibration import fit_temperature
 from models.charts.dataset import NOT_A_CHART
 from models.classifier import Classifier
-from models.fusion import TextFeatures, make_fusion
+from models.fusion import FusionKind, TextFeatures, make_fusion
 from models.tokens import RowTokenizer
 from models.training.batches import batches_of
 from models.training.config import TrainingConfig
@@ -27,7 +27,17 @@ from models.training.measure import figures
 from models.training.pairs import NEUTRAL, Pair, Pictures, bare_texts, draw_pictures, make_pairs
 from models.training.text_stage import Cancelled, Progress
 
-__all__ = ["train_fusion"]
+__all__ = [
+    "Material",
+    "PairLogits",
+    "SplitExamples",
+    "attach_fusion",
+    "attach_vision",
+    "fit_fusion",
+    "pair_logits",
+    "prepare",
+    "train_fusion",
+]
 
 # Of the texts in the pairs: with a direction, neutral, and bare.
 _DIRECTED, _NEUTRAL, _BARE = 0.5, 0.25, 0.25
@@ -47,7 +57,7 @@ class SplitExamples(Protocol):
     def test(self) -> list[Example]: ...
 
 
-class _Texts(NamedTuple):
+class Texts(NamedTuple):
     """Texts with their frozen token vectors, each (L, H), and span masks (L,)."""
 
     examples: list[Example]
@@ -81,7 +91,7 @@ def _choose(examples: Sequence[Example], part: Part, count: int, seed: int) -> l
 
 
 @torch.no_grad()
-def _encode(network: Classifier, backbone: TextBackbone, config: TrainingConfig, examples: list[Example]) -> _Texts:
+def _encode(network: Classifier, backbone: TextBackbone, config: TrainingConfig, examples: list[Example]) -> Texts:
     network.eval()
     device = network.device()
     rows = RowTokenizer(backbone, config.max_tokens)([example.row for example in examples])
@@ -94,22 +104,62 @@ def _encode(network: Classifier, backbone: TextBackbone, config: TrainingConfig,
         for at, index in enumerate(batch):
             tokens[index] = features.tokens[at, : lengths[index]].cpu().clone()
             spans[index] = features.span[at, : lengths[index]].cpu().clone()
-    return _Texts([examples[i] for i in kept], [tokens[i] for i in kept], [spans[i] for i in kept])
+    return Texts([examples[i] for i in kept], [tokens[i] for i in kept], [spans[i] for i in kept])
 
 
-def _attach(network: Classifier, config: TrainingConfig, hidden_size: int) -> None:
-    """Give `network` its vision backbone and a fusion that reads it; the stand-in for an image is kept."""
+class Material(NamedTuple):
+    """What the fusion is trained and measured on: encoded texts and drawn pictures of each part."""
+
+    texts: dict[Part, Texts]
+    pictures: dict[Part, Pictures]
+
+
+def attach_vision(network: Classifier, config: TrainingConfig) -> None:
+    """Give `network` the vision backbone of `config`, frozen but for what is trained on it here."""
     vision = load_vision_backbone(config.vision_backbone)
     vision.requires_grad_(False)
     if isinstance(vision, HuggingFaceVision):
         vision.heads.requires_grad_(True)
         if config.vision_adapter.kind != "none":
             vision.encoder = add_adapter(vision.encoder, config.vision_adapter)
-    fusion = make_fusion(config.fusion, hidden_size, vision.hidden_size)
+    network.vision = vision.to(network.device())
+
+
+def attach_fusion(network: Classifier, kind: FusionKind, hidden_size: int) -> None:
+    """Give `network` a fresh fusion that reads its vision backbone; the stand-in for an image is kept."""
+    assert network.vision is not None
+    fusion = make_fusion(kind, hidden_size, network.vision.hidden_size)
     with torch.no_grad():
         fusion.absent_image.copy_(network.fusion.absent_image)
-    device = network.device()
-    network.vision, network.fusion = vision.to(device), fusion.to(device)
+    network.fusion = fusion.to(network.device())
+
+
+def prepare(
+    network: Classifier,
+    backbone: TextBackbone,
+    config: TrainingConfig,
+    data: SplitExamples,
+    *,
+    progress: Progress | None = None,
+) -> Material:
+    """Encoded texts and freshly drawn pictures; `network` has its vision backbone."""
+    vision = network.vision
+    assert vision is not None
+    pictures = config.fusion_stage.pictures
+    counts: dict[Part, int] = {
+        "train": pictures,
+        "validation": max(60, pictures // 8),
+        "test": config.fusion_stage.test_pictures or max(60, pictures // 5),
+    }
+    held: dict[Part, list[Example]] = {"train": data.train, "validation": data.validation, "test": data.test}
+    found = Material({}, {})
+    for done, (part, count) in enumerate(counts.items()):
+        if progress is not None:
+            progress("pictures", done, len(counts), f"drawing {count} for {part}")
+        negatives = 0.15 if isinstance(vision, HuggingFaceVision) else 0.0
+        found.pictures[part] = draw_pictures(vision, part, count, seed=config.seed, negatives=negatives)
+        found.texts[part] = _encode(network, backbone, config, _choose(held[part], part, 2 * count, config.seed))
+    return found
 
 
 def train_fusion(
@@ -127,35 +177,19 @@ def train_fusion(
     Returns `file` with the vision backbone, the temperatures of the fused answers and the figures on held-out pairs:
     text alone, chart alone, and both. Raises `ModelError` and `Cancelled`.
     """
-    stage = config.fusion_stage
     torch.manual_seed(config.seed)
     network.requires_grad_(False)
-    _attach(network, config, backbone.hidden_size)
-    vision = network.vision
-    assert vision is not None
-    counts: dict[Part, int] = {
-        "train": stage.pictures,
-        "validation": max(60, stage.pictures // 8),
-        "test": max(60, stage.pictures // 5),
-    }
-    held: dict[Part, list[Example]] = {"train": data.train, "validation": data.validation, "test": data.test}
-    drawn: dict[Part, Pictures] = {}
-    texts: dict[Part, _Texts] = {}
-    for done, (part, count) in enumerate(counts.items()):
-        if progress is not None:
-            progress("pictures", done, len(counts), f"drawing {count} for {part}")
-        negatives = 0.15 if isinstance(vision, HuggingFaceVision) else 0.0
-        drawn[part] = draw_pictures(vision, part, count, seed=config.seed, negatives=negatives)
-        texts[part] = _encode(network, backbone, config, _choose(held[part], part, 2 * count, config.seed))
-    _fit(network, config, texts["train"], drawn["train"], progress, cancelled)
-    network.requires_grad_(False)
-    network.eval()
+    attach_vision(network, config)
+    attach_fusion(network, config.fusion, backbone.hidden_size)
+    texts, drawn = prepare(network, backbone, config, data, progress=progress)
+    fit_fusion(network, config, texts["train"], drawn["train"], progress, cancelled)
     pairs = make_pairs(texts["validation"].examples, drawn["validation"], seed=config.seed)
-    fused, labels, chart, trend = _answers(network, pairs, texts["validation"], drawn["validation"])
+    logits = pair_logits(network, pairs, texts["validation"], drawn["validation"])
+    trend = drawn["validation"].labels[[pair.picture for pair in pairs]]
     calibration = msgspec.structs.replace(
         file.calibration,
-        fused=fit_temperature(fused.numpy(), labels),
-        chart_only=fit_temperature(chart.numpy(), trend),
+        fused=fit_temperature(logits.both.numpy(), np.array([pair.sentiment for pair in pairs])),
+        chart_only=fit_temperature(logits.chart.numpy(), trend),
     )
     file = msgspec.structs.replace(file, vision_backbone=config.vision_backbone, calibration=calibration)
     return msgspec.structs.replace(
@@ -163,14 +197,18 @@ def train_fusion(
     )
 
 
-def _fit(
+def fit_fusion(
     network: Classifier,
     config: TrainingConfig,
-    texts: _Texts,
+    texts: Texts,
     pictures: Pictures,
-    progress: Progress | None,
-    cancelled: Callable[[], bool] | None,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
 ) -> None:
+    """Train the fusion of `network`, whose text part is frozen, and leave the network in evaluation mode.
+
+    Raises `Cancelled`.
+    """
     stage = config.fusion_stage
     for parameter in network.fusion.image_parameters():
         parameter.requires_grad_(True)
@@ -198,14 +236,16 @@ def _fit(
             if cancelled is not None and cancelled():
                 raise Cancelled
             if done == steps:
-                return
+                break
+    network.requires_grad_(False)
+    network.eval()
 
 
 def _loss(
     network: Classifier,
     pairs: list[Pair],
     index: list[int],
-    texts: _Texts,
+    texts: Texts,
     pictures: Pictures,
     alone: list[int],
     smoothing: float,
@@ -237,41 +277,46 @@ def _reading_loss(vision: HuggingFaceVision, pictures: Pictures, shown: list[int
     )
 
 
+class PairLogits(NamedTuple):
+    """Logits (N, 3) of pairs: from both, from the text alone and from the chart alone."""
+
+    both: Tensor
+    text: Tensor
+    chart: Tensor
+
+
 @torch.no_grad()
-def _answers(
-    network: Classifier, pairs: list[Pair], texts: _Texts, pictures: Pictures
-) -> tuple[Tensor, np.ndarray[tuple[int], np.dtype[np.int64]], Tensor, np.ndarray[tuple[int], np.dtype[np.int64]]]:
-    """Logits of both (N, 3), their labels, logits of the charts alone (N, 3), what the charts show."""
-    fused, only = [], []
+def pair_logits(network: Classifier, pairs: Sequence[Pair], texts: Texts, pictures: Pictures) -> PairLogits:
+    """What the network says about each pair; `pairs` are of `texts`, in their order."""
+    parts: list[PairLogits] = []
     for start in range(0, len(pairs), 64):
-        index = list(range(start, min(start + 64, len(pairs))))
+        index = range(start, min(start + 64, len(pairs)))
         image: VisionTokens = pictures.features([pairs[row].picture for row in index])
-        fused.append(network.sentiment_of_both(texts.features(index, network.device()), image).cpu())
-        only.append(network.sentiment_of_image(image).cpu())
-    labels = np.array([pair.sentiment for pair in pairs])
-    trend = pictures.labels[[pair.picture for pair in pairs]]
-    return torch.cat(fused), labels, torch.cat(only), trend
+        text = texts.features(index, network.device())
+        parts.append(
+            PairLogits(
+                network.sentiment_of_both(text, image).cpu(),
+                network.sentiment_of_text(text).cpu(),
+                network.sentiment_of_image(image).cpu(),
+            )
+        )
+    return PairLogits(*(torch.cat(held) for held in zip(*parts, strict=True)))
 
 
-@torch.no_grad()
-def _figures(network: Classifier, file: ModelFile, texts: _Texts, pictures: Pictures, seed: int) -> dict[str, float]:
+def _figures(network: Classifier, file: ModelFile, texts: Texts, pictures: Pictures, seed: int) -> dict[str, float]:
     """Held-out pairs: text alone, chart alone and both against the sentiment of the pair."""
     pairs = make_pairs(texts.examples, pictures, seed=seed)
-    fused, labels, only, trend = _answers(network, pairs, texts, pictures)
-    said = torch.cat(
-        [
-            network.sentiment_of_text(texts.features(range(start, min(start + 64, len(pairs))), network.device())).cpu()
-            for start in range(0, len(pairs), 64)
-        ]
-    )
+    logits = pair_logits(network, pairs, texts, pictures)
+    labels = np.array([pair.sentiment for pair in pairs])
+    trend = pictures.labels[[pair.picture for pair in pairs]]
     temperatures = file.calibration
     found: dict[str, float] = {}
-    for name, logits, temperature, truth in (
-        ("pairs.text_alone", said, temperatures.item, labels),
-        ("pairs.chart_alone", only, temperatures.chart_only, labels),
-        ("pairs.both", fused, temperatures.fused, labels),
-        ("charts.chart_only", only, temperatures.chart_only, trend),
+    for name, part, temperature, truth in (
+        ("pairs.text_alone", logits.text, temperatures.item, labels),
+        ("pairs.chart_alone", logits.chart, temperatures.chart_only, labels),
+        ("pairs.both", logits.both, temperatures.fused, labels),
+        ("charts.chart_only", logits.chart, temperatures.chart_only, trend),
     ):
-        probabilities = torch.softmax(logits / temperature, dim=-1).numpy()
+        probabilities = torch.softmax(part / temperature, dim=-1).numpy()
         found |= {f"{name}.{figure}": round(value, 4) for figure, value in figures(probabilities, truth).items()}
     return found

@@ -1,4 +1,4 @@
-"""Losses of the heads: cross-entropy over the rows that have the label, and R-Drop's consistency."""
+"""Losses of the heads: cross-entropy over the rows that have the label or a score, and R-Drop's consistency."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from models.classifier import Logits
 
-__all__ = ["class_weights", "consistency_loss", "supervised_loss"]
+__all__ = ["class_weights", "consistency_loss", "score_shares", "supervised_loss"]
 
 
 def class_weights(shares: tuple[float, ...], power: float) -> Tensor:
@@ -18,16 +18,29 @@ def class_weights(shares: tuple[float, ...], power: float) -> Tensor:
     return weight / (weight * share).sum()
 
 
+def score_shares(score: Tensor) -> Tensor:
+    """Shares (N, 3) of negative, neutral and positive whose balance, positive less negative, is `score` (N,).
+
+    What is missing to one is neutral: a score of 0.3 is 70 % neutral and 30 % positive.
+    """
+    negative, positive = (-score).clamp(min=0.0), score.clamp(min=0.0)
+    return torch.stack([negative, 1.0 - negative - positive, positive], dim=-1)
+
+
 def supervised_loss(
     logits: Logits,
     sentiment: Tensor,
     topic: Tensor,
+    score: Tensor,
     *,
     sentiment_weight: Tensor,
     topic_weight: Tensor,
     label_smoothing: float,
 ) -> Tensor:
-    """Scalar: cross-entropies of both heads, summed over the rows with that label (-1: none), by the batch's rows."""
+    """Scalar: cross-entropies of both heads, summed over the rows with that label, by the batch's rows.
+
+    `sentiment` and `topic` (N,) are class numbers, -1 where there is none; `score` (N,) is NaN where there is none.
+    """
     total = logits.sentiment.new_zeros(())
     for found, labels, weight in (
         (logits.sentiment, sentiment, sentiment_weight),
@@ -38,6 +51,11 @@ def supervised_loss(
             total = total + functional.cross_entropy(
                 found[known].float(), labels[known], weight=weight, label_smoothing=label_smoothing, reduction="sum"
             )
+    graded = ~torch.isnan(score)
+    if bool(graded.any()):
+        total = total + functional.cross_entropy(
+            logits.sentiment[graded].float(), score_shares(score[graded]), reduction="sum"
+        )
     return total / max(len(sentiment), 1)
 
 

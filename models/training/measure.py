@@ -1,18 +1,23 @@
-"""Figures of a model on examples: accuracy, macro-F1 and calibration error of each set and task."""
+"""Figures of a model on examples: accuracy, macro-F1 and calibration error of each set and task, and graded scores."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 
-from models.bundle import LoadedModel
+from models.bundle import SENTIMENTS, LoadedModel
 from models.calibration import expected_calibration_error
 from models.training.datasets import Example
+from models.training.evaluate import score_figures
 
 __all__ = ["figures", "measure"]
+
+# The commonest mistakes that a model card names, of each set and task.
+_MISTAKES = 3
 
 
 def figures(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -> dict[str, float]:
@@ -26,22 +31,44 @@ def figures(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) ->
     }
 
 
+def _by_class(predicted: NDArray[np.integer], labels: NDArray[np.integer], names: Sequence[str]) -> dict[str, float]:
+    """`f1.CLASS` of every class that occurs, and `mistaken.CLASS for CLASS`: share of a class, commonest mistakes."""
+    present = np.unique(labels)
+    scores = f1_score(labels, predicted, labels=present, average=None)
+    found = {f"f1.{names[number]}": float(score) for number, score in zip(present, scores, strict=True)}
+    mistakes = Counter(zip(labels[predicted != labels].tolist(), predicted[predicted != labels].tolist(), strict=True))
+    for (true, answer), count in mistakes.most_common(_MISTAKES):
+        found[f"mistaken.{names[true]} for {names[answer]}"] = float(count / (labels == true).sum())
+    return found
+
+
 def measure(model: LoadedModel, examples: Sequence[Example]) -> dict[str, float]:
-    """Figures by `set.task.figure`, for instance `sentfin.entities.accuracy`, of all examples with that label."""
+    """Figures by `set.task.figure`, for instance `sentfin.entities.accuracy`, of all examples with that label.
+
+    `f1.CLASS` and `mistaken.CLASS for CLASS` say how each class fares. A graded score is compared with
+    p(positive) - p(negative): `set.score.mse`, `set.score.r2`.
+    """
     predictions = model.predict([example.row for example in examples])
     sentiment = np.array([example.sentiment for example in examples])
     topic = np.array([example.topic for example in examples])
     asked = np.array([example.entity is not None for example in examples])
     origin = np.array([example.origin for example in examples])
+    score = np.array([np.nan if example.score is None else example.score for example in examples])
+    balance = predictions.sentiment[:, 2] - predictions.sentiment[:, 0]
     found: dict[str, float] = {}
     for name in sorted(set(origin.tolist())):
-        for task, probabilities, labels, rows in (
-            ("sentiment", predictions.sentiment, sentiment, ~asked),
-            ("entities", predictions.sentiment, sentiment, asked),
-            ("topic", predictions.topic, topic, ~asked),
+        for task, probabilities, labels, rows, names in (
+            ("sentiment", predictions.sentiment, sentiment, ~asked, SENTIMENTS),
+            ("entities", predictions.sentiment, sentiment, asked, SENTIMENTS),
+            ("topic", predictions.topic, topic, ~asked, model.taxonomy.labels),
         ):
             mask = (origin == name) & rows & (labels >= 0)
             if mask.any():
                 values = figures(probabilities[mask], labels[mask])
+                values |= _by_class(probabilities[mask].argmax(axis=1), labels[mask], names)
                 found |= {f"{name}.{task}.{figure}": round(value, 4) for figure, value in values.items()}
+        mask = (origin == name) & ~np.isnan(score)
+        if mask.any():
+            graded = score_figures(balance[mask], score[mask])
+            found |= {f"{name}.score.{figure}": float(value) for figure, value in graded.items()}
     return found

@@ -10,11 +10,12 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
+from models.adapters import plan_ranks, rank_state, restore_ranks
 from models.backbones import TextBackbone
 from models.bundle import collate
 from models.classifier import Batch, Classifier, Logits
@@ -23,6 +24,9 @@ from models.training.batches import batches_of, epoch_batches
 from models.training.config import TrainingConfig
 from models.training.losses import consistency_loss, supervised_loss
 from monitor.errors import InputError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 __all__ = ["Cancelled", "Encoded", "Progress", "Reporter", "TextStage", "text_logits"]
 
@@ -48,13 +52,20 @@ class Reporter(Protocol):
 
 
 class Encoded:
-    """Tokenized examples with their answers: `sentiment` and `topic` (N,), -1 where there is none."""
+    """Tokenized examples with their answers (N,): `sentiment` and `topic`, -1 for none; `score`, NaN for none."""
 
-    def __init__(self, rows: Sequence[TokenizedRow], sentiment: Sequence[int], topic: Sequence[int]) -> None:
+    def __init__(
+        self,
+        rows: Sequence[TokenizedRow],
+        sentiment: Sequence[int],
+        topic: Sequence[int],
+        score: Sequence[float | None],
+    ) -> None:
         self.rows = rows
         self.lengths = [len(row.ids) for row in rows]
         self.sentiment = torch.tensor(sentiment, dtype=torch.long)
         self.topic = torch.tensor(topic, dtype=torch.long)
+        self.score = torch.tensor([math.nan if value is None else value for value in score], dtype=torch.float32)
         self.asked = torch.tensor([row.span is not None for row in rows], dtype=torch.bool)
 
     def __len__(self) -> int:
@@ -132,6 +143,9 @@ class TextStage:
         self.misses = 0
         self.step = 0
         self.epoch_steps = len(epoch_batches(train.lengths, config.token_budget, seed=config.seed, epoch=0))
+        self.ranked = cast("PeftModel", network.text) if config.adapter.kind == "adalora" else None
+        if self.ranked is not None:
+            plan_ranks(self.ranked, self.total)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         config = self.config
@@ -201,18 +215,18 @@ class TextStage:
         if self.network.vision is not None:
             self.network.vision.eval()
         batch = self._hide(collate([self.train_data.rows[row] for row in rows], self.pad_id, self.device))
-        sentiment, topic = self.train_data.sentiment[rows].to(self.device), self.train_data.topic[rows].to(self.device)
+        data = self.train_data
+        sentiment, topic, score = (held[rows].to(self.device) for held in (data.sentiment, data.topic, data.score))
         half = config.precision == "bfloat16" or (config.precision == "auto" and self.device.type == "cuda")
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
-            loss = self._loss(batch, sentiment, topic)
+            loss = self._loss(batch, sentiment, topic, score)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.named.values(), config.gradient_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * group["scale"] * self._schedule()
         self.optimizer.step()
-        if config.adapter.kind == "adalora":
-            adapted: Any = self.network.text
-            adapted.base_model.update_and_allocate(self.step)
+        if self.ranked is not None:
+            cast(Any, self.ranked).base_model.update_and_allocate(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         # The average follows closely at first, when the weights still move far.
         decay = min(config.averaging, (1 + self.step) / (10 + self.step)) if config.averaging else 0.0
@@ -229,20 +243,21 @@ class TextStage:
         hidden &= ~torch.isin(batch.ids, self.never_hidden.to(self.device))
         return Batch(batch.ids.masked_fill(hidden, self.backbone.mask_id), batch.mask, batch.span)
 
-    def _loss(self, batch: Batch, sentiment: Tensor, topic: Tensor) -> Tensor:
+    def _loss(self, batch: Batch, sentiment: Tensor, topic: Tensor, score: Tensor) -> Tensor:
         logits: Logits = self.network(batch)
-        loss = self._supervised(logits, sentiment, topic)
+        loss = self._supervised(logits, sentiment, topic, score)
         if not self.config.consistency:
             return loss
         second: Logits = self.network(batch)
-        supervised = (loss + self._supervised(second, sentiment, topic)) / 2
+        supervised = (loss + self._supervised(second, sentiment, topic, score)) / 2
         return supervised + self.config.consistency * consistency_loss(logits, second)
 
-    def _supervised(self, logits: Logits, sentiment: Tensor, topic: Tensor) -> Tensor:
+    def _supervised(self, logits: Logits, sentiment: Tensor, topic: Tensor, score: Tensor) -> Tensor:
         return supervised_loss(
             logits,
             sentiment,
             topic,
+            score,
             sentiment_weight=self.weights[0],
             topic_weight=self.weights[1],
             label_smoothing=self.config.label_smoothing,
@@ -286,6 +301,7 @@ class TextStage:
                 "average": self.average,
                 "best": self.best,
                 "optimizer": self.optimizer.state_dict(),
+                "ranks": rank_state(self.ranked) if self.ranked is not None else {},
             },
             written,
         )
@@ -310,6 +326,8 @@ class TextStage:
             )
         self._load(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.ranked is not None:
+            restore_ranks(self.ranked, state["ranks"])
         self.average, self.best = state["average"], state["best"]
         self.step, self.best_score, self.misses = state["step"], state["best_score"], state["misses"]
         return True

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
@@ -32,6 +31,7 @@ from models.training.datasets import (
     BUNDLED,
     Example,
     LabelledText,
+    Part,
     bundled_path,
     class_shares,
     examples_of,
@@ -41,7 +41,8 @@ from models.training.datasets import (
 from models.training.losses import class_weights
 from models.training.measure import measure
 from models.training.report_sentences import report_sentences
-from models.training.text_stage import Cancelled, Encoded, Progress, Reporter, TextStage, text_logits
+from models.training.text_stage import Cancelled, Encoded, Progress, TextStage, text_logits
+from models.training.trackers import Trackers, check_trackers
 from monitor.errors import ConfigurationError, InputError
 from monitor.taxonomy import Taxonomy, bundled_taxonomy
 
@@ -66,15 +67,21 @@ def gather(config: TrainingConfig, extra: Sequence[Path] = (), taxonomy: Taxonom
     unknown = [name for name in config.sets if name not in BUNDLED]
     if unknown:
         raise ConfigurationError(f"There is no bundled set {unknown[0]}.", f"Known are {', '.join(BUNDLED)}.")
-    paths = [bundled_path(name) for name in config.sets] + list(extra)
-    rows = [read_labelled(path, taxonomy) for path in paths]
-    parts: dict[str, list[Example]] = {}
+    bundled = [read_labelled(bundled_path(name), taxonomy) for name in config.sets]
+    own = [read_labelled(path, taxonomy) for path in extra]
+    names = tuple(held[0].origin for held in bundled + own)
+    # The user's files are split together: a sentence of one may stand in another.
+    together = [row for held in own for row in held]
+    parts: dict[Part, list[Example]] = {}
     for part in ("train", "validation", "test"):
-        parts[part] = [example for held in rows for example in examples_of(select(held, part), taxonomy)]
+        kept = [row for held in bundled for row in select(held, part)]
+        if part == "train" and config.set_share < 1.0:
+            kept = random.Random(config.seed).sample(kept, int(config.set_share * len(kept)))  # noqa: S311 - no secret
+        kept += select(together, part, test_share=config.test_share, validation_share=config.validation_share)
+        parts[part] = examples_of(kept, taxonomy)
     parts["train"] += report_sentences(config.report_sentences, seed=config.seed)
     if not parts["train"]:
         raise ConfigurationError("There is nothing to train on.", "Name bundled sets in the config, or pass --data.")
-    names = tuple(held[0].origin for held in rows)
     return Datasets(parts["train"], parts["validation"], parts["test"], names)
 
 
@@ -85,6 +92,7 @@ def _encode(examples: Sequence[Example], tokenizer: RowTokenizer) -> Encoded:
         [rows[index] for index in kept],
         [examples[index].sentiment for index in kept],
         [examples[index].topic for index in kept],
+        [examples[index].score for index in kept],
     )
 
 
@@ -103,17 +111,6 @@ def _fingerprint(config: TrainingConfig, examples: Sequence[Example], base: str 
     for example in examples:
         digest.update(msgspec.json.encode(example))
     return digest.hexdigest()
-
-
-def _reporter(folder: Path) -> Reporter | None:
-    """TensorBoard's writer, where it is installed."""
-    if importlib.util.find_spec("tensorboard") is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    writer: Any = SummaryWriter(str(folder / "tensorboard"))
-    add: Reporter = writer.add_scalar
-    return add
 
 
 def _device() -> torch.device:
@@ -150,7 +147,10 @@ def _run_text_stage(
     )
     if resume:
         stage.restore()
-    stage.run(progress, cancelled, _reporter(out))
+    settings = {key: value for key, value in msgspec.to_builtins(config).items() if not isinstance(value, dict)}
+    out.mkdir(parents=True, exist_ok=True)
+    with Trackers(config.trackers, out, config.name, settings) as report:
+        stage.run(progress, cancelled, report)
     return validation
 
 
@@ -182,6 +182,7 @@ def train(
     *,
     data: Sequence[Path] = (),
     resume: bool = False,
+    recipe: str = "",
     taxonomy: Taxonomy | None = None,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
@@ -189,7 +190,8 @@ def train(
     """Train a model and write it to the folder `out`, with its card, metrics and calibration.
 
     `data` are labelled files to train on besides the config's bundled sets. With `resume`, an interrupted run in
-    `out` is taken up where its last checkpoint was written, with the same result as an uninterrupted one.
+    `out` is taken up where its last checkpoint was written, with the same result as an uninterrupted one. `recipe` is
+    what the model card calls the config.
 
     Raises `ConfigurationError`, `InputError` (before the first step), `ModelError`, and `Cancelled` when `cancelled`
     said so, with the checkpoint written.
@@ -198,6 +200,7 @@ def train(
         raise ConfigurationError(
             f"{out} holds a run already.", "Add --resume to go on with it, or choose another --out."
         )
+    check_trackers(config.trackers)
     _threads(config)
     topics = taxonomy or bundled_taxonomy()
     held = gather(config, data, taxonomy)
@@ -233,7 +236,7 @@ def train(
     file = msgspec.structs.replace(
         file, calibration=_calibrate_text(network, validation, backbone.pad_id, file.calibration)
     )
-    if config.vision_backbone:
+    if config.vision_backbone and not _keeps_fusion(config):
         from models.training.fusion_stage import train_fusion
 
         file = train_fusion(
@@ -245,7 +248,7 @@ def train(
             progress=progress,
             cancelled=cancelled,
         )
-    return _finish(network, file, config, held, out)
+    return _finish(network, file, config, held, out, recipe=recipe, base=base)
 
 
 def _begin_with(config: TrainingConfig, file: ModelFile) -> tuple[Classifier, TextBackbone, ModelFile, str]:
@@ -255,18 +258,28 @@ def _begin_with(config: TrainingConfig, file: ModelFile) -> tuple[Classifier, Te
         raise ConfigurationError(
             f"The model {config.base} knows other topics.", "Bring its taxonomy, or train without a base."
         )
-    fusion = make_fusion(config.fusion, backbone.hidden_size, 1)
-    with torch.no_grad():
-        fusion.absent_image.copy_(network.fusion.absent_image)
-    network.vision, network.fusion = None, fusion
     kept = msgspec.structs.replace(
         file,
         text_backbone=base.text_backbone,
         adapter=base.adapter,
         max_tokens=base.max_tokens,
         calibration=base.calibration,
+        data=tuple(dict.fromkeys((*base.data, *file.data))),
     )
+    if _keeps_fusion(config):
+        kept = msgspec.structs.replace(
+            kept, fusion=base.fusion, vision_backbone=base.vision_backbone, vision_adapter=base.vision_adapter
+        )
+        return network, backbone, kept, base.version
+    fusion = make_fusion(config.fusion, backbone.hidden_size, 1)
+    with torch.no_grad():
+        fusion.absent_image.copy_(network.fusion.absent_image)
+    network.vision, network.fusion = None, fusion
     return network, backbone, kept, base.version
+
+
+def _keeps_fusion(config: TrainingConfig) -> bool:
+    return bool(config.base) and config.fusion_stage.epochs == 0
 
 
 def fine_tune(
@@ -292,6 +305,7 @@ def fine_tune(
     """
     source = folder or model_folder("default" if isinstance(base, LoadedModel) else base)
     network, backbone, file = restore_model(source, trainable=True)
+    base_version = file.version
     if file.adapter.kind == "none":
         network.text.requires_grad_(False)
     examples = {part: examples_of(select(rows, part), file.taxonomy) for part in ("train", "validation")}
@@ -325,7 +339,7 @@ def fine_tune(
         held,
         out_dir,
         resume=False,
-        base=file.version,
+        base=base_version,
         progress=progress,
         cancelled=cancelled,
     )
@@ -333,10 +347,19 @@ def fine_tune(
     if len(examples["validation"]) >= 200:
         calibration = _calibrate_text(network, validation, backbone.pad_id, calibration)
     file = msgspec.structs.replace(file, name=config.name, calibration=calibration, data=held.names, metrics={})
-    return _finish(network, file, config, held, out_dir)
+    return _finish(network, file, config, held, out_dir, base=base_version)
 
 
-def _finish(network: Classifier, file: ModelFile, config: TrainingConfig, held: Datasets, out: Path) -> Path:
+def _finish(
+    network: Classifier,
+    file: ModelFile,
+    config: TrainingConfig,
+    held: Datasets,
+    out: Path,
+    *,
+    recipe: str = "",
+    base: str = "",
+) -> Path:
     """Save, measure the saved model on the test part, and save the figures and the card with it."""
     network.cpu()
     save_model(network, file, out, card="")
@@ -345,7 +368,7 @@ def _finish(network: Classifier, file: ModelFile, config: TrainingConfig, held: 
         metrics |= measure(load_model(out, device="cpu"), held.test)
     file = msgspec.structs.replace(file, metrics=metrics)
     rows = {"train": len(held.train), "validation": len(held.validation), "test": len(held.test)}
-    save_model(network, file, out, card=write_card(file, config, rows))
+    save_model(network, file, out, card=write_card(file, config, rows, recipe=recipe, base=base))
     return out
 
 

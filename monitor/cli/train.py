@@ -71,7 +71,15 @@ def train(
 
     with _stop_request() as asked, bar:
         try:
-            run(chosen, out_dir, data=files, resume=resume, progress=progress, cancelled=asked.is_set)
+            run(
+                chosen,
+                out_dir,
+                data=files,
+                resume=resume,
+                recipe=Path(config).name,
+                progress=progress,
+                cancelled=asked.is_set,
+            )
         except Cancelled:
             bar.stop()
             err.print(f"stopped; go on with: sentiment-monitor train --config {config} --out {out_dir} --resume")
@@ -82,5 +90,5 @@ def train(
         return
     out.print(f"{file.version} is in {out_dir}")
     for name, value in file.metrics.items():
-        if name.endswith((".accuracy", ".macro_f1", ".ece")):
+        if name.endswith((".accuracy", ".macro_f1", ".ece", ".mse", ".r2")):
             out.print(f"  {name:<44} {value:.3f}")

@@ -41,6 +41,7 @@ def _write(path: Path, *lines: object) -> Path:
         {"text": "Good"},
         {"text": 5, "sentiment": "neutral"},
         {"text": "Apple", "entities": {"Apple": "meh"}},
+        {"text": "Apple", "score": 1.5},
         ["text"],
     ],
 )
@@ -168,3 +169,15 @@ def test_preparing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
         one, two = (tmp_path / out / f"{name}.jsonl.gz" for out in ("one", "two"))
         assert one.read_bytes() == two.read_bytes()
         assert read_labelled(one)[0].part is not None
+
+
+def test_a_score_is_a_question_about_its_target(tmp_path: Path) -> None:
+    path = _write(
+        tmp_path / "scored.jsonl",
+        {"text": "Shell gains, BP slips", "score": -0.4, "target": "BP"},
+        {"text": "Shell gains, BP slips", "score": 0.3, "target": "Total"},
+        {"text": "Quiet day", "score": 0.0},
+    )
+    found = examples_of(read_labelled(path))
+    assert [(example.score, example.entity) for example in found] == [(-0.4, (13, 15)), (0.3, None), (0.0, None)]
+    assert {example.sentiment for example in found} == {-1}

@@ -90,11 +90,13 @@ def test_a_run_learns_and_leaves_a_whole_model(tmp_path: Path, small_backbone: P
     assert measure(load_model(out, device="cpu"), trained)["rows.entities.accuracy"] > 0.8
 
 
-@pytest.mark.parametrize("stop_after", [1, 9])
+@pytest.mark.parametrize(("kind", "stop_after"), [("lora", 1), ("lora", 9), ("adalora", 9)])
 def test_a_stopped_run_resumes_to_the_same_weights(
-    tmp_path: Path, small_backbone: Path, labelled: Path, stop_after: int
+    tmp_path: Path, small_backbone: Path, labelled: Path, kind: Any, stop_after: int
 ) -> None:
     config = config_of(small_backbone)
+    if kind == "adalora":
+        config = msgspec.structs.replace(config, averaging=0.0, adapter=AdapterSettings(kind=kind, rank=2, alpha=4))
     whole = train(config, tmp_path / "whole", data=[labelled])
     steps = 0
 
@@ -281,9 +283,55 @@ def test_fine_tuning_needs_rows(tmp_path: Path, small_model: Path) -> None:
         fine_tune(small_model, [], tmp_path / "tuned")
 
 
-@pytest.mark.parametrize("name", ["default", "longer", "fusion"])
-def test_shipped_configs_are_valid(name: str) -> None:
-    assert load_config(name).name == "default"
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [("default", "default"), ("longer", "default"), ("fusion", "default"), ("research", "research")],
+)
+def test_shipped_configs_are_valid(config: str, name: str) -> None:
+    assert load_config(config).name == name
+
+
+def test_a_run_on_non_commercial_data_keeps_the_fusion_and_says_so(
+    tmp_path: Path, small_backbone: Path, labelled: Path, small_vision: Path
+) -> None:
+    base = train(
+        config_of(
+            small_backbone,
+            epochs=1,
+            vision_backbone=str(small_vision),
+            fusion_stage=FusionStage(pictures=24, epochs=1, batch=8),
+        ),
+        tmp_path / "base",
+        data=[labelled],
+    )
+    own = tmp_path / "phrasebank.jsonl"
+    # Texts that differ in more than figures, or all would be near-duplicates of one part.
+    words = "amber birch cedar delta ember fjord grove hazel islet jetty kelp lotus maple north".split()  # noqa: SIM905
+    rows = [
+        {"text": f"{one} {other} {one[::-1]} sales rose", "sentiment": "positive", "score": 0.5, "part": part}
+        for one, other, part in zip(words[:9], words[5:], ("train", "validation", "test") * 3, strict=True)
+    ]
+    own.write_text("\n".join(json.dumps(row) for row in rows))
+    config = config_of(small_backbone, name="research", base=str(base), epochs=1, fusion_stage=FusionStage(epochs=0))
+    out = train(config, tmp_path / "out", data=[own], recipe="research")
+    file, card = read_model_file(out), (out / "README.md").read_text()
+    assert file.data == ("rows", "phrasebank")
+    assert file.vision_backbone == str(small_vision)
+    assert "phrasebank.score.mse" in file.metrics
+    assert torch.equal(load_file(base / "fusion.safetensors")["null"], load_file(out / "fusion.safetensors")["null"])
+    assert load_model(out, device="cpu").predict([Row("Firm1", image=picture())]).p_chart[0] > 0
+    assert "license: cc-by-nc-sa-3.0" in card
+    assert "non-commercial" in card
+    assert "sentiment-monitor train --config research --data FILES" in card
+
+
+def test_a_tracker_that_is_not_there_is_named_before_the_run(
+    tmp_path: Path, small_backbone: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(ConfigurationError, match="mlflow"):
+        train(config_of(small_backbone, trackers=("mlflow",)), tmp_path / "out", data=[labelled])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -295,6 +343,10 @@ def test_shipped_configs_are_valid(name: str) -> None:
         ("learning_rate = 'fast'", "learning_rate"),
         ("= broken", "not valid"),
         ("[adapter]\nkind = 'lorax'", "adapter"),
+        ("set_share = 0.0", "set_share"),
+        ("test_share = 0.9\nvalidation_share = 0.2", "test_share"),
+        ("[fusion_stage]\nepochs = 0", "fusion_stage"),
+        ("trackers = ['paper']", "trackers"),
         ("averaging = 0.9\n[adapter]\nkind = 'adalora'", "averaging"),
     ],
 )
