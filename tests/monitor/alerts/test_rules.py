@@ -118,7 +118,7 @@ def test_without_a_file_the_built_in_rule_takes_everything(tmp_path: Path) -> No
         ("[[rules]]\nname = 'x'\nkeys = []\n", 3, "one pattern at least"),
         ("[[rules]]\nname = 'x'\n[[rules]]\nname = 'x'\n", 4, "another rule of this name"),
         ("[[rules]]\nname = 'x'\nseverities = ['info']\n", 3, "'info' is none of"),
-        ("[[rules]]\nname = 'x'\nwindows = [30]\n", 3, "'30' is none of 15, 60"),
+        ("[[rules]]\nname = 'x'\nwindows = [45]\n", 3, "'45' is none of 15, 30, 60"),
         ("[[rules]]\nname = 'x'\nmin_sources = -1\n", 3, "must not be below 0"),
         ("[[rules]]\nname = 'x'\nmin_share = nan\n", 3, "must not be below 0"),
         ("[[rules]]\nname = 'x'\nmax_p_value = 1.5\n", 3, "must not be above 1"),
