@@ -1,7 +1,8 @@
 """What happens to a batch: scored, stored in one transaction, sent, and only then done.
 
 Knows nothing of the consumer: groups come in, and their records are marked as done when everything that follows from
-them is in the store and on the broker. Scoring runs on a thread of its own, one batch ahead of storing.
+them is in the store and on the broker. Scoring runs on threads of its own, ahead of storing: one batch is prepared
+while another is computed.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ log = get_logger(__name__)
 T = TypeVar("T")
 Entry = tuple[Group[Origin], ScoredItem, Sequence[Contribution]]
 
-MAX_IN_FLIGHT: Final = 2
+MAX_IN_FLIGHT: Final = 3
+SCORING_THREADS: Final = 2
 # The other half of a pair turns up in the store once, while a batch is being scored; more often means it is chased.
 MAX_JOINS: Final = 5
 
@@ -77,7 +79,7 @@ class Pipeline:
         self._owns = owns
         self._going_on = going_on
         self._patience_s = patience_s
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="scorer")
+        self._pool = ThreadPoolExecutor(SCORING_THREADS, thread_name_prefix="scorer")
         self._in_flight: deque[_Batch] = deque()
         self._refresh: Future[bool] | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from sqlalchemy import Engine
 
 from consumers.intake import Origin, Refusal, clip
-from consumers.pipeline import Pipeline
+from consumers.pipeline import SCORING_THREADS, Pipeline
 from consumers.progress import PartitionProgress
 from consumers.publisher import CONTRIBUTION_BYTES, Outgoing, contribution_records, dead_letter_record
 from consumers.scoring import score_groups
@@ -112,13 +113,16 @@ def test_what_cannot_be_sent_ends_the_worker(bench: Bench) -> None:
 
 def test_a_batch_whose_scoring_has_not_begun_can_be_dropped(store: Engine) -> None:
     bench = Bench(store, WordScorer(seconds=0.3))
-    bench.pipeline.submit([bench.group(news(1))])
-    bench.pipeline.submit([bench.group(news(2))])
+    for number in range(1, 4):
+        bench.pipeline.submit([bench.group(news(number))])
+    # One is computed, one prepared.
+    while not all(batch.scored.running() for batch in list(bench.pipeline._in_flight)[:SCORING_THREADS]):
+        time.sleep(0.001)
     bench.pipeline.drop_unbegun()
     bench.pipeline.finish([], wait=True)
     bench.pipeline.close()
-    assert set(stored(store)) == {"i1"}
-    assert (bench.progress.position, bench.progress.pending) == (2, 1)
+    assert set(stored(store)) == {"i1", "i2"}
+    assert (bench.progress.position, bench.progress.pending) == (3, 1)
 
 
 def test_taking_in_a_batch_twice_changes_nothing(bench: Bench) -> None:
