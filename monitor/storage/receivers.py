@@ -47,9 +47,9 @@ def list_receivers(conn: Connection) -> list[ReceiverStatus]:
     return [ReceiverStatus(*row) for row in conn.execute(select(receivers).order_by(receivers.c.name))]
 
 
-def sync(conn: Connection, definitions: Mapping[str, dict[str, Any]], now: datetime) -> list[str]:
+def sync(conn: Connection, definitions: Mapping[str, dict[str, Any]], now: datetime) -> None:
     """Take up what the configuration says now. A receiver whose definition has changed is switched on again; those
-    that are gone are removed. Returns their names."""
+    that are gone are removed."""
     known = {receiver.name: receiver.definition for receiver in list_receivers(conn)}
     gone = sorted(set(known) - set(definitions))
     if gone:
@@ -61,7 +61,6 @@ def sync(conn: Connection, definitions: Mapping[str, dict[str, Any]], now: datet
     ]
     if rows:
         upsert(conn, receivers, rows)
-    return gone
 
 
 def disable(conn: Connection, name: str, reason: str, now: datetime, *, by: str = "notifier") -> None:
