@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -12,6 +13,7 @@ import apprise
 
 from monitor.alerts.egress import EgressBlockedError, EgressPolicy
 from monitor.alerts.messages import Message, message_of
+from monitor.alerts.pinning import pinned
 from monitor.alerts.receivers import Receiver, ReceiverKind
 from monitor.alerts.records import AlertState
 from monitor.alerts.senders import TIMEOUT_S, Outcome
@@ -33,8 +35,7 @@ class AppriseSender:
     """Sends notices as text to one receiver.
 
     Text is passed as plain text, so that Apprise escapes headlines for the service. Nothing is read from files, no
-    redirect is followed. What Apprise cannot do is not pretended: there is no Retry-After and no status here, and it
-    looks the host up again after the addresses were checked (docs/alerting.md says what that leaves open).
+    redirect is followed. What Apprise cannot do is not pretended: there is no Retry-After and no status here.
 
     Raises `ConfigurationError` when Apprise does not understand the receiver's address.
     """
@@ -72,18 +73,20 @@ class AppriseSender:
             )
         return service
 
-    async def _check(self, service: Any) -> None:
-        """Only Teams and mail have a host that a user chooses. Raises `EgressBlockedError` or `OSError`.
+    async def _checked(self, service: Any) -> tuple[str, list[str]] | None:
+        """The host that the service connects to, with its checked addresses; None where a user does not choose it.
 
-        The address cannot be pinned: Apprise takes one name for the connection and for the certificate.
+        Raises `EgressBlockedError` or `OSError`.
         """
         if self._receiver.kind is ReceiverKind.TEAMS:
             port = service.port or 443
             if not service.host.endswith(TEAMS_HOSTS) and not self._policy.allows_host(service.host, port):
                 raise EgressBlockedError(f"{service.host} is no host of Microsoft Teams.")
-            await self._policy.addresses(service.host, port)
-        elif self._receiver.kind is ReceiverKind.MAIL:
-            await self._policy.addresses(service.smtp_host, service.port or MAIL_PORT)
+            return service.host, await self._policy.addresses(service.host, port)
+        if self._receiver.kind is ReceiverKind.MAIL:
+            host = service.smtp_host
+            return host, await self._policy.addresses(host, service.port or MAIL_PORT)
+        return None
 
     def _parameters(self, message: Message) -> dict[str, str]:
         if self._receiver.kind is not ReceiverKind.PAGERDUTY:
@@ -101,8 +104,9 @@ class AppriseSender:
         try:
             async with asyncio.timeout(self._timeout_s):
                 service = self._service(self._parameters(message))
-                await self._check(service)
-                error = await asyncio.get_running_loop().run_in_executor(_calls, self._notify, service, message)
+                checked = await self._checked(service)
+                loop = asyncio.get_running_loop()
+                error = await loop.run_in_executor(_calls, self._notify, service, message, checked)
         except EgressBlockedError as blocked:
             return Outcome(delivered=False, error=blocked.message)
         except TimeoutError:
@@ -111,14 +115,16 @@ class AppriseSender:
             return Outcome(delivered=False, error="The receiver's name cannot be resolved.", unreached=True)
         return Outcome(delivered=not error, error=error)
 
-    def _notify(self, service: Any, message: Message) -> str:
-        """Empty when the service took it, else why not, in words that hold no address."""
+    def _notify(self, service: Any, message: Message, checked: tuple[str, list[str]] | None) -> str:
+        """Empty when the service took it, else why not, in words that hold no address. Connects to the checked
+        addresses only, where there are such."""
         sender = apprise.Apprise(asset=self._asset)
         sender.add(service)
         kind = apprise.NotifyType.WARNING if message.state is AlertState.FIRING else apprise.NotifyType.SUCCESS
-        result = sender.notify(
-            title=message.title, body=message.body, notify_type=kind, body_format=apprise.NotifyFormat.TEXT
-        )
+        with pinned(*checked) if checked else nullcontext():
+            result = sender.notify(
+                title=message.title, body=message.body, notify_type=kind, body_format=apprise.NotifyFormat.TEXT
+            )
         return "" if result else f"The {self._receiver.kind} service did not take it."
 
     async def aclose(self) -> None:

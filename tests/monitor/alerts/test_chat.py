@@ -6,6 +6,7 @@ import asyncio
 import email
 import json
 import logging
+import socket
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import msgspec
 import pytest
 import requests
 
+from monitor.alerts import pinning
 from monitor.alerts.chat import AppriseSender
 from monitor.alerts.egress import EgressPolicy
 from monitor.alerts.lifecycle import notice_body
@@ -176,6 +178,42 @@ def test_mail_is_plain_text_through_a_server_that_is_allowed(mail_server: MailSe
     content = mail.get_payload(decode=True).decode()
     assert f"- {HOSTILE} 0 (Wire, 3 copies, p(negative) 0.91) https://news.example/1" in content
     assert "and 2 more" in content
+
+
+class Names:
+    """A name server whose answers for one name change with every question."""
+
+    def __init__(self, *answers: str) -> None:
+        self.answers = list(answers)
+
+    def __call__(self, host: Any, port: Any, *args: Any, **options: Any) -> Any:
+        return REAL(self.answers.pop(0) if host == "mail.example" else host, port, *args, **options)
+
+
+REAL = pinning._system
+
+
+def test_mail_goes_to_the_address_that_was_checked(mail_server: MailServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = mail_server.server_address[1]
+    policy = EgressPolicy.parse(f"mail.example:{port}")
+    url = f"mailto://mail.example:{port}?smtp=mail.example&from=monitor@a.example&to=desk@b.example&mode=insecure"
+    names = Names("127.0.0.1", "169.254.169.254")
+    monkeypatch.setattr(pinning, "_system", names)
+    assert send(ReceiverKind.MAIL, url, notice_body(an_event()), policy).delivered
+    assert names.answers == ["169.254.169.254"], "the name is asked for once, when it is checked"
+    assert len(mail_server.mails) == 1
+    outcome = send(ReceiverKind.MAIL, url, notice_body(an_event()), policy)
+    assert (outcome.delivered, "never called" in outcome.error) == (False, True)
+
+
+def test_whoever_is_pinned_reaches_nothing_else(mail_server: MailServer) -> None:
+    port = mail_server.server_address[1]
+    with pinning.pinned("Mail.Example", ["127.0.0.1"]):
+        socket.create_connection(("mail.example", port), 5).close()
+        for other in ("localhost", "127.0.0.1", "mail.example.evil.example"):
+            with pytest.raises(socket.gaierror):
+                socket.create_connection((other, port), 5)
+    socket.create_connection(("127.0.0.1", port), 5).close()
 
 
 def test_text_of_every_state() -> None:
