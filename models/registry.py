@@ -27,6 +27,7 @@ from monitor.storage.models import (
     add_model,
     get_model,
     list_promotions,
+    lock_registry,
     promote_model,
     retire_active,
 )
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT",
+    "OvertakenError",
     "Resolved",
     "check_folder",
     "existing_store",
@@ -198,12 +200,26 @@ def register(
     return version
 
 
-def promote(settings: Settings, engine: Engine, name: str, *, actor: str, reason: str, force: bool = False) -> str:
+class OvertakenError(ModelError):
+    """The model that was to be replaced is no longer in force."""
+
+
+def promote(
+    settings: Settings,
+    engine: Engine,
+    name: str,
+    *,
+    actor: str,
+    reason: str,
+    force: bool = False,
+    instead_of: str | None = None,
+) -> str:
     """Make a model the active one; workers take it up at their next look. Returns its version.
 
     `name` is a registered version, a shipped name or the path of a model folder (which is registered first). Its
     files are checked before anything changes. Raises `StorageError`, or `ModelError`: also for a version that the gate
-    rejected, unless `force` is given, which the log then tells.
+    rejected, unless `force` is given, which the log then tells. With `instead_of`, the registered version that has to
+    be in force still ("": the shipped default), `OvertakenError` when it is not; nothing is changed then.
     """
     found = resolve(settings, engine, name)
     file = check_folder(found.path)
@@ -230,6 +246,14 @@ def promote(settings: Settings, engine: Engine, name: str, *, actor: str, reason
             )
         reason = f"against the gate: {reason}"
     with writing(engine) as connection:
+        if instead_of is not None:
+            lock_registry(connection)
+            active = active_model(connection)
+            if (active.version if active is not None else "") != instead_of:
+                raise OvertakenError(
+                    f"{active.version if active is not None else DEFAULT} was put in force meanwhile.",
+                    f"`models promote {file.version}` puts this one in its place.",
+                )
         promote_model(connection, file.version, actor=actor, reason=reason)
     return file.version
 

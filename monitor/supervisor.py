@@ -20,7 +20,7 @@ from pathlib import Path
 
 from monitor.errors import MonitorError
 
-__all__ = ["ProcessSpec", "Supervisor"]
+__all__ = ["ProcessSpec", "Supervisor", "die_with"]
 
 RESTART_FIRST_S = 1.0
 RESTART_MAX_S = 30.0
@@ -192,7 +192,7 @@ class Supervisor:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **self.environment, **spec.environment},
                 start_new_session=True,
-                preexec_fn=partial(_die_with, os.getpid()) if _libc is not None else None,
+                preexec_fn=partial(die_with, os.getpid()),
             )
         return _Child(spec, process, time.monotonic())
 
@@ -213,7 +213,8 @@ class Supervisor:
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
+    """For `preexec_fn`: on Linux a child gets SIGTERM when the thread of `parent` that has started it is gone."""
     if _libc is not None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:

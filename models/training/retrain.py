@@ -14,7 +14,7 @@ import torch
 
 from models.bundle import LoadedModel, load_model
 from models.explain import NeighbourIndex, index_folder
-from models.registry import models_folder, promote, register, resolve
+from models.registry import OvertakenError, models_folder, promote, register, resolve
 from models.training.blend import blend, recalibrate
 from models.training.datasets import (
     BUNDLED,
@@ -30,13 +30,15 @@ from models.training.frozen import ask, frozen_pairs
 from models.training.gate import Answers, Verdict, answers, judge
 from models.training.train import Cancelled, fine_tune
 from monitor.jobs.catalogue import Progress
-from monitor.storage.engine import open_engine, reading
-from monitor.storage.labels import TrainingRow, count_labels, training_rows
-from monitor.storage.models import list_models
+from monitor.storage.engine import open_engine, reading, writing
+from monitor.storage.labels import TrainingRow, count_labels, list_labels, training_rows
+from monitor.storage.models import get_model, list_models, set_state
 from monitor.taxonomy import Taxonomy
 from monitor.telemetry import get_logger
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from monitor.settings import Settings
 
 __all__ = ["Corrections", "base_rows", "mixture", "retrain", "run", "split_corrections"]
@@ -172,22 +174,24 @@ def retrain(
     return judge(before, after, held_before, held_after), new
 
 
-def _last_run(engine: Any) -> datetime | None:
-    with reading(engine) as connection:
-        times = [model.created_at for model in list_models(connection) if model.metrics.get("job") == REASON]
-    return max(times, default=None)
+def _learned_until(connection: Connection) -> datetime | None:
+    """When the newest correction was made that an earlier run has read; those made while it trained are newer."""
+    found = [model.metrics.get("corrections_until") for model in list_models(connection)]
+    return max((datetime.fromisoformat(at) for at in found if at), default=None)
 
 
 def run(settings: Settings, progress: Progress, cancelled: Callable[[], bool]) -> dict[str, Any]:
     """The job: train on the corrections, gate, register; promote what passes. Workers take it up by themselves.
 
-    Nothing happens while there are fewer than `retrain_min_labels` corrections newer than the last candidate. A model
-    that is pinned by the setting `model` is not replaced. Returns what was done, for the job's history.
+    Nothing happens while there are fewer than `retrain_min_labels` corrections newer than those that the last candidate
+    was made from. A model that is pinned by the setting `model` is not replaced, and neither is one that somebody has
+    put in force while this one was trained. Returns what was done, for the job's history.
     """
     engine = open_engine(settings.database)
     with reading(engine) as connection:
-        new = count_labels(connection, since=_last_run(engine))
+        new = count_labels(connection, since=_learned_until(connection))
         rows = list(training_rows(connection))
+        newest = list_labels(connection, limit=1)
     if new < settings.retrain_min_labels:
         return {"promoted": False, "reason": f"{new} new corrections; {settings.retrain_min_labels} are needed."}
     active = resolve(settings.model_copy(update={"model": ""}), engine)
@@ -209,6 +213,7 @@ def run(settings: Settings, progress: Progress, cancelled: Callable[[], bool]) -
             metrics = verdict.metrics() | {
                 "job": REASON,
                 "corrections_learned": len(corrections.learned),
+                "corrections_until": newest[0].created_at.isoformat(),
                 "base_rows": settings.retrain_base_rows,
             }
             version = register(
@@ -222,16 +227,30 @@ def run(settings: Settings, progress: Progress, cancelled: Callable[[], bool]) -
             )
     except Cancelled:
         return {"promoted": False, "reason": "cancelled"}
+    promoted, reason = verdict.passed, verdict.reason
     if verdict.passed:
         progress(0, 0, "preparing explanations")
         NeighbourIndex.of(candidate, index_folder(settings))
-        promote(settings, engine, version, actor=REASON, reason=verdict.reason)
-    log.info("retraining judged", version=candidate.version, promoted=verdict.passed, reason=verdict.reason)
+        try:
+            if cancelled():
+                raise Cancelled
+            promote(settings, engine, version, actor=REASON, reason=verdict.reason, instead_of=active.version)
+        except Cancelled:
+            promoted, reason = False, f"{verdict.reason} Cancelled before it was promoted: it stays a candidate."
+        except OvertakenError as error:
+            promoted, reason = False, f"{verdict.reason} It stays a candidate: {error}"
+        if not promoted:
+            with writing(engine) as connection:
+                known = get_model(connection, version)
+                # Unless somebody has promoted this very one.
+                if known is not None and known.state == "candidate":
+                    set_state(connection, version, "candidate", reason)
+    log.info("retraining judged", version=candidate.version, promoted=promoted, reason=reason)
     return {
         "version": version,
         "parent": parent.version,
-        "promoted": verdict.passed,
-        "reason": verdict.reason,
+        "promoted": promoted,
+        "reason": reason,
     } | metrics
 
 

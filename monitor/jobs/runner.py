@@ -74,8 +74,9 @@ def run_job(
     """Run a job to its end and return the recorded run, which also says whether it failed.
 
     It ends early when its cancellation is requested in the store or `stop` is set. With `own_process` a job that
-    does not heed that within `settings.shutdown_s` is killed together with this process. Raises `ConfigurationError`
-    when a run of the same job is going on or the job cannot be loaded.
+    does not heed that within `settings.shutdown_s` is killed together with this process. A request that the job does
+    not look for any more comes too late: its run is not recorded as cancelled. Raises `ConfigurationError` when a run
+    of the same job is going on or the job cannot be loaded.
     """
     function = load_function(job)
     process = f"{socket.gethostname()}:{os.getpid()}"
@@ -92,19 +93,25 @@ def run_job(
     watch.start()
     result: dict[str, Any] | None = None
     problem: str | None = None
+    cancelled = False
+
+    def asked() -> bool:
+        nonlocal cancelled
+        cancelled = cancelled or watch.cancelled.is_set()
+        return cancelled
+
     try:
-        result = function(settings, progress, watch.cancelled.is_set)
+        result = function(settings, progress, asked)
     except MonitorError as error:
         problem = str(error)
     except KeyboardInterrupt:
-        watch.cancelled.set()
+        cancelled = True
     except Exception as error:
         log.exception("job failed", job=job.name)
         problem = f"{type(error).__name__}: {error}"
     finally:
         watch.done.set()
     watch.join()
-    cancelled = watch.cancelled.is_set()
     state = "cancelled" if cancelled else "failed" if problem else "succeeded"
     with writing(engine) as connection:
         finish_run(connection, run_id, state, _now(), result=result, error=problem)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ import sys
 import threading
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 from apscheduler.executors.pool import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from monitor.settings import Settings
 from monitor.storage.engine import open_engine, writing
 from monitor.storage.jobs import mark_interrupted
 from monitor.storage.migrate import upgrade
+from monitor.supervisor import die_with
 from monitor.telemetry import get_logger
 
 __all__ = ["JOBS_TABLE", "build_scheduler", "crontab", "next_runs", "run_scheduler"]
@@ -79,6 +81,8 @@ def fire(name: str) -> None:
             env=os.environ | _children.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
+            # A training run must not outlive a scheduler that was killed.
+            preexec_fn=partial(die_with, os.getpid()),
         )
         _children.running[name] = process
     log.info("job started", job=name, process=process.pid)

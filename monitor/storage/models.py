@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, select, text, update
 
 from monitor.errors import StorageError
 from monitor.storage.tables import model_promotions, models
@@ -27,6 +27,7 @@ __all__ = [
     "get_model",
     "list_models",
     "list_promotions",
+    "lock_registry",
     "promote_model",
     "retire_active",
     "set_state",
@@ -103,6 +104,12 @@ def active_model(connection: Connection) -> RegisteredModel | None:
     query = select(models).where(models.c.state == "active").order_by(models.c.created_at.desc()).limit(1)
     row = connection.execute(query).one_or_none()
     return None if row is None else _model(row)
+
+
+def lock_registry(connection: Connection) -> None:
+    """Keep others from changing the registry until the transaction ends. On SQLite a writer is alone anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("lock table models in share row exclusive mode"))
 
 
 def list_models(connection: Connection) -> list[RegisteredModel]:

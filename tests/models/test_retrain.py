@@ -22,7 +22,7 @@ from monitor.settings import Settings
 from monitor.storage.engine import open_engine, reading, writing
 from monitor.storage.labels import Label, TrainingRow, add_labels
 from monitor.storage.migrate import upgrade
-from monitor.storage.models import active_model, list_models
+from monitor.storage.models import active_model, get_model, list_models
 
 WORDS = {
     "negative": ("plunges", "collapses", "loses"),
@@ -91,15 +91,15 @@ def settings(tmp_path: Path, taught: Path, monkeypatch: pytest.MonkeyPatch) -> S
     return settings
 
 
-def correct(engine: Engine, rows: list[LabelledText]) -> None:
+def correct(engine: Engine, rows: list[LabelledText], *, prefix: str = "l", day: int = 1) -> None:
     with writing(engine) as connection:
         add_labels(
             connection,
             [
                 Label(
-                    id=f"l{i}",
+                    id=f"{prefix}{i}",
                     text=row.text,
-                    created_at=datetime(2024, 1, 1, tzinfo=UTC),
+                    created_at=datetime(2024, 1, day, tzinfo=UTC),
                     author="ann",
                     sentiment=Sentiment(row.sentiment or ""),
                 )
@@ -131,6 +131,27 @@ def test_what_is_right_is_promoted(settings: Settings) -> None:
     assert len(list(explain.index_folder(settings).glob("neighbours-*.safetensors"))) == 1
     # Nothing new since: the next run has nothing to do.
     assert "0 new corrections" in job.run(settings, quiet, lambda: False)["reason"]
+
+
+def test_what_somebody_decides_meanwhile_stands_and_late_corrections_count_next_time(settings: Settings) -> None:
+    engine = open_engine(settings.database)
+    correct(engine, sentences(60, 9))
+    late = LabelledText(text="made while the model was trained", sentiment="negative", origin="made")
+
+    def told(done: int, total: int, message: str = "") -> None:
+        if message == "preparing explanations":
+            registry.rollback(settings, engine, actor="operator")
+            correct(engine, [late], prefix="late", day=2)
+
+    result = job.run(settings, told, lambda: False)
+    assert not result["promoted"]
+    assert "It stays a candidate: default was put in force meanwhile." in result["reason"]
+    with reading(engine) as connection:
+        assert active_model(connection) is None
+        candidate = get_model(connection, result["version"])
+    assert candidate is not None
+    assert (candidate.state, candidate.reason) == ("candidate", result["reason"])
+    assert "1 new corrections" in job.run(settings, quiet, lambda: False)["reason"]
 
 
 def test_flipped_labels_are_refused_and_the_old_model_stays(settings: Settings) -> None:

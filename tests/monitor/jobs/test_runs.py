@@ -16,7 +16,7 @@ from monitor.jobs import runner
 from monitor.jobs.catalogue import JOBS, Cancelled, Job, Progress, find_job, load_function
 from monitor.jobs.runner import run_job
 from monitor.settings import Settings
-from monitor.storage.engine import reading, writing
+from monitor.storage.engine import open_engine, reading, writing
 from monitor.storage.jobs import (
     HEARTBEAT_TIMEOUT,
     beat,
@@ -44,6 +44,16 @@ def until_cancelled(settings: Settings, progress: Progress, cancelled: Cancelled
     while not cancelled() and time.monotonic() < deadline:
         time.sleep(0.01)
     return {"stopped": cancelled()}
+
+
+def past_recall(settings: Settings, progress: Progress, cancelled: Cancelled) -> dict[str, Any]:
+    """Has asked for the last time when the request comes: what it does then is done."""
+    assert not cancelled()
+    engine = open_engine(settings.database)
+    with writing(engine) as connection:
+        assert request_cancel(connection, "past_recall") is not None
+    time.sleep(0.2)
+    return {"promoted": True}
 
 
 def refuses(settings: Settings, progress: Progress, cancelled: Cancelled) -> dict[str, Any]:
@@ -100,6 +110,13 @@ def test_a_running_job_is_cancelled_through_the_store_and_not_started_twice(
     thread.join(15)
     assert runs[0].state == "cancelled"
     assert runs[0].result == {"stopped": True}
+
+
+def test_a_run_that_was_done_when_its_cancellation_came_is_not_called_cancelled(
+    store: Engine, make_settings: Callable[..., Settings]
+) -> None:
+    run = run_job(make_settings(), store, job("past_recall"), QUIET, interval_s=0.02)
+    assert (run.state, run.result) == ("succeeded", {"promoted": True})
 
 
 def test_a_job_that_ignores_its_end_is_killed_with_its_process(

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -96,6 +97,38 @@ def test_a_fire_runs_the_job_in_a_process_with_the_same_settings(
     assert (run.job, run.state) == ("drift", "succeeded")
     assert not run.process.endswith(f":{os.getpid()}")
     assert scheduler._children.running == {}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a child is told of its parent's death on Linux only")
+def test_a_job_does_not_outlive_a_scheduler_that_is_killed() -> None:
+    # A scheduler in whose place a process fires a job, which stands in for a long one.
+    code = (
+        "import subprocess, sys\n"
+        "from monitor.jobs import scheduler\n"
+        "start = subprocess.Popen\n"
+        "def popen(command, **options):\n"
+        "    child = start([sys.executable, '-c', 'import time; time.sleep(60)'], **options)\n"
+        "    print(child.pid, flush=True)\n"
+        "    return child\n"
+        "scheduler.subprocess.Popen = popen\n"
+        "scheduler.fire('retrain')\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 20
+    while _alive(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_stopping_ends_running_jobs_and_closes_what_a_killed_scheduler_left(
