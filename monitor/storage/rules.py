@@ -168,11 +168,11 @@ def muted_rules(conn: Connection, now: datetime) -> frozenset[str]:
 
 
 def alerts_taken(conn: Connection, name: str, *, since: datetime, limit: int = 200) -> list[Alert]:
-    """The alerts that a rule took and that fired since then, the youngest first."""
+    """The alerts that a rule took since then (by the clock: a replay fires in the past), the youngest first."""
     query = (
         select(episodes.c.evidence)
         .join(alert_events, alert_events.c.episode_id == episodes.c.id)
-        .where(alert_events.c.actor == rule_actor(name), alert_events.c.event == TAKEN, episodes.c.fired_at >= since)
+        .where(alert_events.c.actor == rule_actor(name), alert_events.c.event == TAKEN, alert_events.c.at >= since)
         .order_by(episodes.c.fired_at.desc(), episodes.c.id)
         .limit(limit)
     )
