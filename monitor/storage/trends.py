@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Table, func, select
+from sqlalchemy import ColumnElement, Connection, Select, Table, func, select, union_all
 
 from monitor.storage.tables import rollups, ticks
 from monitor.storage.upsert import bulk_upsert
@@ -223,31 +223,42 @@ def series_by_key(
     return found
 
 
+def _cover(start: int, end: int, step: int) -> list[Select[Any]]:
+    """Queries for the rows that make up [start, end): by minutes, or by hours and whole days where `step` allows it."""
+    first, last = start + -start % DAY, end - end % DAY
+    if step == HOUR and last > first:
+        parts = [(HOUR, start, first), (DAY, first, last), (HOUR, last, end)]
+    else:
+        parts = [(step, start, end)]
+    queries = []
+    for width, begin, stop in parts:
+        table, conditions = _source(width)
+        columns = (table.c.key, *(table.c[name] for name in _SUMS))
+        queries.append(select(*columns).where(*conditions, table.c.minute >= begin, table.c.minute < stop))
+    return queries
+
+
+def _totals(connection: Connection, prefix: str, rows: list[Select[Any]]) -> dict[str, TickSums]:
+    parts = (rows[0] if len(rows) == 1 else union_all(*rows)).subquery()
+    query = (
+        select(parts.c.key, *(func.sum(parts.c[name]).label(name) for name in _SUMS))
+        .where(parts.c.key.startswith(prefix, autoescape=True))
+        .group_by(parts.c.key)
+    )
+    return {row.key: _sums(row) for row in connection.execute(query)}
+
+
 def totals(connection: Connection, prefix: str, start: int, end: int) -> list[KeyTotals]:
     """Sums of all keys that begin with `prefix` over [start, end) and over the same length before `start`.
 
-    Ranges over three hours are read from the hours, over three days from the days: their edges are moved down to
-    whole ones. Keys without a story in the range itself are left out; most stories first.
+    Ranges over three hours begin with a whole hour, over three days with a whole day: their edges are moved down.
+    Keys without a story in the range itself are left out; most stories first.
     """
     length = end - start
     step = DAY if length > 3 * DAY else HOUR if length > 3 * HOUR else 1
-    table, conditions = _source(step)
     start -= start % step
-    is_now = (table.c.minute >= start).label("is_now")
-    query = (
-        select(table.c.key, is_now, *(func.sum(table.c[name]).label(name) for name in _SUMS))
-        .where(
-            *conditions,
-            table.c.key.startswith(prefix, autoescape=True),
-            table.c.minute >= start - (length - length % step),
-            table.c.minute < end,
-        )
-        .group_by(table.c.key, is_now)
-    )
-    now: dict[str, TickSums] = {}
-    before: dict[str, TickSums] = {}
-    for row in connection.execute(query):
-        (now if row.is_now else before)[row.key] = _sums(row)
+    now = _totals(connection, prefix, _cover(start, end, step))
+    before = _totals(connection, prefix, _cover(start - (length - length % step), start, step))
     found = [KeyTotals(key, sums, before.get(key, TickSums())) for key, sums in now.items() if sums.stories]
     return sorted(found, key=lambda each: (-each.now.stories, each.key))
 
