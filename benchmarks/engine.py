@@ -8,6 +8,7 @@ Every way gets the texts in the same order and gives a sentiment for each:
   chose, and in fp32;
 - `engine, items`: all that a scored item holds: companies linked, one more row for each of them, rules; no cache;
 - `pipeline 1`, `pipeline 32`: Hugging Face `text-classification` in fp32 over the same weights, batched as given;
+- `pipeline 32, features`: its `feature-extraction`, which hands out every token's vector as Python numbers;
 - `sentence-transformers`: its own `encode` (sorted by length, batches of 32) and a linear head;
 - `onnxruntime int8`: the encoder exported to ONNX and quantised dynamically, fed with the engine's sorted batches
   (padded to the longest of a batch) and the same heads.
@@ -54,11 +55,17 @@ Way = Callable[[Sequence[str]], np.ndarray]
 SENTIMENTS = ("negative", "neutral", "positive")
 
 
-def texts_of(path: Path | None, count: int) -> list[str]:
-    """The first `count` titles of a file, else every n-th bundled headline and post."""
+def texts_of(path: Path | None, count: int, articles: int = 16) -> list[str]:
+    """The first `count` titles of a file, else bundled headlines and posts, every `articles`-th with a body (0: none).
+
+    A body is eight other posts.
+    """
     if path is None:
         rows = [row.text for name in BUNDLED for row in read_labelled(bundled_path(name))]
-        return rows[:: max(1, len(rows) // count)][:count]
+        texts = rows[:: max(1, len(rows) // count)][:count]
+        for place in range(0, count if articles else 0, articles or 1):
+            texts[place] = "\n".join(texts[(place + 7 * n) % len(texts)] for n in range(9))
+        return texts
     with path.open(encoding="utf-8") as file:
         titles = [fields.get("title") or fields.get("text") or "" for fields in map(json.loads, file)]
     return [text for text in titles if text][:count]
@@ -146,6 +153,33 @@ def pipeline_way(model: LoadedModel, batch: int) -> Way:
     return run
 
 
+def features_way(model: LoadedModel, batch: int) -> Way:
+    """Hugging Face's `feature-extraction` pipeline: the mean of its vectors, then the sentiment head."""
+    from transformers import AutoTokenizer, FeatureExtractionPipeline
+
+    extract: Any = FeatureExtractionPipeline(
+        model=model.network.text,
+        tokenizer=AutoTokenizer.from_pretrained(_location(model.file.text_backbone)),
+        device=model.device,
+    )
+
+    def run(texts: Sequence[str]) -> np.ndarray:
+        found = extract(list(texts), batch_size=batch, truncation=True)
+        means = torch.tensor(np.array([np.mean(one[0], axis=0) for one in found]), dtype=torch.float32)
+        return _head(model, means)
+
+    return run
+
+
+def _head(model: LoadedModel, means: torch.Tensor) -> np.ndarray:
+    """Sentiment (N, 3) of texts by their mean vectors."""
+    with torch.inference_mode():
+        none = torch.zeros(len(means), 0, dtype=torch.bool, device=model.device)
+        empty = torch.zeros(len(means), 0, model.backbone.hidden_size, device=model.device)
+        text = TextFeatures(empty, none, none, means.to(model.device).repeat(1, 2))
+        return torch.softmax(model.network.sentiment_of_text(text), dim=-1).cpu().numpy()
+
+
 def sentence_transformers_way(model: LoadedModel) -> Way:
     """Its own `encode` (mean pooling, no normalisation), then the sentiment head."""
     from sentence_transformers import SentenceTransformer
@@ -160,11 +194,7 @@ def sentence_transformers_way(model: LoadedModel) -> Way:
 
     def run(texts: Sequence[str]) -> np.ndarray:
         means = encoder.encode(list(texts), batch_size=32, convert_to_tensor=True, show_progress_bar=False)
-        with torch.inference_mode():
-            empty = torch.zeros(len(texts), 0, model.backbone.hidden_size, device=model.device)
-            none = torch.zeros(len(texts), 0, dtype=torch.bool, device=model.device)
-            text = TextFeatures(empty, none, none, means.repeat(1, 2))
-            return torch.softmax(model.network.sentiment_of_text(text), dim=-1).cpu().numpy()
+        return _head(model, means)
 
     return run
 
@@ -239,6 +269,7 @@ def ways_of(settings: Settings, folder: Path, threads: int) -> tuple[dict[str, W
         f"engine, items ({precision})": items_way(settings),
         "pipeline 1": pipeline_way(plain, 1),
         "pipeline 32": pipeline_way(plain, 32),
+        "pipeline 32, features": features_way(plain, 32),
     }
     if plain.device.type == "cuda":
         ways["fp32, padded"] = rows_way(plain, settings)
@@ -307,13 +338,14 @@ def main() -> None:
     parser.add_argument("--checked", type=int, default=1324, help="held-out texts that accuracy is measured on")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--clock", default="wall", choices=CLOCKS, help="cpu, with one thread: on a busy machine")
+    parser.add_argument("--articles", type=int, default=16, help="one text in so many has a body; 0: none")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "int8"))
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
-    texts = texts_of(given.data, given.items)
+    texts = texts_of(given.data, given.items, given.articles)
     with tempfile.TemporaryDirectory() as name:
         settings = Settings(data_dir=Path(name), score_cache_rows=0, cpu_precision=given.precision, log_level="error")
         configure_logging(settings, "bench")
@@ -335,6 +367,7 @@ def main() -> None:
         )
     about: dict[str, Any] = {
         "texts": len(texts),
+        "articles": f"1 in {given.articles}" if given.articles else "none",
         "rounds": given.rounds,
         "accuracy_on": len(checked),
         "clock": given.clock,
