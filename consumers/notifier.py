@@ -150,7 +150,8 @@ def run_notifier(settings: Settings) -> None:
             asyncio.run(_dispatch(settings, engine, config, publisher, health))
     finally:
         publisher.stop()
-        publisher.join(settings.shutdown_s)
+        # What it is sending, should Kafka not answer, is sent again: it need not be waited for.
+        publisher.join(settings.shutdown_s / 4)
         engine.dispose()
     if publisher.error is not None:
         if isinstance(publisher.error, MonitorError):
