@@ -133,8 +133,8 @@ class Aggregation:
                     _tell(partition, checkpoint.apply(wanted))
         except GapError as gap:
             raise BrokerError(
-                f"Partition {gap.partition} of contributions was counted up to offset {gap.stored}, but reading goes on "
-                f"at {gap.found}.",
+                f"Partition {gap.partition} of contributions was counted up to offset {gap.stored}, but reading goes "
+                f"on at {gap.found}.",
                 "Stop every aggregator and start one: it reads on from where the store is.",
             ) from gap
 
