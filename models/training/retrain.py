@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -135,8 +135,9 @@ def retrain(
     cancelled: Callable[[], bool],
     *,
     seed: int = 0,
+    best: Mapping[str, tuple[int, float]] | None = None,
 ) -> tuple[Verdict, LoadedModel]:
-    """Fine-tune the model in the folder `active`, write the candidate to `out`, and judge the two.
+    """Fine-tune the model in the folder `active`, write the candidate to `out`, and `judge` the two.
 
     `settings` bound the work: `retrain_base_rows` and `retrain_epochs`. Raises `Cancelled`, `ModelError`, `InputError`.
     """
@@ -171,7 +172,26 @@ def retrain(
         said = answers(ask(model, test, cancelled), test) | pairs.ask(model, cancelled)
         measured.append((said, answers(ask(model, held, cancelled), held)))
     (before, held_before), (after, held_after) = measured
-    return judge(before, after, held_before, held_after), new
+    return judge(before, after, held_before, held_after, best), new
+
+
+def _best_so_far(connection: Connection, version: str) -> dict[str, tuple[int, float]]:
+    """By head, the questions of the newest gate in the line that leads to `version`, and the best accuracy on them.
+
+    The line begins with a model that the gate rejected and somebody has put in force all the same.
+    """
+    found: dict[str, tuple[int, float]] = {}
+    seen = set()
+    while version not in seen and (model := get_model(connection, version)) is not None:
+        seen.add(version)
+        forced = model.metrics.get("gate") == "rejected"
+        for head, one in model.metrics.get("heads", {}).items():
+            n, accuracy = int(one["n"]), one["after"] if forced else max(one["before"], one["after"])
+            known = found.get(head, (n, 0.0))
+            if known[0] == n:
+                found[head] = (n, max(known[1], accuracy))
+        version = "" if forced else model.parent
+    return found
 
 
 def _learned_until(connection: Connection) -> datetime | None:
@@ -206,7 +226,11 @@ def run(settings: Settings, progress: Progress, cancelled: Callable[[], bool]) -
         models_folder(settings).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".training-", dir=models_folder(settings)) as work:
             out = Path(work) / "candidate"
-            verdict, candidate = retrain(settings, active.path, corrections, base, out, progress, cancelled, seed=new)
+            with reading(engine) as connection:
+                best = _best_so_far(connection, active.version)
+            verdict, candidate = retrain(
+                settings, active.path, corrections, base, out, progress, cancelled, seed=new, best=best
+            )
             if cancelled():
                 return {"promoted": False, "reason": "cancelled"}
             _clear_run(out)

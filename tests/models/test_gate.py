@@ -84,6 +84,22 @@ def test_one_worse_head_is_enough() -> None:
     assert found.metrics()["gate"] == "rejected"
 
 
+def test_small_losses_do_not_add_up_from_night_to_night() -> None:
+    test, held = questions(3000), told(questions(20, seed=1), set())
+    best: dict[str, tuple[int, float]] = {}
+    passed = []
+    for night in range(4):
+        # About .9 points worse than the night before: by itself within the margin.
+        before, after = (told(test, set(range(night * 27 + more))) for more in (0, 27))
+        found = judge(before, after, held, held, best)
+        passed.append(found.passed)
+        best = {one.head: (one.n, max(one.best, one.after)) for one in found.heads}
+    assert passed == [True, True, False, False]
+    assert "an earlier model had 1.000" in found.reason
+    # Another set of questions: nothing is known of how the earlier models did on it.
+    assert judge(before, after, held, held, {head: (n + 1, best) for head, (n, best) in best.items()}).passed
+
+
 def test_lost_calibration_does_not_pass() -> None:
     found = verdict(ONE_IN_TEN, ONE_IN_TEN, {1, 2}, set(), confidence=0.45)
     assert not found.passed

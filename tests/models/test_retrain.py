@@ -22,7 +22,7 @@ from monitor.settings import Settings
 from monitor.storage.engine import open_engine, reading, writing
 from monitor.storage.labels import Label, TrainingRow, add_labels
 from monitor.storage.migrate import upgrade
-from monitor.storage.models import active_model, get_model, list_models
+from monitor.storage.models import active_model, add_model, get_model, list_models
 
 WORDS = {
     "negative": ("plunges", "collapses", "loses"),
@@ -182,6 +182,26 @@ def test_too_few_corrections_and_a_cancelled_run_change_nothing(settings: Settin
     with reading(engine) as connection:
         assert len(list_models(connection)) == 1
     assert not list((settings.data_dir / "models").glob(".training-*"))
+
+
+def test_the_best_of_the_line_of_models_is_what_counts(store: Engine) -> None:
+    def head(n: int, before: float, after: float) -> dict[str, object]:
+        return {"heads": {"topic": {"n": n, "before": before, "after": after}}}
+
+    with writing(store) as connection:
+        add_model(connection, "v1", "v1", parent="shipped", metrics=head(600, 0.95, 0.94))
+        add_model(connection, "v2", "v2", parent="v1", metrics=head(500, 0.93, 0.92))
+        add_model(connection, "v3", "v3", parent="v2", metrics=head(600, 0.92, 0.91) | {"job": "retraining"})
+        add_model(connection, "other", "other", parent="v1", metrics=head(600, 0.99, 0.99))
+    with reading(store) as connection:
+        assert job._best_so_far(connection, "v3") == {"topic": (600, 0.95)}
+        assert job._best_so_far(connection, "v2") == {"topic": (500, 0.93)}
+        assert job._best_so_far(connection, "") == {}
+    with writing(store) as connection:
+        forced = head(600, 0.95, 0.85) | {"gate": "rejected"}
+        add_model(connection, "v4", "v4", parent="v3", metrics=forced)
+    with reading(store) as connection:
+        assert job._best_so_far(connection, "v4") == {"topic": (600, 0.85)}
 
 
 def test_corrections_like_the_test_part_are_left_out() -> None:
