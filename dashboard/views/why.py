@@ -61,7 +61,7 @@ def _draw(found: Answer) -> None:
     )
     if standing.windows:
         score, highest, bar = st.columns(3)
-        score.metric("Score", f"{standing.score:.2f}", border=True, help="-log10 of the p-value.")
+        score.metric("Score", f"{standing.score:.2f}", border=True, height="stretch", help="-log10 of the p-value.")
         highest.metric(
             "Highest in the hour before",
             f"{account.highest:.2f}",
@@ -69,9 +69,14 @@ def _draw(found: Answer) -> None:
             delta_color="off",
             delta_arrow="off",
             border=True,
+            height="stretch",
         )
         bar.metric(
-            "An alert needs", f"{standing.bar:.2f}", border=True, help="Set by the accepted number of false alarms."
+            "An alert needs",
+            f"{standing.bar:.2f}",
+            border=True,
+            height="stretch",
+            help="Set by the accepted number of false alarms.",
         )
         _windows(standing)
     for alert, trail in found.alerts:

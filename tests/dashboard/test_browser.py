@@ -127,7 +127,9 @@ def click_first_row(visit: Visit) -> None:
     ("path", "title", "words"),
     [
         ("/", "Overview", ("Whole market", "Alerts in this range", "Topics", "Fell most")),
-        ("/alerts", "Alerts", ("Not delivered", "Silences in force")),
+        ("/alerts", "Alerts", ("Tick one to open it", "Why did this alert, or not?")),
+        ("/rules", "Rules", ("negative-surge", "Make or try rules", "Hours and receivers")),
+        ("/delivery", "Delivery", ("Receivers", "Not delivered", "Silences in force")),
         ("/articles", "Articles", ("Page 1",)),
         ("/labels", "Labels", ("No corrections yet",)),
         ("/system", "System", ("Dead letters", "Models", "Jobs")),
