@@ -47,7 +47,11 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     name : of the model that comes out.
     base : a model to go on from (`default`, or a model's folder) instead of a fresh adapter; its text backbone and
         adapter are kept. With `epochs` 0 only the fusion is trained, as after a change of the chart encoder.
+    taxonomy : path of a JSON file of topics (`monitor.taxonomy`); empty: the bundled ones. Of the bundled sets only
+        topics of the same names are learned from.
     sets : bundled sets to train on.
+    base_blend : with a `base`, how much of it is mixed into the trained text part at the end, from 0 to below 1:
+        most of what was learned is kept, and nearly all of what was known (WiSE-FT, Wortsman et al. 2022).
     set_share : share of the bundled sets' training rows that is taken (drawn by the seed); the user's are all taken.
     test_share, validation_share : of rows that do not say which part they belong to.
     text_backbone, vision_backbone : see `models.backbones`; an empty vision backbone makes a model for text alone.
@@ -76,7 +80,9 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     name: str = "model"
     seed: int = 0
     base: str = ""
+    taxonomy: str = ""
     sets: tuple[str, ...] = BUNDLED
+    base_blend: float = 0.0
     set_share: float = 1.0
     test_share: float = TEST_SHARE
     validation_share: float = VALIDATION_SHARE
@@ -120,6 +126,8 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise ValueError("`averaging` must be at least 0 and below 1")
         if self.averaging and self.adapter.kind == "adalora":
             raise ValueError("`averaging` must be 0 with adalora, which drops ranks on the way")
+        if not 0.0 <= self.base_blend < 1.0 or (self.base_blend and not self.base):
+            raise ValueError("`base_blend` must be at least 0 and below 1, and needs a `base`")
         if not 0.0 < self.set_share <= 1.0:
             raise ValueError("`set_share` must be above 0 and at most 1")
         if min(self.test_share, self.validation_share) < 0 or self.test_share + self.validation_share >= 1:

@@ -136,6 +136,7 @@ class TextStage:
         if network.vision is not None:
             network.vision.requires_grad_(False)
         self.named = {name: value for name, value in network.named_parameters() if value.requires_grad}
+        self.begun = {name: value.detach().clone() for name, value in self.named.items()}
         self.optimizer = self._optimizer()
         self.average = {name: value.detach().clone() for name, value in self.named.items()}
         self.best: dict[str, Tensor] = {}
@@ -206,7 +207,8 @@ class TextStage:
                 if self.misses >= self.config.patience:
                     break
         self.save()
-        self._load(self.best or self.average)
+        ended, share = self.best or self.average, self.config.base_blend
+        self._load({name: value.lerp(self.begun[name], share) for name, value in ended.items()} if share else ended)
 
     def _train_step(self, rows: list[int]) -> float:
         config = self.config

@@ -264,6 +264,16 @@ def test_a_run_can_go_on_from_a_model(tmp_path: Path, small_backbone: Path, labe
             assert torch.allclose(tensor, other[name], atol=1e-4), name
 
 
+def test_part_of_the_base_can_be_mixed_in_at_the_end(tmp_path: Path, small_backbone: Path, labelled: Path) -> None:
+    base = train(config_of(small_backbone, epochs=1), tmp_path / "base", data=[labelled])
+    config = config_of(small_backbone, base=str(base), epochs=1, seed=3)
+    before, after = weights_of(base), weights_of(train(config, tmp_path / "after", data=[labelled]))
+    mixed = weights_of(train(msgspec.structs.replace(config, base_blend=0.25), tmp_path / "mixed", data=[labelled]))
+    for name, tensor in mixed.items():
+        if name.startswith(("adapter", "heads")):
+            assert torch.allclose(tensor, after[name].lerp(before[name], 0.25), atol=1e-6), name
+
+
 def test_the_verb_trains_from_a_file_and_prints_the_figures(
     tmp_path: Path, small_backbone: Path, labelled: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
