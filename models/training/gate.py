@@ -9,7 +9,8 @@ by the bootstrap over questions (Efron and Tibshirani 1993, chapter 13). For eve
 - accuracy may be at most 0.02 below the best that was measured on the same questions in the line of models that leads
   to this one, so that small losses do not add up from night to night.
 
-On corrections that were held out of training the candidate must be right at least as often as the active model.
+On corrections that were held out of training the candidate must be right at least as often as the active model. It
+must not be right less often than by guessing either: then the corrections contradict what the base data teaches.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from models.bundle import Predictions
 from models.calibration import expected_calibration_error
@@ -172,6 +174,18 @@ def _compared(head: str, before: Answers, after: Answers, best: tuple[int, float
     )
 
 
+def _contradicted(corrections: Mapping[str, Answers]) -> bool:
+    """Whether the answers to held-out corrections are right less often than by guessing (one-sided binomial, 5 %).
+
+    What is learned from sound corrections holds for others like them. Labels that were turned round are followed half
+    at the most, as the base data speaks against them.
+    """
+    n = sum(len(answered.labels) for answered in corrections.values())
+    guessed = sum(len(answered.labels) / answered.probabilities.shape[1] for answered in corrections.values())
+    right = sum(int(answered.right.sum()) for answered in corrections.values())
+    return n > 0 and bool(binomtest(right, n, guessed / n, alternative="less").pvalue < 0.05)
+
+
 def judge(
     before: Mapping[str, Answers],
     after: Mapping[str, Answers],
@@ -203,6 +217,12 @@ def judge(
         passed, reason = False, "No correction could be held out: nothing shows that it learned."
     elif fixed_after < fixed_before:
         passed, reason = False, f"Worse on {n} corrections held out: {fixed_before} to {fixed_after} right."
+    elif _contradicted(corrections_after):
+        passed = False
+        reason = (
+            f"The corrections contradict what the base data teaches: of {n} held out only {fixed_after} are right "
+            "after learning, fewer than by guessing."
+        )
     else:
         rows = sum(one.n for one in heads)
         passed = True

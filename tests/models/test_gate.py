@@ -75,6 +75,17 @@ def test_worse_on_corrections_does_not_pass() -> None:
     assert "corrections" in found.reason
 
 
+def test_corrections_that_contradict_the_base_data_do_not_pass() -> None:
+    # 84 corrections with turned labels: from none right to 13, where guessing gives more.
+    test, held = questions(900), [Example(text=f"c{i}", sentiment=i % 3) for i in range(84)]
+    turned, sound = (told(held, set(range(right, 84))) for right in (13, 27))
+    before = told(held, set(range(84)))
+    found = judge(told(test, set()), told(test, set()), before, turned)
+    assert not found.passed
+    assert "contradict what the base data teaches: of 84 held out only 13 are right" in found.reason
+    assert judge(told(test, set()), told(test, set()), before, sound).passed
+
+
 def test_one_worse_head_is_enough() -> None:
     # Only entity rows (every third) go wrong.
     found = verdict(ONE_IN_TEN, ONE_IN_TEN | set(range(0, 900, 15)), {1, 2}, set())
