@@ -37,6 +37,7 @@ __all__ = [
     "bundled_path",
     "examples_of",
     "find_entity",
+    "fitting",
     "frozen_test",
     "near_duplicate_groups",
     "read_labelled",
@@ -236,6 +237,13 @@ def find_entity(text: str, name: str) -> tuple[int, int] | None:
         if found and found.end() > found.start():
             return found.span()
     return None
+
+
+def fitting(rows: Iterable[LabelledText], taxonomy: Taxonomy) -> list[LabelledText]:
+    """Rows whose topics the taxonomy has; of others the topic is left out, and the row where nothing is left."""
+    known = set(taxonomy.labels)
+    fitted = [row if row.topic in known else msgspec.structs.replace(row, topic=None) for row in rows]
+    return [row for row in fitted if row.sentiment or row.topic or row.entities]
 
 
 def examples_of(rows: Iterable[LabelledText], taxonomy: Taxonomy | None = None) -> list[Example]:

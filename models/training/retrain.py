@@ -22,6 +22,7 @@ from models.training.datasets import (
     assign_parts,
     bundled_path,
     examples_of,
+    fitting,
     near_duplicate_groups,
     read_labelled,
     select,
@@ -90,20 +91,13 @@ def split_corrections(rows: Sequence[TrainingRow], test: Sequence[LabelledText])
     return Corrections(tuple(kept["train"]), tuple(kept["test"]))
 
 
-def _fitting(rows: list[LabelledText], taxonomy: Taxonomy) -> list[LabelledText]:
-    """Rows whose topics the model knows; of others the topic is left out, and the row where nothing is left."""
-    known = set(taxonomy.labels)
-    fitted = [row if row.topic in known else msgspec.structs.replace(row, topic=None) for row in rows]
-    return [row for row in fitted if row.sentiment or row.topic or row.entities]
-
-
 def base_rows(taxonomy: Taxonomy) -> dict[str, list[LabelledText]]:
     """The bundled sets by part: `train`, `validation` and the frozen `test`, each a mixed order that never changes."""
     parts: dict[str, list[LabelledText]] = {"train": [], "validation": [], "test": []}
     for name in BUNDLED:
         rows = read_labelled(bundled_path(name))
         for part, kept in parts.items():
-            kept += _fitting(select(rows, part), taxonomy)  # type: ignore[arg-type]
+            kept += fitting(select(rows, part), taxonomy)  # type: ignore[arg-type]
     for kept in parts.values():
         random.Random(_SEED).shuffle(kept)  # noqa: S311 - no secret
     return parts
@@ -220,7 +214,10 @@ def run(settings: Settings, progress: Progress, cancelled: Callable[[], bool]) -
         progress(0, 0, "reading the base data")
         parent = load_model(active.path, device="cpu")
         base = base_rows(parent.taxonomy)
-        corrections = split_corrections(rows, base["test"])
+        found = split_corrections(rows, base["test"])
+        # Corrections that speak of another taxonomy's topics were made under another model.
+        learned, held_out = (tuple(fitting(part, parent.taxonomy)) for part in (found.learned, found.held_out))
+        corrections = Corrections(learned, held_out)
         if not corrections.learned or not corrections.held_out:
             return {"promoted": False, "reason": "Too few corrections are left besides those like the test rows."}
         models_folder(settings).mkdir(parents=True, exist_ok=True)

@@ -35,6 +35,7 @@ from models.training.datasets import (
     bundled_path,
     class_shares,
     examples_of,
+    fitting,
     read_labelled,
     select,
 )
@@ -44,7 +45,7 @@ from models.training.report_sentences import report_sentences
 from models.training.text_stage import Cancelled, Encoded, Progress, TextStage, text_logits
 from models.training.trackers import Trackers, check_trackers
 from monitor.errors import ConfigurationError, InputError
-from monitor.taxonomy import Taxonomy, bundled_taxonomy
+from monitor.taxonomy import Taxonomy, bundled_taxonomy, load_taxonomy
 
 __all__ = ["Cancelled", "Datasets", "fine_tune", "gather", "train"]
 
@@ -67,7 +68,8 @@ def gather(config: TrainingConfig, extra: Sequence[Path] = (), taxonomy: Taxonom
     unknown = [name for name in config.sets if name not in BUNDLED]
     if unknown:
         raise ConfigurationError(f"There is no bundled set {unknown[0]}.", f"Known are {', '.join(BUNDLED)}.")
-    bundled = [read_labelled(bundled_path(name), taxonomy) for name in config.sets]
+    # Of the bundled sets what another taxonomy has too; a user's rows must fit as they are.
+    bundled = [fitting(read_labelled(bundled_path(name)), taxonomy or bundled_taxonomy()) for name in config.sets]
     own = [read_labelled(path, taxonomy) for path in extra]
     names = tuple(held[0].origin for held in bundled + own)
     # The user's files are split together: a sentence of one may stand in another.
@@ -202,8 +204,9 @@ def train(
         )
     check_trackers(config.trackers)
     _threads(config)
-    topics = taxonomy or bundled_taxonomy()
-    held = gather(config, data, taxonomy)
+    named = load_taxonomy(Path(config.taxonomy)) if config.taxonomy else None
+    topics = taxonomy or named or bundled_taxonomy()
+    held = gather(config, data, topics)
     file = ModelFile(
         name=config.name,
         text_backbone=config.text_backbone,

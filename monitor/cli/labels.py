@@ -62,20 +62,23 @@ def import_command(
 ) -> None:
     """Take corrections in: all lines or, when one is bad, none. Importing a file again changes nothing.
 
-    A line has `text` and any of `sentiment`, `topic`, `entities` (name to sentiment); `id`, `item_id`, `author`,
-    `comment` and `created_at` may be added.
+    A line has `text` and any of `sentiment`, `topic` (one that the model in force knows), `entities` (name to
+    sentiment); `id`, `item_id`, `author`, `comment` and `created_at` may be added.
     """
+    from models.bundle import read_model_file
+    from models.registry import existing_store, resolve
     from monitor.errors import InputError
     from monitor.storage.engine import writing
     from monitor.storage.labels import add_labels, read_labels
-    from monitor.taxonomy import bundled_taxonomy
 
     settings = current_settings()
     try:
         data = sys.stdin.buffer.read() if file == _STDIO else file.read_bytes()
     except OSError as error:
         raise InputError(f"The file {file} cannot be read: {error.strerror}.") from error
-    labels = read_labels(data, taxonomy=bundled_taxonomy(), author=author, max_text_chars=settings.max_text_chars)
+    # The topics are those of the model in force, which will learn from this.
+    taxonomy = read_model_file(resolve(settings, existing_store(settings)).path).taxonomy
+    labels = read_labels(data, taxonomy=taxonomy, author=author, max_text_chars=settings.max_text_chars)
     engine = open_store(settings)
     with writing(engine) as connection:
         new = add_labels(connection, labels)

@@ -20,9 +20,10 @@ from models.tokens import Row
 from models.training.config import FusionStage, TrainingConfig, load_config
 from models.training.datasets import LabelledText, examples_of, read_labelled, select
 from models.training.measure import measure
-from models.training.train import Cancelled, fine_tune, train
+from models.training.train import Cancelled, fine_tune, gather, train
 from monitor.cli.train import train as train_verb
 from monitor.errors import ConfigurationError, InputError
+from monitor.taxonomy import load_taxonomy
 from tests.models.tiny import picture
 
 GOOD = ("profit surges", "shares jump on record sales", "raises outlook", "wins big order")
@@ -45,6 +46,18 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
             lines.append({"text": f"{name} {phrase[number % 4]}", "entities": {name: label}, "part": part})
     path.write_text("\n".join(json.dumps(line) for line in lines))
     return path
+
+
+def test_another_taxonomy_is_trained_for(small_backbone: Path, labelled: Path, tmp_path: Path) -> None:
+    path = tmp_path / "topics.json"
+    topics = [{"name": name, "title": name.title()} for name in ("weather", "earnings", "harvests")]
+    path.write_text(json.dumps({"name": "own", "topics": topics}))
+    config = config_of(small_backbone, taxonomy=str(path), epochs=1, trackers=())
+    model = load_model(train(config, tmp_path / "out", data=[labelled]), device="cpu")
+    assert model.taxonomy.labels == ("weather", "earnings", "harvests")
+    assert model.predict([Row("Firm holds meeting")]).topic.shape == (1, 3)
+    held = gather(msgspec.structs.replace(config, sets=("twitter_topic",)), taxonomy=load_taxonomy(path))
+    assert {example.topic for example in held.train} == {1}
 
 
 def config_of(backbone: Path, **changes: Any) -> TrainingConfig:

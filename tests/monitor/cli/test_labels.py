@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,19 @@ def test_one_bad_line_is_named_and_nothing_is_imported(cli: Cli, bad: object, sa
     assert done.code == 3
     assert done.err.startswith(f"error: {said}")
     assert cli("labels", "list", "--json").out == ""
+
+
+def test_topics_are_those_of_the_model_in_force(
+    cli: Cli, small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(small_model, own)
+    known = json.loads((own / "model.json").read_text())
+    known["taxonomy"]["topics"][0] = {"name": "gossip", "title": "Gossip"}
+    (own / "model.json").write_text(json.dumps(known))
+    monkeypatch.setenv("SENTIMENT_MONITOR_MODEL", str(own))
+    done = cli("labels", "import", "-", stdin=lines({"text": "x", "topic": "gossip"}))
+    assert "1 corrections imported" in done.err
 
 
 def test_files_that_are_not_there(cli: Cli, tmp_path: Path) -> None:
