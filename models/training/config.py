@@ -67,6 +67,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     class_weight_power : 0 weighs all rows alike, 1 all classes alike.
     consistency : weight of R-Drop (Liang et al. 2021), the divergence between two passes under dropout; 0 turns it off
         and halves the cost.
+    keep : the weights of the `best` validation, or the `last` ones.
     averaging : decay of the moving average of the weights that is validated and kept; 0 keeps the last weights.
     precision : `bfloat16` or `float32`; `auto` is bfloat16 on a GPU and float32 on a CPU, where it was measured to be
         three times faster in training.
@@ -105,6 +106,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     class_weight_power: float = 0.2
     consistency: float = 0.0
     gradient_norm: float = 1.0
+    keep: Literal["best", "last"] = "best"
     averaging: float = 0.998
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     patience: int = 6

@@ -207,7 +207,8 @@ class TextStage:
                 if self.misses >= self.config.patience:
                     break
         self.save()
-        ended, share = self.best or self.average, self.config.base_blend
+        chosen = self.best if self.config.keep == "best" else {}
+        ended, share = chosen or self.average, self.config.base_blend
         self._load({name: value.lerp(self.begun[name], share) for name, value in ended.items()} if share else ended)
 
     def _train_step(self, rows: list[int]) -> float:
