@@ -71,7 +71,7 @@ def add_adapter(encoder: nn.Module, settings: AdapterSettings, *, total_steps: i
     return cast("PeftModel", get_peft_model(cast(Any, encoder), config))
 
 
-def _rank_plan(total_steps: int) -> dict[str, int]:
+def _rank_plan(total_steps: int) -> dict[str, Any]:
     """When AdaLoRA begins and ends to drop ranks: not in the first tenth and not in the second half of the steps."""
     steps = max(total_steps, 10)
     return {"total_step": steps, "tinit": steps // 10, "tfinal": steps // 2, "deltaT": max(1, steps // 100)}
@@ -91,9 +91,8 @@ _MEMORY = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 def rank_state(model: PeftModel) -> dict[str, Any]:
     """How important AdaLoRA has found each rank so far, to go on from."""
     allocator = cast(Any, model).base_model.rankallocator
-    return {name: dict(getattr(allocator, name)) for name in _MEMORY} | {
-        "kept": next(iter(model.peft_config.values())).rank_pattern
-    }
+    config: Any = next(iter(model.peft_config.values()))
+    return {name: dict(getattr(allocator, name)) for name in _MEMORY} | {"kept": config.rank_pattern}
 
 
 def restore_ranks(model: PeftModel, state: dict[str, Any]) -> None:
@@ -101,7 +100,8 @@ def restore_ranks(model: PeftModel, state: dict[str, Any]) -> None:
     allocator = cast(Any, model).base_model.rankallocator
     for name in _MEMORY:
         setattr(allocator, name, dict(state[name]))
-    next(iter(model.peft_config.values())).rank_pattern = state["kept"]
+    config: Any = next(iter(model.peft_config.values()))
+    config.rank_pattern = state["kept"]
 
 
 def load_adapter(encoder: nn.Module, folder: Path, *, trainable: bool = False) -> PeftModel:
