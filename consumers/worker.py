@@ -274,6 +274,8 @@ class Worker:
     def _report(self, client: KafkaConsumer, now: float, *, fetching: bool) -> None:
         """Tell the aggregators how far the partitions are, when that has changed."""
         self._at_end.clear()
+        # While no broker is connected nothing can be seen to come: quiet begins when one is there again.
+        fetching = fetching and client.metrics()["consumer-metrics"]["connection-count"] > 0
         for partition in client.assignment():
             name = self._intake.source(partition)
             progress = self._intake.sources.partitions.get(name)

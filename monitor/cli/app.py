@@ -132,7 +132,7 @@ def _fail(message: str, hint: str, code: int) -> NoReturn:
 def main() -> None:
     """Entry point: every expected error is one sentence and a hint on standard error and an exit code above 0."""
     try:
-        code = typer.main.get_command(root).main(standalone_mode=False)
+        code = typer.main.get_command(root).main(prog_name="sentiment-monitor", standalone_mode=False)
     except MonitorError as error:
         _fail(error.message, error.hint, error.exit_code)
     except typer.Exit as stop:
