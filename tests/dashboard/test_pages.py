@@ -370,8 +370,6 @@ def test_an_item_is_explained_by_the_model_in_use(
     filled: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SENTIMENT_MONITOR_DATA_DIR", str(tmp_path / "data"))
-    # A small index of examples: that of the product takes half a minute to make.
-    monkeypatch.setattr("models.explain._PER_SET", 10)
     test = view("articles", item=sample.CHART_ITEM)
     test.selectbox(key=f"why-{sample.CHART_ITEM}").set_value("Intel")
     next(button for button in test.button if button.label == "Explain").click().run(timeout=500)
