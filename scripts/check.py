@@ -54,7 +54,9 @@ def main() -> int:
         # One thread for each process: two that share the cores would wait for each other's threads.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         processes = str(min(os.cpu_count() or 1, 4))
-        results.append(run("tests", python, "-m", "pytest", "-n", processes, "--dist", "loadfile", *rest))
+        results.append(
+            run("tests", python, "-m", "pytest", "-n", processes, "--dist", "loadfile", "--no-loadscope-reorder", *rest)
+        )
     return 0 if all(results) else 1
 
 
