@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from monitor.cli.context import current_settings, err, open_store
 from monitor.datadir import announced, check_space, owned
-from monitor.errors import BrokerError, ConfigurationError
+from monitor.errors import BrokerError, ConfigurationError, MonitorError
 from monitor.settings import ENV_PREFIX
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ __all__ = [
 MEASURED = ("worker", "aggregator", "notifier", "scheduler")
 ROLES = (*MEASURED, "dashboard")
 DEMO_MARK = "demo.json"
+# For what a process has left to do once its work is stored.
+END_WITHIN_S = 1.0
 
 
 def worker() -> None:
@@ -49,7 +53,25 @@ def aggregator() -> None:
     """Count contributions in event time and judge surges until stopped."""
     from consumers.aggregator import run_aggregator
 
-    run_aggregator(current_settings("aggregator"))
+    settings = current_settings("aggregator")
+    try:
+        run_aggregator(settings)
+    except MonitorError as error:
+        _end_with(error.exit_code)
+        raise
+    _end_with(0)
+
+
+def _end_with(code: int) -> None:
+    """End the process soon after its main thread, also where other threads go on: without a broker those of Faust try
+    to reach it for ever, and Python waits for them. Everything is stored by then."""
+
+    def end() -> None:
+        threading.main_thread().join()
+        time.sleep(END_WITHIN_S)
+        os._exit(code)
+
+    threading.Thread(target=end, name="end", daemon=True).start()
 
 
 def notifier() -> None:

@@ -53,8 +53,13 @@ def scraped(port: int) -> dict[str, float]:
 def test_work_goes_on_when_a_killed_broker_is_back_and_ends_in_time_when_it_is_not(
     make_settings: Callable[..., Settings],
 ) -> None:
+    # A feed that waits for the broker is not at its end: markers say when it is, not a quiet of seconds.
     settings = make_settings(
-        broker_port=0, kafka_session_timeout_s=2.0, worker_batch_items=32, metrics_port=two_free_ports()
+        broker_port=0,
+        kafka_session_timeout_s=2.0,
+        worker_batch_items=32,
+        worker_idle_after_s=60.0,
+        metrics_port=two_free_ports(),
     )
     items = make_items(ITEMS)
     counted = items[:-200]

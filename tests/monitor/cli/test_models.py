@@ -9,6 +9,7 @@ import pytest
 
 from models import registry
 from models.bundle import read_model_file
+from monitor.cli import context
 from monitor.settings import Settings
 from monitor.storage.engine import open_engine
 from monitor.storage.migrate import upgrade
@@ -60,7 +61,7 @@ def test_a_rejected_version_is_promoted_only_by_force(cli: Cli, rejected: str, s
 
 
 def test_list_and_show_tell_what_the_gate_measured(cli: Cli, rejected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(context.out, "width", 200)
     listed = cli("models", "list").out
     assert "Accuracy: topic 0.900 > 0.700, held-out corrections 0.250 > 0.500." in listed
     rows = {row["version"]: row for row in json.loads(cli("models", "list", "--json").out)}
