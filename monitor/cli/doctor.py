@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from monitor.cli.context import current_settings, out
@@ -125,7 +126,7 @@ def doctor() -> None:
         for finding in findings:
             broken += finding.ok is False
             mark = {True: "ok", False: "BROKEN", None: "-"}[finding.ok]
-            table.add_row(mark, finding.what, finding.seen, "" if finding.ok else finding.mend)
+            table.add_row(mark, escape(finding.what), escape(finding.seen), "" if finding.ok else escape(finding.mend))
     out.print(table)
     if broken:
         raise typer.Exit(1)

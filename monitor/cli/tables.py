@@ -23,10 +23,10 @@ def user_name(given: str) -> str:
 
 
 def plain_table(*headers: str) -> Table:
-    """A table without frames."""
-    from rich.table import Table
+    """A table without frames; what is too long goes on in the next line, so that ids can be copied whole."""
+    from rich.table import Column, Table
 
-    return Table(*headers, box=None, pad_edge=False)
+    return Table(*(Column(header, overflow="fold") for header in headers), box=None, pad_edge=False)
 
 
 def moment(at: datetime | None) -> str:
