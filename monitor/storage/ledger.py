@@ -59,7 +59,7 @@ class StoredLedger:
                 if (minute, counted.minute) in rows:
                     rows[minute, counted.minute].append(counted)
         for minute, news in self._new.items():
-            # Not asked for, so nothing came late: these were counted in a minute that has just been closed.
+            # Each minute is closed once, so that the rows of those counted in it are new.
             for counted in news:
                 rows.setdefault((minute, counted.minute), []).append(counted)
         upsert(

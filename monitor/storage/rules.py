@@ -94,17 +94,31 @@ def sync_rules(
             continue
         if before is not None and before.origin == origin == BUILT_IN_ORIGIN:
             continue
-        row = {
-            "name": name,
-            "origin": origin,
-            "definition": definition,
-            "enabled": bool(definition.get("enabled", True)),
-            "muted_until": before.muted_until if before else None,
-            "author": origin,
-            "updated_at": now,
-        }
-        upsert(conn, rules, [row])
-        note_change(conn, now, origin, rule_actor(name), "changed" if before else "added", definition)
+        _keep(conn, definition, before, name=name, origin=origin, author=origin, now=now)
+
+
+def _keep(
+    conn: Connection,
+    definition: dict[str, Any],
+    before: RuleStatus | None,
+    *,
+    name: str,
+    origin: str,
+    author: str,
+    now: datetime,
+) -> None:
+    """Write a rule in place of `before`, whose muting stays, and note the change."""
+    row = {
+        "name": name,
+        "origin": origin,
+        "definition": definition,
+        "enabled": bool(definition.get("enabled", True)),
+        "muted_until": before.muted_until if before else None,
+        "author": author,
+        "updated_at": now,
+    }
+    upsert(conn, rules, [row])
+    note_change(conn, now, author, rule_actor(name), "changed" if before else "added", definition)
 
 
 def save_rule(conn: Connection, definition: dict[str, Any], *, author: str, now: datetime) -> None:
@@ -118,17 +132,7 @@ def save_rule(conn: Connection, definition: dict[str, Any], *, author: str, now:
     if before is not None and before.origin != STORE:
         where = "in the rules file" if before.origin == FILE else "built in"
         raise ConfigurationError(f"The rule {name} is {where}.", "Change it there, or give this one another name.")
-    saved = {
-        "name": name,
-        "origin": STORE,
-        "definition": definition,
-        "enabled": bool(definition.get("enabled", True)),
-        "muted_until": before.muted_until if before else None,
-        "author": author,
-        "updated_at": now,
-    }
-    upsert(conn, rules, [saved])
-    note_change(conn, now, author, rule_actor(name), "changed" if before else "added", definition)
+    _keep(conn, definition, before, name=name, origin=STORE, author=author, now=now)
 
 
 def delete_rule(conn: Connection, name: str, *, by: str, now: datetime) -> None:
