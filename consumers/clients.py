@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.consumer.fetcher import ConsumerRecord
 from kafka.errors import (
     AuthorizationError,
     IllegalSaslStateError,
@@ -29,7 +30,7 @@ from monitor.datadir import announced
 from monitor.errors import BrokerError, RecordTooLargeError
 from monitor.settings import Settings
 
-__all__ = ["admin", "broker_errors", "connection", "consumer", "drop", "group_id", "producer", "subscribe"]
+__all__ = ["admin", "broker_errors", "connection", "consumer", "drop", "group_id", "poll", "producer", "subscribe"]
 
 CLIENT_ID: Final = "sentiment-monitor"
 BOOTSTRAP_TIMEOUT_MS: Final = 10_000
@@ -170,6 +171,20 @@ def subscribe(client: KafkaConsumer, topics: Sequence[str], listener: ConsumerRe
     for topic in topics:
         client.partitions_for_topic(topic)
     client.subscribe(topics, listener=listener)
+
+
+def poll(client: KafkaConsumer, timeout_ms: int) -> dict[TopicPartition, list[ConsumerRecord]]:
+    """`client.poll` that ends every rebalance it has begun.
+
+    kafka-python 3.0.12 forgets one that took longer than `timeout_ms` when its cause (topics subscribed to or found
+    anew) is gone by the time of the next poll: nobody then takes up the answer. The member reads nothing and sends no
+    heartbeat, for ever.
+    """
+    coordinator = client._coordinator
+    if coordinator.rejoining and not coordinator.need_rejoin():
+        coordinator.request_rejoin()
+    polled: dict[TopicPartition, list[ConsumerRecord]] = client.poll(timeout_ms=timeout_ms)
+    return polled
 
 
 def admin(settings: Settings) -> KafkaAdminClient:

@@ -22,7 +22,7 @@ from kafka.structs import OffsetAndMetadata, TopicPartition
 from sqlalchemy import Engine
 
 from consumers import worker_metrics as metrics
-from consumers.clients import broker_errors, consumer, subscribe
+from consumers.clients import broker_errors, consumer, poll, subscribe
 from consumers.intake import Intake, Origin, Refusal
 from consumers.pipeline import Pipeline
 from consumers.publisher import Outgoing, Publisher, contribution_records
@@ -187,7 +187,7 @@ class Worker:
     def _poll(self, client: KafkaConsumer) -> None:
         busy = self._pipeline.busy or self._ready
         try:
-            polled = client.poll(timeout_ms=BUSY_POLL_MS if busy else IDLE_POLL_MS)
+            polled = poll(client, BUSY_POLL_MS if busy else IDLE_POLL_MS)
         except KafkaError as error:
             if not error.retriable:
                 with broker_errors(self._settings):
