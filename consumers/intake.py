@@ -90,7 +90,7 @@ class Intake:
         self._settings = settings
         self._names = {settings.topic(NEWS): NEWS, settings.topic(CHARTS): CHARTS}
         self.pairing: Pairing[Origin] = Pairing(settings.worker_pairing_wait_s, settings.worker_held_items, max_bytes)
-        self.sources = Sources(settings.worker_idle_after_s)
+        self.sources = Sources(settings.worker_idle_after_s, 60 + settings.lateness_s)
         self.refused: list[Refusal] = []
 
     def source(self, partition: TopicPartition) -> str:

@@ -72,12 +72,13 @@ class Sources:
     """The input partitions of one worker, by name (`news:0`), and which of them are idle.
 
     A partition is idle when it is read to its end, all that was read is done, and nothing has come for `idle_after_s`
-    seconds on the clock whose readings come in as `now`.
+    seconds on the clock whose readings come in as `now`; it has ended when that has lasted for `ended_after_s`.
     """
 
-    def __init__(self, idle_after_s: float) -> None:
+    def __init__(self, idle_after_s: float, ended_after_s: float) -> None:
         self.partitions: dict[str, PartitionProgress] = {}
         self._idle_after_s = idle_after_s
+        self._ended_after_s = max(idle_after_s, ended_after_s)
         self._quiet_since: dict[str, float] = {}
 
     def assign(self, name: str, at: int, now: float, position: int | None = None) -> PartitionProgress:
@@ -99,8 +100,8 @@ class Sources:
         """Progress of every partition that anything is known of. `at_end`: those that are read to their end."""
         out = []
         for name, progress in sorted(self.partitions.items()):
-            quiet = now - self._quiet_since[name] >= self._idle_after_s
-            idle = name in at_end and progress.pending == 0 and quiet
+            quiet_s = now - self._quiet_since[name] if name in at_end and progress.pending == 0 else 0.0
+            idle, ended = quiet_s >= self._idle_after_s, quiet_s >= self._ended_after_s
             if idle or progress.at != AT_UNKNOWN:
-                out.append(SourceWatermark(source=name, at=progress.at, idle=idle))
+                out.append(SourceWatermark(source=name, at=progress.at, idle=idle, ended=ended))
         return tuple(out)

@@ -200,7 +200,8 @@ class Contribution(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     `at` is the event time in epoch milliseconds. `signature` are the story signature's hash values
     (`monitor.stories.signature`), by which copies of a story are found. `retracted` says that the item no longer
-    counts under the key: it was scored again, to another topic or with other tickers.
+    counts under the key: it was scored again, to another topic or with other tickers. `negative` and `positive` are
+    the label's; a neutral item is neither.
     """
 
     key: Annotated[str, msgspec.Meta(min_length=1, max_length=160)]
@@ -214,15 +215,18 @@ class Contribution(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     title: str = ""
     url: str = ""
     retracted: bool = False
+    positive: bool = False
 
 
 class SourceWatermark(msgspec.Struct, frozen=True, array_like=True):
     """How far one input partition (`news:0`, `charts:3`) has been worked off: every record up to `at` (epoch ms,
-    event time) is in this or an earlier record. `idle` says that the partition is read to its end and quiet."""
+    event time) is in this or an earlier record. `idle` says that the partition is read to its end and quiet, `ended`
+    that it has been for so long that nothing more is expected for the minute of `at`."""
 
     source: str
     at: EventMs
     idle: bool
+    ended: bool = False
 
 
 class ContributionBatch(msgspec.Struct, frozen=True, kw_only=True):

@@ -106,7 +106,7 @@ class Backtest:
     def _apply(self, idle: bool) -> None:
         batch = ContributionBatch(
             contributions=tuple(contributions_of(self._pending)),
-            sources=(SourceWatermark(INPUT, self._latest, idle),),
+            sources=(SourceWatermark(INPUT, self._latest, idle, idle),),
             source_count=1,
         )
         self._pending.clear()

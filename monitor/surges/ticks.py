@@ -28,6 +28,7 @@ class TickDelta(msgspec.Struct, gc=False):
     negative_items: int = 0
     score_sum: float = 0.0
     late: int = 0
+    positive_stories: int = 0
 
 
 class CounterState(msgspec.Struct):
@@ -49,7 +50,7 @@ def merge_sources(state: CounterState, reports: Iterable[SourceWatermark], sourc
     for report in reports:
         before = state.sources.get(report.source)
         at = report.at if before is None else max(before.at, report.at)
-        state.sources[report.source] = SourceWatermark(report.source, at, report.idle)
+        state.sources[report.source] = SourceWatermark(report.source, at, report.idle, report.ended)
     state.source_count = max(state.source_count, source_count)
 
 
@@ -57,9 +58,13 @@ def advance(state: CounterState, lateness_ms: int) -> bool:
     """Move the watermark as far as the sources allow; True when it moved."""
     if not state.sources or len(state.sources) < state.source_count:
         return False
-    busy = [source.at for source in state.sources.values() if not source.idle]
-    every = [source.at for source in state.sources.values()]
-    watermark = min(busy) - lateness_ms if busy else max(every) + MINUTE_MS
+    sources = state.sources.values()
+    newest = max(source.at for source in sources)
+    if all(source.ended for source in sources):
+        watermark = newest + MINUTE_MS
+    else:
+        # The quiet ones hold nobody up; when all are quiet, more may still come for the newest minute.
+        watermark = min((source.at for source in sources if not source.idle), default=newest) - lateness_ms
     if watermark <= state.watermark:
         return False
     state.watermark = watermark

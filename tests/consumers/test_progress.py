@@ -72,7 +72,7 @@ def test_skipping_never_jumps_over_an_open_record() -> None:
 
 
 def test_a_partition_is_idle_only_at_its_end_with_nothing_open_and_after_quiet() -> None:
-    sources = Sources(idle_after_s=3.0)
+    sources = Sources(idle_after_s=3.0, ended_after_s=120.0)
     progress = sources.assign("news:0", 0, now=0.0)
     sources.assign("charts:0", 40, now=0.0)
     assert sources.watermarks({"news:0"}, 1.0) == (SourceWatermark("charts:0", 40, False),)
@@ -84,5 +84,7 @@ def test_a_partition_is_idle_only_at_its_end_with_nothing_open_and_after_quiet()
     assert sources.watermarks({"news:0"}, 10.0)[1] == SourceWatermark("news:0", 10, False)
     assert sources.watermarks({"news:0"}, 12.0)[1] == SourceWatermark("news:0", 10, True)
     assert sources.watermarks(set(), 12.0)[1] == SourceWatermark("news:0", 10, False)
+    assert sources.watermarks({"news:0"}, 128.9)[1] == SourceWatermark("news:0", 10, True, False)
+    assert sources.watermarks({"news:0"}, 129.0)[1] == SourceWatermark("news:0", 10, True, True)
     sources.clear()
     assert sources.watermarks({"news:0"}, 99.0) == ()

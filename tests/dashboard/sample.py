@@ -297,9 +297,10 @@ def store_items(engine: Any, items: list[ScoredItem], images: dict[str, bytes] |
             }
             groups.append((Group(news, charts), item, contributions(item)))
         pictures = {name: Picture("image/png", 640, 360) for name in images}
+        last = batch[-1] is items[-1]
         contributed = ContributionBatch(
             contributions=tuple(c for _, _, found in groups for c in found),
-            sources=(SourceWatermark("news:0", epoch_ms(batch[-1].published_at), batch[-1] is items[-1]),),
+            sources=(SourceWatermark("news:0", epoch_ms(batch[-1].published_at), last, last),),
             source_count=1,
         )
         with writing(engine) as connection:

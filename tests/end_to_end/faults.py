@@ -73,13 +73,14 @@ def make_stream(batches: int, items: int, partitions: int = 4, seed: int = 1) ->
                         p_negative=0.75 if negative else 0.25,
                         score=-0.5 if negative else 0.5,
                         negative=negative,
+                        positive=not negative,
                         signature=signature(title),
                         source=rnd.choice(["wire", "paper", "blog"]),
                         title=title,
                     )
                 )
         last = number == batches - 1
-        sources = tuple(SourceWatermark(name, now + MINUTE_MS - 1, last) for name in ("news:0", "charts:0"))
+        sources = tuple(SourceWatermark(name, now + MINUTE_MS - 1, last, last) for name in ("news:0", "charts:0"))
         stream.append(
             [
                 Record(p, ContributionBatch(contributions=tuple(found), sources=sources, source_count=2))
@@ -116,8 +117,8 @@ def expected(settings: Settings, stream: Sequence[list[Record]]) -> Outcome:
         counter = counters.setdefault(record.partition, Counter(config, CounterState(sources={})))
         changes = counter.apply(record.batch, ledgers.setdefault(record.partition, MemoryLedger()))
         for place, d in changes.ticks.items():
-            tick = ticks.setdefault(place, [0.0] * 6)
-            delta = (d.stories, d.negative_stories, d.items, d.negative_items, d.score_sum, d.late)
+            tick = ticks.setdefault(place, [0.0] * 7)
+            delta = (d.stories, d.negative_stories, d.items, d.negative_items, d.score_sum, d.late, d.positive_stories)
             ticks[place] = [a + b for a, b in zip(tick, delta, strict=True)]
         for story in changes.stories.values():
             stories[story.id] = (story.key, story.minute, story.negative, story.items, story.item_id, story.sources)
@@ -138,7 +139,7 @@ def stored(engine: Engine) -> Outcome:
             connection.execute(select(table)).mappings().all() for table in (t.ticks, t.stories, t.partitions)
         )
         counted = counted_pairs(connection)
-    names = ("stories", "negative_stories", "items", "negative_items", "score_sum", "late")
+    names = ("stories", "negative_stories", "items", "negative_items", "score_sum", "late", "positive_stories")
     return {
         "ticks": {(row["key"], row["minute"]): tuple(float(row[name]) for name in names) for row in ticks},
         "counted": {pair: (one.minute, one.negative) for pair, one in counted.items()},

@@ -105,7 +105,7 @@ class Flow:
         assert stored_keys(self.store) == self._expected_keys()
         partitions = ensure_topics(self.settings)[CONTRIBUTIONS]
         all_of_it = [one for item in self._scored() for one in contributions(item)]
-        ends = (SourceWatermark("end", epoch_ms(self.items[-1].published_at) + 3_600_000, True),)
+        ends = (SourceWatermark("end", epoch_ms(self.items[-1].published_at) + 3_600_000, True, True),)
         records = [
             faults.Record(
                 number,

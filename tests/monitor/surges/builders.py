@@ -39,7 +39,7 @@ def contribution(
 
 
 def batch(*items: Contribution, at: int | None = None, idle: bool = False, source: str = "news:0") -> ContributionBatch:
-    reports = () if at is None else (SourceWatermark(source, at, idle),)
+    reports = () if at is None else (SourceWatermark(source, at, idle, idle),)
     return ContributionBatch(contributions=items, sources=reports, source_count=1)
 
 

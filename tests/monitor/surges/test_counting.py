@@ -56,9 +56,17 @@ class Store:
         still_open = [s for s in self.stories.values() if s.last_at >= open_from]
         self.counter = Counter(self.config, state, still_open, self.waiting)
 
-    def shown(self) -> dict[tuple[str, int], tuple[int, int, int, int, float, int]]:
+    def shown(self) -> dict[tuple[str, int], tuple[float, ...]]:
         rows = {
-            pair: (t.stories, t.negative_stories, t.items, t.negative_items, round(t.score_sum, 6), t.late)
+            pair: (
+                t.stories,
+                t.negative_stories,
+                t.items,
+                t.negative_items,
+                round(t.score_sum, 6),
+                t.late,
+                t.positive_stories,
+            )
             for pair, t in self.ticks.items()
         }
         return {pair: row for pair, row in rows.items() if any(row)}
@@ -199,9 +207,12 @@ def test_the_watermark_waits_for_all_sources_and_never_goes_back() -> None:
     assert state.watermark == 10 * HOUR - MINUTE
 
 
-def test_when_all_sources_are_idle_the_last_minute_closes() -> None:
+def test_a_pause_leaves_the_last_minute_open_and_the_end_of_all_sources_closes_it() -> None:
     state = CounterState()
-    merge_sources(state, [SourceWatermark("a", 10 * MINUTE + 5, True), SourceWatermark("b", 0, True)], 2)
+    merge_sources(state, [SourceWatermark("a", 10 * MINUTE + 5, True), SourceWatermark("b", 0, True, True)], 2)
+    assert advance(state, MINUTE)
+    assert state.watermark == 9 * MINUTE + 5
+    merge_sources(state, [SourceWatermark("a", 10 * MINUTE + 5, True, True)], 2)
     assert advance(state, MINUTE)
     assert state.watermark == 11 * MINUTE + 5
 

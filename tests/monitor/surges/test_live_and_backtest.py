@@ -55,7 +55,7 @@ class Live:
         for number, partition in enumerate(self.partitions):
             counted = ContributionBatch(
                 contributions=tuple(by_partition[number]),
-                sources=(SourceWatermark("news:0", at, idle),),
+                sources=(SourceWatermark("news:0", at, idle, idle),),
                 source_count=1,
             )
             partition.apply([ContributionRecord(self.offsets[number], counted)])
