@@ -51,7 +51,7 @@ def lag(settings: Settings, engine: Engine) -> Lag:
         client.close()
         manager.close()
     with reading(engine) as connection:
-        counted = dict(connection.execute(select(t.partitions.c.partition, t.partitions.c.next_offset)).tuples().all())
+        counted = dict(connection.execute(select(t.partitions.c.partition, t.partitions.c.next_offset)).all())
 
     def behind(part: TopicPartition) -> int:
         if part.topic == contributions:

@@ -25,9 +25,9 @@ from monitor.errors import BrokerError, MonitorError, StorageError
 from monitor.health import Health
 from monitor.records import encode
 from monitor.settings import Settings
-from monitor.storage.alerts import OutboxEntry, claim_unpublished, mark_published, waits_for_publication
 from monitor.storage.engine import open_engine, reading, writing
 from monitor.storage.migrate import upgrade
+from monitor.storage.outbox import OutboxEntry, claim_unpublished, mark_published, waits_for_publication
 from monitor.telemetry import get_logger
 
 __all__ = ["AlertPublisher", "run_notifier"]

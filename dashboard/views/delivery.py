@@ -13,9 +13,10 @@ from dashboard.forms import LENGTHS_H, length, person
 from dashboard.markup import Html, cells, chip, clock, escape, markup, plain, table
 from dashboard.store import change, guarded, read, settings
 from monitor.alerts.lifecycle import request_trial
-from monitor.storage.deliveries import Delivery, replay, tests_of_receivers, undelivered
+from monitor.storage.deliveries import Delivery, tests_of_receivers
 from monitor.storage.receivers import ReceiverHealth, ReceiverStatus, enable, list_receivers, receiver_health
 from monitor.storage.silences import add_silence, end_silence, list_silences
+from monitor.storage.undelivered import replay, undelivered
 
 __all__ = ["deliveries_table", "show"]
 

@@ -29,10 +29,11 @@ from monitor.alerts.schedule import ATTEMPTS, TokenBucket, next_attempt
 from monitor.alerts.senders import Outcome, Sender
 from monitor.errors import StorageError
 from monitor.storage import deliveries
-from monitor.storage.alerts import add_event, any_firing, waits_for_routing
+from monitor.storage.alerts import add_event, any_firing
 from monitor.storage.audit import note_change
 from monitor.storage.deliveries import DIGEST, TEST, Delivery
 from monitor.storage.engine import reading, writing
+from monitor.storage.outbox import waits_for_routing
 from monitor.storage.receivers import disable, list_receivers, sync
 from monitor.telemetry import get_logger
 

@@ -21,7 +21,7 @@ from monitor.alerts.records import Alert, AlertState, AlertStory, AlertWindow, N
 from monitor.alerts.routing import Route, Situation, Target, may_explain, routes_for, targets
 from monitor.alerts.rulebook import in_force
 from monitor.storage import alerts as store
-from monitor.storage import deliveries
+from monitor.storage import deliveries, outbox
 from monitor.storage.audit import note_change
 from monitor.storage.deliveries import DELIVERED, DROPPED, FAILED, HELD, PENDING, TEST, Delivery, delivery_id
 from monitor.storage.receivers import list_receivers
@@ -196,7 +196,7 @@ def _tell(
     return added
 
 
-def _fire(conn: Connection, entry: store.OutboxEntry, now: datetime, circumstances: _Circumstances) -> None:
+def _fire(conn: Connection, entry: outbox.OutboxEntry, now: datetime, circumstances: _Circumstances) -> None:
     alert = msgspec.structs.replace(entry.alert, state=AlertState.FIRING)
     told = {row.receiver for row in deliveries.of_episode(conn, entry.episode_id)}
     _tell(conn, alert, entry.position, told, now, circumstances)
@@ -216,7 +216,7 @@ def _takes(config: NotificationConfig, alert: Alert, situation: Situation, recei
 def _follow_up(
     conn: Connection,
     config: NotificationConfig,
-    entry: store.OutboxEntry,
+    entry: outbox.OutboxEntry,
     now: datetime,
     circumstances: _Circumstances,
 ) -> None:
@@ -235,7 +235,7 @@ def _follow_up(
 
 def route_outbox(conn: Connection, config: NotificationConfig, now: datetime, limit: int = 200) -> int:
     """Make events of the outbox into notices, in order; returns how many events were routed."""
-    entries = store.unrouted(conn, limit)
+    entries = outbox.unrouted(conn, limit)
     if not entries:
         return 0
     circumstances = _Circumstances(conn, config, now)
@@ -244,7 +244,7 @@ def route_outbox(conn: Connection, config: NotificationConfig, now: datetime, li
             _follow_up(conn, config, entry, now, circumstances)
         else:
             _fire(conn, entry, now, circumstances)
-    store.mark_routed(conn, [entry.position for entry in entries], now)
+    outbox.mark_routed(conn, [entry.position for entry in entries], now)
     return len(entries)
 
 
@@ -258,7 +258,7 @@ def release_held(conn: Connection, config: NotificationConfig, now: datetime) ->
     freed = 0
     for alert in reversed(firing):
         rows = deliveries.of_episode(conn, alert.id)
-        position = store.firing_position(conn, alert.id)
+        position = outbox.firing_position(conn, alert.id)
         if position is None:
             # Not routed yet: that is what `route_outbox` is for.
             continue

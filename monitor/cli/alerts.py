@@ -307,8 +307,8 @@ def _deliveries(rows: Sequence[Delivery]) -> Table:
 def undelivered(json: Annotated[bool, typer.Option("--json", help="JSON Lines instead of a table.")] = False) -> None:
     """Show the notices that were tried and have not arrived."""
     from monitor.records import encode
-    from monitor.storage.deliveries import undelivered as waiting
     from monitor.storage.engine import reading
+    from monitor.storage.undelivered import undelivered as waiting
 
     with reading(open_store(current_settings())) as connection:
         rows = waiting(connection)
@@ -329,9 +329,9 @@ def replay(
 ) -> None:
     """Send undelivered notices again at once, under the same ids; the notifier does it."""
     from monitor.errors import ConfigurationError
-    from monitor.storage.deliveries import replay as send_again
-    from monitor.storage.deliveries import stranded
     from monitor.storage.engine import writing
+    from monitor.storage.undelivered import replay as send_again
+    from monitor.storage.undelivered import stranded
 
     if bool(ids) == all:
         raise ConfigurationError("Name the ids to replay, or say --all.", "`sentiment-monitor alerts undelivered`")

@@ -1,7 +1,7 @@
-"""Episodes of alerts, their audit trail and the outbox: written by the judge's transaction, read by all who notify.
+"""Episodes of alerts and their audit trail, written by the judge's transaction.
 
-The outbox has one row per episode and event at the most, so a decision that is recorded again after a crash changes
-nothing and nothing is announced twice.
+An episode is one row, so a decision that is recorded again after a crash changes nothing; what has to be announced
+goes to the outbox (`monitor.storage.outbox`) in the same transaction.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from sqlalchemy import Connection, and_, select, update
+from sqlalchemy import Connection, select, update
 
 from monitor.alerts.records import (
     SEVERITIES,
@@ -29,7 +28,8 @@ from monitor.alerts.records import (
     view_link,
 )
 from monitor.errors import ConfigurationError
-from monitor.storage.tables import alert_events, episodes, items, outbox, stories, ticks
+from monitor.storage.outbox import announce
+from monitor.storage.tables import alert_events, episodes, items, stories, ticks
 from monitor.storage.upsert import insert_missing
 from monitor.surges.keys import MARKET, TOPIC
 
@@ -38,25 +38,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "JUDGE",
-    "OutboxEntry",
     "acknowledge",
     "add_event",
     "alert_of",
     "alerts_around",
     "any_firing",
     "audit_trail",
-    "claim_unpublished",
-    "firing_position",
     "get_alert",
     "list_alerts",
-    "mark_published",
-    "mark_routed",
     "record_decisions",
     "resolve_forgotten",
     "rules_that_took",
-    "unrouted",
-    "waits_for_publication",
-    "waits_for_routing",
     "worsened",
 ]
 
@@ -66,16 +58,6 @@ MAX_EVIDENCE_ROWS: Final = 5_000
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MINUTE = timedelta(minutes=1)
-
-
-class OutboxEntry(msgspec.Struct, frozen=True):
-    """One event of one episode that has to be announced, in the order of `position`."""
-
-    position: int
-    episode_id: str
-    event: str
-    alert: Alert
-    created_at: datetime
 
 
 def _members(conn: Connection, key: str, first: int, last: int) -> list[str]:
@@ -171,14 +153,6 @@ def add_event(
     )
 
 
-def _announce(conn: Connection, alert: Alert, event: str) -> None:
-    conn.execute(
-        outbox.insert().values(
-            episode_id=alert.id, event=event, payload=msgspec.to_builtins(alert), created_at=datetime.now(UTC)
-        )
-    )
-
-
 def _store(conn: Connection, alert: Alert) -> None:
     conn.execute(
         update(episodes)
@@ -220,7 +194,7 @@ def _fire(conn: Connection, decision: Decision, dashboard_url: str) -> None:
         return
     add_event(conn, alert.id, alert.started_at, AlertState.PENDING, JUDGE)
     add_event(conn, alert.id, alert.fired_at, AlertState.FIRING, JUDGE, {"severity": alert.severity})
-    _announce(conn, alert, AlertState.FIRING)
+    announce(conn, alert, AlertState.FIRING)
 
 
 def _rank(severity: str) -> int:
@@ -254,7 +228,7 @@ def _worsen(conn: Connection, decision: Decision, dashboard_url: str) -> None:
     if worse.severity != known.severity:
         add_event(conn, worse.id, decision.at, "raised", JUDGE, {"from": known.severity, "to": worse.severity})
         # Not a public event: routing looks again for receivers that take only the higher severity.
-        _announce(conn, worse, f"raised:{worse.severity}")
+        announce(conn, worse, f"raised:{worse.severity}")
 
 
 def _resolve(conn: Connection, episode_id: str, at: datetime) -> None:
@@ -264,7 +238,7 @@ def _resolve(conn: Connection, episode_id: str, at: datetime) -> None:
     over = msgspec.structs.replace(known, state=AlertState.RESOLVED, resolved_at=at)
     _store(conn, over)
     add_event(conn, over.id, at, AlertState.RESOLVED, JUDGE)
-    _announce(conn, over, AlertState.RESOLVED)
+    announce(conn, over, AlertState.RESOLVED)
 
 
 def record_decisions(conn: Connection, decisions: Sequence[Decision], *, dashboard_url: str) -> None:
@@ -309,7 +283,7 @@ def acknowledge(conn: Connection, episode_id: str, *, by: str, at: datetime) -> 
     taken = msgspec.structs.replace(known, state=AlertState.ACKNOWLEDGED, acknowledged_at=at, acknowledged_by=by)
     _store(conn, taken)
     add_event(conn, taken.id, at, AlertState.ACKNOWLEDGED, by)
-    _announce(conn, taken, AlertState.ACKNOWLEDGED)
+    announce(conn, taken, AlertState.ACKNOWLEDGED)
     return taken
 
 
@@ -355,66 +329,7 @@ def rules_that_took(conn: Connection, episode_id: str) -> set[str]:
     return {actor.partition(":")[2] for actor in took}
 
 
-def firing_position(conn: Connection, episode_id: str) -> int | None:
-    """Where the firing of an episode stands in the outbox; None as long as it has not been routed."""
-    position: int | None = conn.scalar(
-        select(outbox.c.id).where(
-            outbox.c.episode_id == episode_id,
-            outbox.c.event == AlertState.FIRING.value,
-            outbox.c.routed_at.is_not(None),
-        )
-    )
-    return position
-
-
-def _entry(row: Any) -> OutboxEntry:
-    return OutboxEntry(row.id, row.episode_id, row.event, alert_from_builtins(row.payload), row.created_at)
-
-
-_PUBLIC: Final = and_(outbox.c.published_at.is_(None), ~outbox.c.event.startswith("raised:"))
-
-
 def any_firing(conn: Connection) -> bool:
     """True when an alert fires that nobody has acknowledged."""
     fires = episodes.c.state == AlertState.FIRING.value
     return conn.scalar(select(episodes.c.id).where(fires).limit(1)) is not None
-
-
-def waits_for_routing(conn: Connection) -> bool:
-    """True when the outbox holds an event that has not been made into deliveries."""
-    return bool(conn.scalar(select(outbox.c.routed_at.is_(None)).where(outbox.c.routed_at.is_(None)).limit(1)))
-
-
-def waits_for_publication(conn: Connection) -> bool:
-    """True when the outbox holds a public event that Kafka has not acknowledged."""
-    return bool(conn.scalar(select(outbox.c.published_at.is_(None)).where(_PUBLIC).limit(1)))
-
-
-def unrouted(conn: Connection, limit: int = 500) -> list[OutboxEntry]:
-    """Events that have not been made into deliveries yet, in order; locked until the transaction ends."""
-    query = select(outbox).where(outbox.c.routed_at.is_(None)).order_by(outbox.c.id).limit(limit).with_for_update()
-    return [_entry(row) for row in conn.execute(query)]
-
-
-def claim_unpublished(
-    conn: Connection, publisher: str, now: datetime, until: datetime, limit: int = 500
-) -> list[OutboxEntry]:
-    """Public events that Kafka has not acknowledged yet, in order, claimed for `publisher` until then.
-
-    Nothing behind an event that another publisher has claimed is given out, so that order is kept.
-    """
-    rows = conn.execute(select(outbox).where(_PUBLIC).order_by(outbox.c.id).limit(limit).with_for_update()).all()
-    mine = list(takewhile(lambda row: row.publisher in (None, publisher) or row.publisher_until <= now, rows))
-    claimed = update(outbox).where(outbox.c.id.in_([row.id for row in mine]))
-    conn.execute(claimed.values(publisher=publisher, publisher_until=until))
-    return [_entry(row) for row in mine]
-
-
-def mark_published(conn: Connection, positions: Sequence[int], at: datetime) -> None:
-    """Kafka has acknowledged these."""
-    conn.execute(update(outbox).where(outbox.c.id.in_(positions)).values(published_at=at))
-
-
-def mark_routed(conn: Connection, positions: Sequence[int], at: datetime) -> None:
-    """These have become deliveries."""
-    conn.execute(update(outbox).where(outbox.c.id.in_(positions)).values(routed_at=at))

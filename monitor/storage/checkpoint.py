@@ -133,7 +133,7 @@ class PartitionCheckpoint:
         if (self._begin if stored is None else stored.next_offset) != begun:
             raise _StaleMemoryError
         if stored is not None and stored.log != self._log:
-            raise GapError(self.partition, begun, records[0].offset)
+            raise GapError(self.partition, begun, records[0].offset if records else self._begin)
         fresh = [record for record in records if record.offset >= begun]
         if not fresh:
             return Applied(0, len(records), 0, 0, 0, 0, state.watermark)
@@ -219,6 +219,8 @@ def _story_row(story: Story, partition: int) -> tuple[Any, ...]:
         _json(story.item_ids),
         story.p_negative,
         _encoder.encode(story.signature),
+        story.positive,
+        story.p_positive,
     )
 
 

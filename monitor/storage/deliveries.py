@@ -1,8 +1,9 @@
 """Deliveries: one row per episode, event and receiver, whose id is the webhook-id of every attempt.
 
-States: `held` (a silence, a mute time or a wider alert holds it back), `pending`, `delivered`, `failed` (given up; can
-be replayed), `dropped` (the episode ended while it was held). A row that went into a digest stays `pending` with
-`digest_id` until the digest is delivered. A pending row is attempted by whoever holds its lease.
+States: `held` (a silence, a mute time or a wider alert holds it back), `pending`, `delivered`, `failed` (given up;
+`monitor.storage.undelivered` replays it), `dropped` (the episode ended while it was held). A row that went into a
+digest stays `pending` with `digest_id` until the digest is delivered. A pending row is attempted by whoever holds its
+lease.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from datetime import datetime
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, and_, case, func, or_, select, update
+from sqlalchemy import Connection, and_, case, or_, select, update
 
-from monitor.storage.audit import note_change
 from monitor.storage.tables import deliveries, receivers
 from monitor.storage.upsert import insert_missing
 
 __all__ = [
+    "COLUMNS",
     "DELIVERED",
     "DIGEST",
     "DROPPED",
@@ -45,15 +46,13 @@ __all__ = [
     "members",
     "of_episode",
     "postpone",
+    "read",
     "release",
     "renew",
-    "replay",
     "retry",
     "set_free",
-    "stranded",
     "tests_of_receivers",
     "told_of",
-    "undelivered",
 ]
 
 HELD: Final = "held"
@@ -86,7 +85,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     delivered_at: datetime | None = None
 
 
-_columns: Final = tuple(deliveries.c[name] for name in Delivery.__struct_fields__)
+COLUMNS: Final = tuple(deliveries.c[name] for name in Delivery.__struct_fields__)
 
 
 def delivery_id(*parts: str) -> str:
@@ -94,7 +93,8 @@ def delivery_id(*parts: str) -> str:
     return f"msg_{hashlib.sha256(chr(31).join(parts).encode()).hexdigest()[:40]}"
 
 
-def _read(conn: Connection, query: Any) -> list[Delivery]:
+def read(conn: Connection, query: Any) -> list[Delivery]:
+    """The rows of a query for `COLUMNS`."""
     return [Delivery(**row) for row in conn.execute(query).mappings()]
 
 
@@ -143,7 +143,7 @@ def due(conn: Connection, receiver: str, now: datetime, limit: int) -> list[Deli
         .exists()
     )
     query = (
-        select(*_columns)
+        select(*COLUMNS)
         .where(
             deliveries.c.receiver == receiver,
             deliveries.c.state == PENDING,
@@ -156,7 +156,7 @@ def due(conn: Connection, receiver: str, now: datetime, limit: int) -> list[Deli
         .limit(limit)
         .with_for_update(skip_locked=True, of=deliveries)
     )
-    return _read(conn, query)
+    return read(conn, query)
 
 
 def lease(conn: Connection, ids: Sequence[str], holder: str, until: datetime) -> None:
@@ -320,8 +320,8 @@ def drop(conn: Connection, row: str, reason: str) -> None:
 
 def of_episode(conn: Connection, episode_id: str) -> list[Delivery]:
     """All notifications of an episode, in order."""
-    query = select(*_columns).where(deliveries.c.episode_id == episode_id)
-    return _read(conn, query.order_by(deliveries.c.position, deliveries.c.created_at, deliveries.c.id))
+    query = select(*COLUMNS).where(deliveries.c.episode_id == episode_id)
+    return read(conn, query.order_by(deliveries.c.position, deliveries.c.created_at, deliveries.c.id))
 
 
 def told_of(conn: Connection, episode_ids: Collection[str]) -> dict[str, set[str]]:
@@ -338,72 +338,11 @@ def told_of(conn: Connection, episode_ids: Collection[str]) -> dict[str, set[str
 
 def members(conn: Connection, digest_id: str) -> list[Delivery]:
     """The notices that went into a digest, in order."""
-    query = select(*_columns).where(deliveries.c.digest_id == digest_id)
-    return _read(conn, query.order_by(deliveries.c.position, deliveries.c.id))
-
-
-def undelivered(conn: Connection, *, limit: int = 1000) -> list[Delivery]:
-    """What has not arrived though it was tried or given up: failed for good, or pending after a failed attempt."""
-    query = (
-        select(*_columns)
-        .where(
-            or_(
-                deliveries.c.state == FAILED,
-                and_(
-                    deliveries.c.state == PENDING, or_(deliveries.c.attempts > 0, deliveries.c.last_error.is_not(None))
-                ),
-            ),
-            deliveries.c.event != TEST,
-        )
-        .order_by(deliveries.c.position, deliveries.c.id)
-        .limit(limit)
-    )
-    return _read(conn, query)
+    query = select(*COLUMNS).where(deliveries.c.digest_id == digest_id)
+    return read(conn, query.order_by(deliveries.c.position, deliveries.c.id))
 
 
 def tests_of_receivers(conn: Connection) -> dict[str, Delivery]:
     """The newest test notice of each receiver that was ever asked for."""
-    query = select(*_columns).where(deliveries.c.event == TEST).order_by(deliveries.c.created_at, deliveries.c.id)
-    return {row.receiver: row for row in _read(conn, query)}
-
-
-def _replayable(ids: Sequence[str] | None) -> Any:
-    chosen = and_(
-        deliveries.c.event != TEST,
-        deliveries.c.digest_id.is_(None),
-        or_(deliveries.c.state == FAILED, and_(deliveries.c.state == PENDING, deliveries.c.attempts > 0)),
-    )
-    if ids is None:
-        return chosen
-    member = deliveries.alias("member")
-    digests = select(member.c.digest_id).where(member.c.id.in_(ids), member.c.digest_id.is_not(None))
-    return and_(chosen, or_(deliveries.c.id.in_(ids), deliveries.c.id.in_(digests)))
-
-
-def _served() -> Any:
-    """The receiver is configured and switched on."""
-    return deliveries.c.receiver.in_(select(receivers.c.name).where(receivers.c.enabled))
-
-
-def stranded(conn: Connection, ids: Sequence[str] | None = None) -> dict[str, int]:
-    """How many undelivered notices `replay` leaves alone, by the name of their receiver, which is gone or off."""
-    query = select(deliveries.c.receiver, func.count()).where(_replayable(ids), ~_served())
-    rows = conn.execute(query.group_by(deliveries.c.receiver).order_by(deliveries.c.receiver))
-    return {name: int(number) for name, number in rows}
-
-
-def replay(conn: Connection, now: datetime, ids: Sequence[str] | None = None, *, by: str = "cli") -> int:
-    """Make failed and waiting notifications due at once, with a fresh schedule and the same ids; `ids` None: all.
-
-    A digest is replayed as a whole. What nobody would send, because its receiver is gone or switched off, stays as it
-    is (`stranded` tells it). Returns how many are due now.
-    """
-    rows = conn.scalars(select(deliveries.c.id).where(_replayable(ids), _served())).all()
-    values = {"state": PENDING, "attempts": 0, "next_attempt_at": now, "last_error": None}
-    conn.execute(update(deliveries).where(deliveries.c.id.in_(rows)).values(**values))
-    conn.execute(
-        update(deliveries).where(deliveries.c.digest_id.in_(rows), deliveries.c.state == FAILED).values(state=PENDING)
-    )
-    for row in rows:
-        note_change(conn, now, by, f"notice:{row}", "replayed")
-    return len(rows)
+    query = select(*COLUMNS).where(deliveries.c.event == TEST).order_by(deliveries.c.created_at, deliveries.c.id)
+    return {row.receiver: row for row in read(conn, query)}

@@ -135,7 +135,7 @@ def minute_counts(connection: Connection, first: int, last: int) -> Mapping[int,
         .where(c.minute.between(first, last), c.stories > 0)
         .order_by(c.minute, c.key)
     )
-    return dict(_by_minute(connection.execute(query).tuples().all()))
+    return dict(_by_minute(connection.execute(query).all()))
 
 
 def _by_minute(rows: Any) -> Iterator[tuple[int, MinuteCounts]]:

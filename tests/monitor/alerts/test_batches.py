@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from monitor.storage import deliveries
+from monitor.storage import deliveries, undelivered
 from monitor.storage.engine import reading
 from tests.monitor.alerts.builders import decision
 from tests.monitor.alerts.delivering import (
@@ -45,7 +45,7 @@ def test_what_exceeds_the_rate_comes_as_a_digest(store: Engine, scripted: Any) -
     assert receiver.types.count("alert.firing") == 5
     assert all(len(json.dumps(body)) < 24_000 for _, body in receiver.requests)
     with reading(store) as conn:
-        assert deliveries.undelivered(conn) == []
+        assert undelivered.undelivered(conn) == []
         assert [r.state for r in deliveries.of_episode(conn, "e149")] == ["delivered"]
 
 

@@ -15,7 +15,7 @@ from monitor.alerts.demo_receiver import DemoReceiver, new_secret
 from monitor.alerts.receivers import Receiver, ReceiverKind
 from monitor.alerts.schedule import DELAYS_S
 from monitor.alerts.senders import Outcome, WebhookSender
-from monitor.storage import deliveries
+from monitor.storage import deliveries, undelivered
 from monitor.storage.alerts import audit_trail
 from monitor.storage.engine import reading, writing
 from tests.monitor.alerts.builders import AT, decision, put_story
@@ -68,7 +68,7 @@ def test_a_receiver_with_another_secret_refuses(store: Engine) -> None:
         asyncio.run(scenario(receiver))
         assert (len(receiver.received), receiver.refused) == (0, 1)
     with reading(store) as conn:
-        (row,) = deliveries.undelivered(conn)
+        (row,) = undelivered.undelivered(conn)
     assert (row.last_status, row.attempts) == (401, 1)
 
 
@@ -96,7 +96,7 @@ def test_one_id_over_the_whole_schedule_then_listed_and_replayed(store: Engine, 
         assert states(store) == {("desk", "firing"): "failed", ("desk", "resolved"): "pending"}
         await settle(runner)
         with writing(store) as conn:
-            assert deliveries.replay(conn, clock.now) == 1
+            assert undelivered.replay(conn, clock.now) == 1
         await settle(runner)
         await runner.close()
 
@@ -167,7 +167,7 @@ def test_one_notice_that_never_arrives_keeps_its_schedule_while_others_do(
 
     asyncio.run(scenario())
     with reading(store) as conn:
-        (row,) = deliveries.undelivered(conn)
+        (row,) = undelivered.undelivered(conn)
     assert (row.episode_id, row.state, row.attempts) == ("bad", "pending", 2)
     assert sender.refusals == refusals
 

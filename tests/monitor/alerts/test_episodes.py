@@ -12,15 +12,12 @@ from monitor.errors import ConfigurationError
 from monitor.storage.alerts import (
     acknowledge,
     audit_trail,
-    claim_unpublished,
     get_alert,
     list_alerts,
-    mark_published,
-    mark_routed,
     record_decisions,
-    unrouted,
 )
 from monitor.storage.engine import reading, writing
+from monitor.storage.outbox import claim_unpublished, mark_published, mark_routed, unrouted
 from monitor.storage.tables import alert_events, outbox
 from monitor.surges.decisions import Decision
 from tests.monitor.alerts.builders import AT, DASHBOARD, decision, put_item, put_story

@@ -15,7 +15,7 @@ from monitor.alerts.lifecycle import NOT_CONFIGURED, announce_again, release_hel
 from monitor.alerts.receivers import Receiver, ReceiverKind
 from monitor.alerts.routing import Route
 from monitor.alerts.rules import Rule, Rules
-from monitor.storage import deliveries
+from monitor.storage import deliveries, undelivered
 from monitor.storage.alerts import acknowledge, audit_trail, record_decisions
 from monitor.storage.audit import changes
 from monitor.storage.engine import writing
@@ -267,16 +267,16 @@ def test_what_a_switched_off_receiver_misses_is_listed(store: Engine) -> None:
         disable(conn, "desk", "It answered 410 (gone).", AT)
         record(conn, decision())
         route_outbox(conn, DESK, NOW)
-        (row,) = deliveries.undelivered(conn)
+        (row,) = undelivered.undelivered(conn)
         assert (row.state, row.last_error) == ("failed", "The receiver is switched off: It answered 410 (gone).")
         # Nobody would send it: it stays listed until the receiver is back.
-        assert deliveries.replay(conn, NOW) == 0
-        assert deliveries.stranded(conn) == deliveries.stranded(conn, [row.id]) == {"desk": 1}
-        assert deliveries.undelivered(conn) == [row]
+        assert undelivered.replay(conn, NOW) == 0
+        assert undelivered.stranded(conn) == undelivered.stranded(conn, [row.id]) == {"desk": 1}
+        assert undelivered.undelivered(conn) == [row]
         assert not deliveries.any_due(conn, NOW)
         enable(conn, "desk", NOW, by="ada")
-        assert deliveries.replay(conn, NOW) == 1
-        assert deliveries.stranded(conn) == {}
+        assert undelivered.replay(conn, NOW) == 1
+        assert undelivered.stranded(conn) == {}
         assert deliveries.any_due(conn, NOW)
 
 
@@ -298,7 +298,7 @@ def test_the_end_of_an_alert_is_listed_for_a_receiver_that_is_gone(store: Engine
         route_outbox(conn, DESK, NOW)
         record(conn, decision("resolve"))
         route_outbox(conn, config_of(Route(("other",))), NOW)
-        (row,) = deliveries.undelivered(conn)
+        (row,) = undelivered.undelivered(conn)
         assert (row.event, row.state, row.last_error) == ("resolved", "failed", NOT_CONFIGURED)
 
 
@@ -347,10 +347,10 @@ def test_a_test_notice_is_asked_for_and_noted(store: Engine) -> None:
         webhook_id = request_trial(conn, "desk", NOW, DASHBOARD, by="ada")
         (row,) = deliveries.due(conn, "desk", NOW, 10)
         assert (row.id, row.event) == (webhook_id, "test")
-        assert deliveries.undelivered(conn) == []
+        assert undelivered.undelivered(conn) == []
         deliveries.give_up(conn, row.id, 500, "The receiver answered 500.")
-        assert deliveries.undelivered(conn) == []
-        assert deliveries.replay(conn, NOW) == 0
+        assert undelivered.undelivered(conn) == []
+        assert undelivered.replay(conn, NOW) == 0
         assert deliveries.tests_of_receivers(conn)["desk"].last_error == "The receiver answered 500."
         assert [(change.actor, change.event) for change in changes(conn)] == [("ada", "test requested")]
 

@@ -20,7 +20,7 @@ from monitor.alerts.delivery import Dispatcher
 from monitor.alerts.demo_receiver import DemoReceiver
 from monitor.alerts.lifecycle import route_outbox
 from monitor.alerts.senders import Outcome, WebhookSender
-from monitor.storage import deliveries
+from monitor.storage import deliveries, undelivered
 from monitor.storage.engine import reading, writing
 from monitor.storage.receivers import list_receivers
 from tests.monitor.alerts.builders import decision
@@ -97,7 +97,7 @@ def test_gone_switches_the_receiver_off_and_lists_what_waited(store: Engine, scr
     assert len(receiver.requests) == 1
     with reading(store) as conn:
         (status,) = list_receivers(conn)
-        assert [row.state for row in deliveries.undelivered(conn)] == ["failed"] * 3
+        assert [row.state for row in undelivered.undelivered(conn)] == ["failed"] * 3
     assert not status.enabled
     assert "410" in str(status.disabled_reason)
 
@@ -115,7 +115,7 @@ def test_a_redirect_is_a_failure(store: Engine, scripted: Any) -> None:
     asyncio.run(scenario())
     assert target.requests == []
     with reading(store) as conn:
-        (row,) = deliveries.undelivered(conn)
+        (row,) = undelivered.undelivered(conn)
     assert row.last_error == "The receiver answered 302 (redirects are not followed)."
 
 
@@ -201,7 +201,7 @@ def test_an_unexpected_error_is_a_failed_attempt_that_keeps_the_schedule(store: 
 
     asyncio.run(scenario())
     with reading(store) as conn:
-        (row,) = deliveries.undelivered(conn)
+        (row,) = undelivered.undelivered(conn)
     assert (row.attempts, row.last_error) == (1, "Unexpected RuntimeError while sending.")
 
 
@@ -217,7 +217,7 @@ def test_what_waits_for_a_receiver_that_is_gone_is_listed(store: Engine) -> None
         second = dispatcher(store, config_of(webhook("http://127.0.0.1:1/", "new")), clock)
         await second.start()
         with writing(store) as conn:
-            assert deliveries.replay(conn, clock.now) == 0
+            assert undelivered.replay(conn, clock.now) == 0
             # As a notifier that still knew the receiver would have left it after that.
             deliveries.add(conn, [msgspec.structs.replace(waiting, id="msg_later", event="resolved")])
         await second.start()
@@ -228,7 +228,7 @@ def test_what_waits_for_a_receiver_that_is_gone_is_listed(store: Engine) -> None
 
     asyncio.run(scenario())
     with reading(store) as conn:
-        found = deliveries.undelivered(conn)
+        found = undelivered.undelivered(conn)
     assert {(row.receiver, row.state, row.last_error) for row in found} == {
         ("old", "failed", "The receiver is no longer configured.")
     }

@@ -13,8 +13,9 @@ from monitor.alerts.lifecycle import request_trial, route_outbox
 from monitor.jobs.retention import drop_old
 from monitor.settings import Settings
 from monitor.storage import deliveries
-from monitor.storage.alerts import mark_published, record_decisions
+from monitor.storage.alerts import record_decisions
 from monitor.storage.engine import open_engine, reading, writing
+from monitor.storage.outbox import mark_published
 from monitor.storage.silences import add_silence
 from monitor.storage.tables import alert_events, audit_log, episodes, outbox, silences
 from monitor.storage.tables import deliveries as delivery_table
