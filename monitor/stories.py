@@ -164,7 +164,7 @@ def story_id(key: str, item_id: str, at: int) -> str:
 class Story(msgspec.Struct, gc=False):
     """One story under one key. Times in epoch milliseconds; `minute` is the epoch minute that it is counted in.
 
-    `title`, `url`, `source`, `item_id`, `p_negative`, `negative` are those of its first item; `items` counts its
+    `title`, `url`, `source`, `item_id`, `negative`, `positive`, `p_...` are those of its first item; `items` counts its
     copies; `sources` are the distinct sources and `item_ids` the copies in the order in which they came, the first
     `MAX_SOURCES` and `MAX_ITEM_IDS` of them.
     """
@@ -184,6 +184,8 @@ class Story(msgspec.Struct, gc=False):
     item_ids: tuple[str, ...]
     p_negative: float
     signature: tuple[int, ...]
+    positive: bool = False
+    p_positive: float = 0.0
 
 
 class OpenStories:

@@ -53,6 +53,7 @@ def _sum(buckets: Sequence[Bucket]) -> TickSums:
         negative_items=sum(p.negative_items for p in parts),
         score_sum=sum(p.score_sum for p in parts),
         late=sum(p.late for p in parts),
+        positive_stories=sum(p.positive_stories for p in parts),
     )
 
 

@@ -179,6 +179,7 @@ ticks = Table(
     Column("negative_items", Integer, nullable=False),
     Column("score_sum", Float, nullable=False),
     Column("late", Integer, nullable=False),
+    Column("positive_stories", Integer, nullable=False, default=0),
     Index(None, "minute"),
     sqlite_with_rowid=False,
 )
@@ -197,6 +198,7 @@ rollups = Table(
     Column("negative_items", Integer, nullable=False),
     Column("score_sum", Float, nullable=False),
     Column("late", Integer, nullable=False),
+    Column("positive_stories", Integer, nullable=False, default=0),
     Index(None, "width", "key", "minute"),
     sqlite_with_rowid=False,
 )
@@ -241,6 +243,8 @@ stories = Table(
     Column("item_ids", Json, nullable=False),
     Column("p_negative", Float, nullable=False),
     Column("signature", LargeBinary, nullable=False),
+    Column("positive", Boolean, nullable=False, default=False),
+    Column("p_positive", Float, nullable=False, default=0.0),
     Index(None, "key", "minute"),
     Index(None, "partition", "last_at"),
 )

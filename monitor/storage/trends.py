@@ -38,7 +38,7 @@ HOUR: Final = 60
 DAY: Final = 1440
 
 _TOPIC: Final = "topic:"
-_SUMS: Final = ("stories", "negative_stories", "items", "negative_items", "score_sum", "late")
+_SUMS: Final = ("stories", "negative_stories", "items", "negative_items", "score_sum", "late", "positive_stories")
 # An item-level mean is shrunk towards 0 by this many neutral items, so that a key with two items tops no list.
 _SHRINKAGE: Final = 5
 
@@ -52,6 +52,7 @@ class TickSums(msgspec.Struct, frozen=True):
     negative_items: int = 0
     score_sum: float = 0.0
     late: int = 0
+    positive_stories: int = 0
 
     @property
     def mean_score(self) -> float | None:

@@ -9,7 +9,8 @@ What is counted where
 An item counts once per key, in the minute of its event time, when that minute closes: contributions wait until the
 watermark has passed their minute and are then counted in order of event time and id. So what is counted does not hang
 on the order in which partitions were read, nor on where a process was killed. Copies of a story (`monitor.stories`)
-count as items but not as stories; a story counts in the minute of its first item and is negative if that item is. The
+count as items but not as stories; a story counts in the minute of its first item, and as negative or positive if that
+item is. The
 story counts of a closed minute never change. An item for a closed minute is *late* and counts in the first open one,
 when it was learned of; one later than `max_late_ms` is *stale*: remembered, but in no tick.
 
@@ -242,10 +243,13 @@ class Counter:
             item_ids=(c.item_id,),
             p_negative=c.p_negative,
             signature=c.signature,
+            positive=c.positive,
+            p_positive=_p_positive(c),
         )
         stories.add(story)
         tick.stories += 1
         tick.negative_stories += c.negative
+        tick.positive_stories += c.positive
         return story
 
     def _sweep(self) -> None:
@@ -266,6 +270,11 @@ def _add_copy(story: Story, c: Contribution) -> None:
         story.sources = (*story.sources, c.source)
     if len(story.item_ids) < MAX_ITEM_IDS:
         story.item_ids = (*story.item_ids, c.item_id)
+
+
+def _p_positive(c: Contribution) -> float:
+    """The score is p(positive) - p(negative)."""
+    return min(max(round(c.score + c.p_negative, 6), 0.0), 1.0)
 
 
 def _tick(changes: Changes, key: str, minute: int) -> TickDelta:

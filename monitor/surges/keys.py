@@ -70,6 +70,7 @@ def contributions_of(items: Sequence[ScoredItem]) -> list[Contribution]:
             p_negative=sentiment.negative,
             score=sentiment.score,
             negative=sentiment.label is Sentiment.NEGATIVE,
+            positive=sentiment.label is Sentiment.POSITIVE,
             signature=sketch,
             source=item.source,
             title=item.title,

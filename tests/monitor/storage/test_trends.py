@@ -27,7 +27,7 @@ from monitor.storage.trends import (
 from monitor.storage.upsert import upsert
 from tests.monitor.storage.rows import tick_row
 
-COUNTS = ("stories", "negative_stories", "items", "negative_items", "score_sum", "late")
+COUNTS = ("stories", "negative_stories", "items", "negative_items", "score_sum", "late", "positive_stories")
 # An epoch minute at which a day begins.
 MIDNIGHT = 20_000 * DAY
 
@@ -44,7 +44,7 @@ def store_ticks(store: Engine, deltas: dict[tuple[str, int], TickSums]) -> None:
 
 
 def sums(stories: int, negative: int = 0, score: float = 0.0, items: int | None = None) -> TickSums:
-    return TickSums(stories, negative, stories if items is None else items, negative, score, 0)
+    return TickSums(stories, negative, stories if items is None else items, negative, score, 0, stories - negative)
 
 
 def test_empty_store(store: Engine) -> None:
@@ -69,7 +69,7 @@ def test_market_is_the_sum_of_the_topics(store: Engine) -> None:
     with reading(store) as connection:
         found = series(connection, MARKET, MIDNIGHT, MIDNIGHT + 60, 15)
     assert [bucket.minute - MIDNIGHT for bucket in found] == [0, 15]
-    assert found[0].sums == TickSums(5, 3, 5, 3, -1.0, 0)
+    assert found[0].sums == TickSums(5, 3, 5, 3, -1.0, 0, 2)
     assert found[0].sums.mean_score == pytest.approx(-0.2)
     assert found[0].sums.negative_share == pytest.approx(0.6)
 
@@ -136,7 +136,7 @@ def test_totals_now_and_before(store: Engine, length: int) -> None:
     assert set(by_key) == {"ticker:A", "ticker:B"}
     if length == 60:
         assert list(by_key) == ["ticker:B", "ticker:A"], "most stories first"
-        assert by_key["ticker:A"].now == TickSums(4, 1, 4, 1, 2.0, 0)
+        assert by_key["ticker:A"].now == TickSums(4, 1, 4, 1, 2.0, 0, 3)
     assert by_key["ticker:A"].before == TickSums(2, 2, 2, 2, -1.0, 0)
     assert by_key["ticker:B"].before == TickSums()
 

@@ -10,7 +10,7 @@ from monitor.storage.tables import item_keys, rollups, ticks
 from monitor.storage.upsert import insert_missing, upsert
 from tests.monitor.storage.rows import AT, tick_row
 
-COUNTS = ("stories", "negative_stories", "items", "negative_items", "score_sum", "late")
+COUNTS = ("stories", "negative_stories", "items", "negative_items", "score_sum", "late", "positive_stories")
 
 
 def test_upsert_inserts_then_overwrites(store: Engine) -> None:

@@ -300,6 +300,7 @@ def upgrade() -> None:
         sa.Column("negative_items", sa.Integer(), nullable=False),
         sa.Column("score_sum", sa.Float(), nullable=False),
         sa.Column("late", sa.Integer(), nullable=False),
+        sa.Column("positive_stories", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("width", "minute", "key", name=op.f("pk_rollups")),
         sqlite_with_rowid=False,
     )
@@ -344,6 +345,8 @@ def upgrade() -> None:
         sa.Column("item_ids", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
         sa.Column("p_negative", sa.Float(), nullable=False),
         sa.Column("signature", sa.LargeBinary(), nullable=False),
+        sa.Column("positive", sa.Boolean(), nullable=False),
+        sa.Column("p_positive", sa.Float(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_stories")),
     )
     op.create_index(op.f("ix_stories_key_minute"), "stories", ["key", "minute"], unique=False)
@@ -358,6 +361,7 @@ def upgrade() -> None:
         sa.Column("negative_items", sa.Integer(), nullable=False),
         sa.Column("score_sum", sa.Float(), nullable=False),
         sa.Column("late", sa.Integer(), nullable=False),
+        sa.Column("positive_stories", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("key", "minute", name=op.f("pk_ticks")),
         sqlite_with_rowid=False,
     )
