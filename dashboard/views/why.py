@@ -31,10 +31,10 @@ def _windows(standing: Standing) -> None:
         (
             (
                 f"{window.minutes} min",
-                str(window.negatives),
+                str(window.observed),
                 f"{window.expected:.2f}",
                 str(window.stories),
-                f"{window.negatives / window.stories:.0%}" if window.stories else "–",
+                f"{window.observed / window.stories:.0%}" if window.stories else "–",
                 f"{window.expected_share:.0%}",
                 f"×{window.common:.1f}",
                 f"{window.burst:.0%}",

@@ -78,10 +78,10 @@ def _print(found: Account) -> None:
         for window in standing.windows:
             table.add_row(
                 f"{window.minutes} min",
-                str(window.negatives),
+                str(window.observed),
                 f"{window.expected:.2f}",
                 str(window.stories),
-                f"{window.negatives / window.stories:.2f}" if window.stories else "",
+                f"{window.observed / window.stories:.2f}" if window.stories else "",
                 f"{window.expected_share:.2f}",
                 f"x{window.common:.1f}",
                 f"{window.burst:.2f}",

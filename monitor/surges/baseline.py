@@ -39,19 +39,26 @@ class Baseline:
     """Sums and estimates of all keys, arrays (keys,); exposure in days of mean season.
 
     After `estimate`: `rate` all stories and `others`, `negatives` those of each sort per unit of exposure, `share`
-    that of negatives, `share_weight` how many stories' worth of evidence on negatives stands behind it.
+    that of negatives, `share_weight` how many stories' worth of evidence on negatives stands behind it. "Negatives" are
+    the stories of the sort that is watched; where all are (`prior_share` 1), `share` stays exactly 1.
     """
 
     SUMS: Final = ("negative", "stories", "exposure", "rate_stories")
 
-    def __init__(self, rate_half_life_days: float, share_half_life_days: float, share_stories: float) -> None:
+    def __init__(
+        self,
+        rate_half_life_days: float,
+        share_half_life_days: float,
+        share_stories: float,
+        prior_share: float = PRIOR_SHARE,
+    ) -> None:
         self._rate_half_life = rate_half_life_days
         self._share_half_life = share_half_life_days
         self._share_stories = share_stories
         self.kinds = np.zeros(0, dtype=np.int64)
         self.negative, self.stories, self.exposure, self.rate_stories = (np.zeros(0) for _ in range(4))
         # The pools by kind: negative, stories (share), exposure, stories (rate).
-        prior = [PRIOR_WEIGHT * PRIOR_SHARE, PRIOR_WEIGHT, PRIOR_WEIGHT / PRIOR_STORIES, PRIOR_WEIGHT]
+        prior = [PRIOR_WEIGHT * prior_share, PRIOR_WEIGHT, PRIOR_WEIGHT / PRIOR_STORIES, PRIOR_WEIGHT]
         self.pools = np.repeat(np.array([prior]), len(KINDS), axis=0)
         self.estimate()
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from monitor.surges.season import BLOCK_MINUTES
+from monitor.surges.sorts import NEGATIVE, SURGES, detector
 
 if TYPE_CHECKING:
     from monitor.settings import Settings
@@ -19,10 +20,12 @@ class JudgeConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     `budget` is the number of false alarms allowed per key and day; `bar` the score to alert at (from a replay), None:
     set online. Windows, calm and hold-off are in minutes; the longest window must be whole blocks of 15 minutes.
+    `surge` is the sort of surge that is looked for (`monitor.surges.sorts`), `rule` what its judge is called.
     A window's say is its length to the power `window_weight`: the shorter a window, the more chances it gets a day.
     """
 
-    rule: str = "negative-surge"
+    rule: str = detector(NEGATIVE)
+    surge: str = NEGATIVE
     budget: float = 0.01
     bar: float | None = None
     windows: tuple[int, ...] = (15, 30, 60, 120, 240, 480)
@@ -52,6 +55,12 @@ class JudgeConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"the longest window must be a multiple of {BLOCK_MINUTES} minutes, all at least 1")
         if not self.budget > 0.0:
             raise ValueError("the budget must be above 0")
+        if self.surge not in SURGES:
+            raise ValueError(f"the sort of surge must be one of {', '.join(SURGES)}")
+
+    def watching(self, surge: str) -> JudgeConfig:
+        """The same for another sort of surge."""
+        return msgspec.structs.replace(self, surge=surge, rule=detector(surge))
 
     @classmethod
     def of(cls, settings: Settings) -> JudgeConfig:

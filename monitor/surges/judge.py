@@ -6,6 +6,9 @@ for every closed minute in turn, also the empty ones. What all keys share (seaso
 keys, the bar) is part of the judge's state; `snapshot` and `restore` carry it over exactly. The outcome depends
 neither on the order of keys inside a minute nor on the process.
 
+A judge watches one sort of surge (`JudgeConfig.surge`); "negatives" here are the stories of that sort, and "others" all
+that are not. Where all stories are watched (volume) there are no others, and the count is held against its own level.
+
 The market is a key of its own, the sum over `topic:*`; every item has exactly one topic.
 """
 
@@ -19,14 +22,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.surges.baseline import KINDS, Baseline, kind_of
-from monitor.surges.budget import AlarmRate
+from monitor.surges.baseline import KINDS, PRIOR_SHARE, Baseline, kind_of
+from monitor.surges.budget import AlarmRate, tail_of
 from monitor.surges.config import JudgeConfig
 from monitor.surges.decisions import Action, Decision, MinuteCounts, Standing, WindowStanding, episode_id
 from monitor.surges.episodes import Excursion, Excursions
 from monitor.surges.keys import MARKET, TOPIC
-from monitor.surges.mixture import Burst, Calm, mixture
+from monitor.surges.mixture import Burst, Calm, gamma_poisson, mixture
 from monitor.surges.season import BLOCK_MINUTES, BLOCKS_A_DAY, Season
+from monitor.surges.sorts import VOLUME, stories_of
 from monitor.surges.windows import Arrived, Windows
 
 __all__ = ["Decision", "Judge", "JudgeConfig", "MinuteCounts", "Standing", "WindowStanding"]
@@ -69,11 +73,15 @@ class Judge:
         self._names: list[str] = []
         self._index: dict[str, int] = {}
         self._since = np.zeros(0, dtype=np.int64)
-        self._baseline = Baseline(config.rate_half_life_days, config.share_half_life_days, config.share_stories)
+        self._volume_alone = config.surge == VOLUME
+        prior_share = 1.0 if self._volume_alone else PRIOR_SHARE
+        self._baseline = Baseline(
+            config.rate_half_life_days, config.share_half_life_days, config.share_stories, prior_share
+        )
         self._season = Season(config.season_half_life_days, config.season_day_stories, config.season_week_stories)
         self._windows = Windows(config.windows, config.level_minutes)
         self._excursions = Excursions(config.calm_minutes, config.hold_off_minutes)
-        self._alarms = AlarmRate(config.alarm_half_life_days)
+        self._alarms = AlarmRate(config.alarm_half_life_days, tail_of(config.surge))
         self._longest = int(np.argmax(config.windows))
         weights = np.array(config.windows, dtype=np.float64) ** config.window_weight
         self._weights: Array = weights / weights.sum()
@@ -111,7 +119,7 @@ class Judge:
             return _NOTHING
         order = sorted(range(len(counts.keys)), key=counts.keys.__getitem__)
         names = [counts.keys[i] for i in order]
-        stories, negatives = counts.stories[order], counts.negative_stories[order]
+        stories, negatives = counts.stories[order], counts.of(self.config.surge)[order]
         topics = [i for i, name in enumerate(names) if name.startswith(TOPIC)]
         if topics:
             names.append(MARKET)
@@ -205,16 +213,16 @@ class Judge:
         )
         # Only what may turn out surprising is worth the special functions.
         usual = mu_y * (calm.shape + others) / (calm.rate + mu_z)
-        enough = (negatives >= config.min_stories) & (negatives > usual + np.sqrt(usual)) & (usual > 0.0) & (mu_z > 0.0)
+        enough = (negatives >= config.min_stories) & (negatives > usual + np.sqrt(usual)) & (usual > 0.0)
+        if not self._volume_alone:
+            enough &= mu_z > 0.0
         if enough.any():
-            result = mixture(
-                negatives[enough],
-                others[enough],
-                mu_y[enough],
-                mu_z[enough],
-                Calm(calm.shape[enough], calm.rate[enough]),
-                (1.0 / baseline.share_weight[index] + self._dispersion[kinds])[np.nonzero(enough)[1]],
-                self._burst,
+            y, level = negatives[enough], Calm(calm.shape[enough], calm.rate[enough])
+            dispersion = (1.0 / baseline.share_weight[index] + self._dispersion[kinds])[np.nonzero(enough)[1]]
+            result = (
+                gamma_poisson(y, mu_y[enough], level, dispersion)
+                if self._volume_alone
+                else mixture(y, others[enough], mu_y[enough], mu_z[enough], level, dispersion, self._burst)
             )
             p[enough], expected[enough], burst[enough] = result.p, result.expected, result.burst
         say = self._weights[:, None] / p
@@ -256,6 +264,7 @@ class Judge:
             action=action,
             episode_id=episode_id(self.config.rule, self._names[key], excursion.start),
             rule=self.config.rule,
+            surge=self.config.surge,
             key=self._names[key],
             at=_time(minute + 1),
             started_at=_time(excursion.start),
@@ -294,14 +303,16 @@ class Judge:
         index = self._index.get(key)
         if index is None or self._minute is None:
             reason = "Nothing was counted for this key yet."
-            return Standing(key=key, verdict="unknown", reason=reason, score=0.0, bar=self.bar, windows=())
+            return Standing(
+                surge=self.config.surge, key=key, verdict="unknown", reason=reason, score=0.0, bar=self.bar, windows=()
+            )
         measured = self._measure(np.array([index], dtype=np.int64))
         score = float(measured.score[0])
         windows = tuple(
             WindowStanding(
                 minutes=minutes,
                 stories=int(measured.stories[row, 0]),
-                negatives=int(measured.negatives[row, 0]),
+                observed=int(measured.negatives[row, 0]),
                 expected=float(measured.expected[row, 0]),
                 expected_share=float(self._baseline.share[index]),
                 common=float(measured.common[row, 0]),
@@ -311,7 +322,15 @@ class Judge:
             for row, minutes in enumerate(self.config.windows)
         )
         verdict, reason = self._verdict(index, score, windows[int(measured.window[0])])
-        return Standing(key=key, verdict=verdict, reason=reason, score=score, bar=self.bar, windows=windows)
+        return Standing(
+            surge=self.config.surge,
+            key=key,
+            verdict=verdict,
+            reason=reason,
+            score=score,
+            bar=self.bar,
+            windows=windows,
+        )
 
     def _verdict(self, index: int, score: float, best: WindowStanding) -> tuple[str, str]:
         excursion = self._excursions.under_way.get(index)
@@ -323,11 +342,14 @@ class Judge:
             return "too_young", f"Known for {age / 60:.1f} hours only; it is judged after {needed:.0f}."
         most = int(self._windows.negatives[:, index].max())
         if most < self.config.min_stories:
-            return "too_few_stories", f"{most} negative stories; an alert needs {self.config.min_stories}."
-        told = (
-            f"{best.negatives} of {best.stories} stories in {best.minutes} minutes are negative, "
-            f"where {best.expected:.1f} were expected"
+            needed_stories = self.config.min_stories
+            return "too_few_stories", f"{most} {stories_of(self.config.surge)}; an alert needs {needed_stories}."
+        there = (
+            f"there are {best.stories} stories in {best.minutes} minutes"
+            if self._volume_alone
+            else f"{best.observed} of {best.stories} stories in {best.minutes} minutes are {self.config.surge}"
         )
+        told = f"{there}, where {best.expected:.1f} were expected"
         if score >= self.bar:
             return "above_bar", f"The score {score:.2f} has reached the bar {self.bar:.2f} ({told}), in the hold-off."
         return "below_bar", f"The score {score:.2f} is below the bar {self.bar:.2f}: {told}."

@@ -22,7 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betainc, expit, gammaln
 
-__all__ = ["Burst", "Calm", "Mixture", "mid_p", "mixture", "negative_binomial_log_pmf", "negative_binomial_tail"]
+__all__ = [
+    "Burst",
+    "Calm",
+    "Mixture",
+    "gamma_poisson",
+    "mid_p",
+    "mixture",
+    "negative_binomial_log_pmf",
+    "negative_binomial_tail",
+]
 
 Array = NDArray[np.float64]
 
@@ -102,3 +111,11 @@ def mixture(y: Array, z: Array, mu_y: Array, mu_z: Array, calm: Calm, dispersion
     p_burst = mid_p(y, burst_mean, 1.0 / (1.0 / burst_shape + dispersion))
     p = (1.0 - pi) * p_calm + pi * p_burst
     return Mixture(np.clip(p, 1e-300, 1.0), (1.0 - pi) * calm_mean + pi * burst_mean, pi)
+
+
+def gamma_poisson(y: Array, mu_y: Array, calm: Calm, dispersion: Array) -> Mixture:
+    """The p-value of `y` stories where there is nothing to hold them against but the level before the window: what
+    surges is the volume itself. Parameters and result as those of `mixture`."""
+    expected = mu_y * calm.shape / calm.rate
+    p = mid_p(y, expected, 1.0 / (1.0 / calm.shape + dispersion))
+    return Mixture(np.clip(p, 1e-300, 1.0), expected, np.zeros_like(expected))

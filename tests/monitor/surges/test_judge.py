@@ -119,7 +119,7 @@ def test_the_market_is_the_sum_of_topics() -> None:
     decisions, judge = judged(made, START)
     assert any(d.key == "market" and d.action == "fire" for d in decisions)
     window = judge.explain("market").windows[0]
-    assert (window.stories, window.negatives) == (5 * 15, 5 * 11)
+    assert (window.stories, window.observed) == (5 * 15, 5 * 11)
 
 
 def test_what_all_keys_do_is_no_surprise_for_one() -> None:
