@@ -46,7 +46,7 @@ class AppriseSender:
         self._timeout_s = timeout_s
         self._asset = apprise.AppriseAsset(
             app_id="sentiment-monitor",
-            app_desc="Surges of negative sentiment",
+            app_desc="Surges in the news",
             app_url="",
             image_url_mask="",
             image_url_logo="",

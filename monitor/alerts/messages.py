@@ -11,7 +11,18 @@ from typing import Final
 
 import msgspec
 
-from monitor.alerts.records import SEVERITIES, Alert, AlertState, Digest, DigestEntry, Notice, clean_text, expectation
+from monitor.alerts.records import (
+    SEVERITIES,
+    Alert,
+    AlertState,
+    AlertStory,
+    Digest,
+    DigestEntry,
+    Notice,
+    clean_text,
+    expectation,
+)
+from monitor.surges.sorts import NEGATIVE, VOLUME, stories_of
 
 __all__ = ["Message", "message_of"]
 
@@ -35,18 +46,31 @@ def _plain(text: str) -> str:
     return " ".join(_MARKUP.sub(" ", text).split())
 
 
-def _headline(state: AlertState, severity: str, title: str, observed: int) -> str:
-    if state is AlertState.FIRING:
-        return f"{severity.upper()}: {_plain(title)}, {observed} negative stories"
-    return f"{state.value.capitalize()}: {_plain(title)}"
+def _headline(about: Alert | DigestEntry) -> str:
+    title = _plain(about.title)
+    if about.state is AlertState.FIRING:
+        return f"{about.severity.upper()}: {title}, {about.observed} {stories_of(about.surge)}"
+    # Two sorts may surge under one key: which of them is over?
+    which = "" if about.surge == NEGATIVE else f", {stories_of(about.surge)}"
+    return f"{about.state.value.capitalize()}: {title}{which}"
 
 
 def _figures(alert: Alert) -> str:
+    time = f"in the {alert.window.minutes} minutes to {alert.window.end:%Y-%m-%d %H:%M} UTC"
+    rest = f"p = {alert.p_value:.1e}; {alert.sources} sources."
+    if alert.surge == VOLUME:
+        return f"{alert.total} stories {time}, {expectation(alert.expected)} expected; {rest}"
     return (
-        f"{alert.observed} of {alert.total} stories negative in the {alert.window.minutes} minutes to "
-        f"{alert.window.end:%Y-%m-%d %H:%M} UTC, {expectation(alert.expected)} expected; "
-        f"share {alert.share:.0%} against {alert.expected_share:.0%}; p = {alert.p_value:.1e}; {alert.sources} sources."
+        f"{alert.observed} of {alert.total} stories {alert.surge} {time}, {expectation(alert.expected)} expected; "
+        f"share {alert.share:.0%} against {alert.expected_share:.0%}; {rest}"
     )
+
+
+def _surely(alert: Alert, story: AlertStory) -> str:
+    if alert.surge == VOLUME:
+        return ""
+    probability = story.p_negative if alert.surge == NEGATIVE else story.p_positive
+    return f", p({alert.surge}) {probability:.2f}"
 
 
 def _of_notice(notice: Notice) -> Message:
@@ -59,12 +83,12 @@ def _of_notice(notice: Notice) -> Message:
     for story in alert.stories[:STORIES_SHOWN]:
         copies = f", {story.copies} copies" if story.copies > 1 else ""
         address = f" {story.url}" if story.url else ""
-        lines.append(f"- {story.title} ({story.source}{copies}, p(negative) {story.p_negative:.2f}){address}")
+        lines.append(f"- {story.title} ({story.source}{copies}{_surely(alert, story)}){address}")
     if len(alert.stories) > STORIES_SHOWN:
         lines.append(f"and {len(alert.stories) - STORIES_SHOWN} more")
     lines.append(alert.link)
     return Message(
-        title=_headline(alert.state, alert.severity, alert.title, alert.observed),
+        title=_headline(alert),
         body="\n".join(lines),
         state=alert.state,
         severity=alert.severity,
@@ -76,10 +100,7 @@ def _of_notice(notice: Notice) -> Message:
 def _of_digest(entries: tuple[DigestEntry, ...]) -> Message:
     firing = [entry for entry in entries if entry.state is AlertState.FIRING]
     gravest = max(firing or entries, key=lambda e: SEVERITIES.index(e.severity) if e.severity in SEVERITIES else -1)
-    lines = [
-        f"- {_headline(e.state, e.severity, e.title, e.observed)} ({expectation(e.expected)} expected) {e.link}"
-        for e in entries
-    ]
+    lines = [f"- {_headline(e)} ({expectation(e.expected)} expected) {e.link}" for e in entries]
     return Message(
         title=f"{len(entries)} alerts, {len(firing)} of them firing",
         body="\n".join(lines),

@@ -17,6 +17,7 @@ from urllib.parse import quote, urlsplit
 import msgspec
 
 from monitor.records import SCHEMA_VERSION
+from monitor.surges.sorts import NEGATIVE
 from monitor.taxonomy import bundled_taxonomy
 
 __all__ = [
@@ -66,9 +67,10 @@ class AlertWindow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AlertStory(msgspec.Struct, frozen=True, kw_only=True):
-    """One negative story: the first item that told it and how many copies of it were published.
+    """One story of the sort that surges: the first item that told it and how many copies of it were published.
 
-    `p_negative` is the model's probability, in [0, 1], that the first item is negative towards the alert's key.
+    `p_negative` and `p_positive` are the model's probabilities, in [0, 1], that the first item is negative, positive
+    towards the alert's key.
     """
 
     item_id: str
@@ -78,19 +80,22 @@ class AlertStory(msgspec.Struct, frozen=True, kw_only=True):
     published_at: datetime
     copies: int
     p_negative: float
+    p_positive: float = 0.0
 
 
 class Alert(msgspec.Struct, frozen=True, kw_only=True):
-    """One episode of surprisingly many negative stories under one key.
+    """One episode of surprisingly many stories of one sort under one key.
 
-    `observed` negative stories out of `total` stories were counted in `window`, where `expected` negative ones were
-    to be expected; `share` = observed / total against `expected_share`. `p_value` is the chance of a count at least as
-    surprising in quiet times. `sources` is the number of distinct publishers of the negative stories.
+    `surge` says which: `negative` stories, `positive` ones, or `volume`: all, whatever they say. `observed` stories of
+    that sort out of `total` stories were counted in `window`, where `expected` of them were to be expected; `share` =
+    observed / total against `expected_share` (both 1 for volume). `p_value` is the chance of a count at least as
+    surprising in quiet times. `sources` is the number of distinct publishers of the stories of that sort.
     """
 
     id: str
     state: AlertState
     rule: str
+    surge: str = NEGATIVE
     key: str
     title: str
     severity: str
@@ -130,6 +135,7 @@ class DigestEntry(msgspec.Struct, frozen=True, kw_only=True):
     timestamp: datetime
     id: str
     state: AlertState
+    surge: str = NEGATIVE
     key: str
     title: str
     severity: str
@@ -149,6 +155,7 @@ class DigestEntry(msgspec.Struct, frozen=True, kw_only=True):
             timestamp=notice.timestamp,
             id=alert.id,
             state=alert.state,
+            surge=alert.surge,
             key=alert.key,
             title=alert.title,
             severity=alert.severity,
@@ -208,9 +215,9 @@ def key_title(key: str) -> str:
     return bundled_taxonomy().title(name) if kind == "topic" else name or key
 
 
-def expectation(negatives: float) -> str:
-    """What a person reads for the expected number of negative stories; a rare event is not called impossible."""
-    return f"{negatives:.1f}" if negatives >= 0.05 else "under 0.1"
+def expectation(stories: float) -> str:
+    """What a person reads for an expected number of stories; a rare event is not called impossible."""
+    return f"{stories:.1f}" if stories >= 0.05 else "under 0.1"
 
 
 def view_link(dashboard_url: str, alert_id: str) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["EVENTS", "Mute", "Route", "Situation", "Target", "inhibited_by", "may_explain", "routes_for", "targets"]
 
 EVENTS: Final = ("firing", "acknowledged", "resolved")
-GROUP_FIELDS: Final = ("rule", "key", "kind", "severity")
+GROUP_FIELDS: Final = ("rule", "key", "kind", "severity", "surge")
 # A ticker's alert is explained by a topic's when at least this share of its stories is about that topic.
 COVERED_SHARE: Final = 0.5
 
@@ -71,8 +71,16 @@ class Route:
         """What notices have in common that are sent together; empty when this route does not group."""
         if not self.group_by:
             return ""
-        values = {"rule": alert.rule, "key": alert.key, "kind": _kind(alert.key), "severity": alert.severity}
-        return ",".join(f"{name}={values[name]}" for name in self.group_by)[:256]
+        values = {
+            "rule": alert.rule,
+            "key": alert.key,
+            "kind": _kind(alert.key),
+            "severity": alert.severity,
+            "surge": alert.surge,
+        }
+        # What surges is never mixed: a message about bad news has no good news in it.
+        names = dict.fromkeys(("surge", *self.group_by))
+        return ",".join(f"{name}={values[name]}" for name in names)[:256]
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,8 @@ def _kind(key: str) -> str:
 
 
 def may_explain(wider: Alert, alert: Alert) -> bool:
-    """True when `wider` is active, of the same rule, and of a wider key: the market, for a ticker a topic too."""
+    """True when `wider` is active, of the same sort of surge (each has a detector, the alert's rule), and of a wider
+    key: the market, for a ticker a topic too."""
     if wider.id == alert.id or wider.rule != alert.rule or wider.state is AlertState.RESOLVED:
         return False
     kinds = {"market": ("topic", "ticker"), "topic": ("ticker",)}

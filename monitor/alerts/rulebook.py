@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from monitor.alerts.rules import BUILT_IN, Rule, Rules, rule_of
 from monitor.alerts.tomlfile import Entry
 from monitor.errors import RuleError
-from monitor.storage.rules import BUILT_IN_ORIGIN, FILE, STORE, list_rules, sync_rules
+from monitor.storage.rules import BUILT_IN_ORIGIN, STORE, list_rules, sync_rules
 from monitor.surges.judge import JudgeConfig
 from monitor.telemetry import get_logger
 
@@ -29,8 +29,8 @@ def rule_from(definition: Mapping[str, Any], judge: JudgeConfig) -> Rule:
 
 def take_up(conn: Connection, configured: Rules, now: datetime) -> None:
     """Tell the store which rules the configuration has."""
-    origin = BUILT_IN_ORIGIN if configured.rules == (BUILT_IN,) else FILE
-    sync_rules(conn, {rule.name: rule.definition for rule in configured.rules}, now, origin=origin)
+    definitions = {rule.name: rule.definition for rule in configured.rules}
+    sync_rules(conn, definitions, now, built_in=BUILT_IN.name if BUILT_IN in configured.rules else "")
 
 
 def in_force(conn: Connection, configured: Rules) -> Rules:

@@ -2,7 +2,8 @@
 
 The TOML file `rules_file` has one `[judge]` table and any number of `[[rules]]`; more rules are made in the dashboard
 or with `rules add` and kept in the store. A surge is announced when one enabled rule takes it; until then it is held
-back and looked at again. As long as the file has no `[[rules]]`, the built-in rule `negative-surge` takes everything.
+back and looked at again. A rule watches one sort of surge: of negative stories, of positive ones, or of the volume. As
+long as the file has none that watches negative stories, the built-in rule `negative-surge` takes every surge of these.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from monitor.alerts.records import SEVERITIES, Alert
 from monitor.alerts.tomlfile import Entry, parse_entries, read_entries
 from monitor.settings import Settings
 from monitor.surges.judge import JudgeConfig
+from monitor.surges.sorts import NEGATIVE, POSITIVE, SURGES, VOLUME, detector, stories_of
 
 __all__ = ["BUILT_IN", "Rule", "RuleEntry", "Rules", "Verdict", "load_rules", "parse_rules", "read_rules", "rule_of"]
 
@@ -36,17 +38,21 @@ MAX_MINUTES: Final = 366 * 24 * 60
 class RuleEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[[rules]]` of the file, and a rule as the store and the dashboard know it.
 
-    Scope: `keys`, `exclude` (patterns), `severities`, `windows` (minutes; empty: any). Evidence: `min_...`,
-    `max_p_value`. Hours: those of an exchange, and of weekdays. `receivers` are told besides those of the routes.
+    `surge` is what it watches. Scope: `keys`, `exclude` (patterns), `severities`, `windows` (minutes; empty: any).
+    Evidence: `min_stories` (all of the window, whatever they say), the other `min_...`, `max_p_value`. Hours: those of
+    an exchange, and of weekdays. `receivers` are told besides those of the routes.
     """
 
     name: str
     description: str = ""
+    surge: str = NEGATIVE
     keys: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     severities: tuple[str, ...] = SEVERITIES
     windows: tuple[int, ...] = ()
+    min_stories: int = 0
     min_negative_stories: int = 0
+    min_positive_stories: int = 0
     min_sources: int = 0
     min_share: float = 0.0
     max_p_value: float = 1.0
@@ -62,14 +68,18 @@ class RuleEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Rule:
-    """Which surges are announced: keys by pattern, severity, windows, evidence, and hours; see `RuleEntry`."""
+    """Which surges are announced: their sort, keys by pattern, severity, windows, evidence, and hours; see
+    `RuleEntry`."""
 
     name: str
+    surge: str = field(default=NEGATIVE, kw_only=True)
     keys: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     severities: tuple[str, ...] = SEVERITIES
     windows: tuple[int, ...] = ()
+    min_stories: int = 0
     min_negative_stories: int = 0
+    min_positive_stories: int = 0
     min_sources: int = 0
     min_share: float = 0.0
     max_p_value: float = 1.0
@@ -95,6 +105,8 @@ class Rule:
         """Why this rule does not take the alert at the time `at`; empty when it does."""
         if not self.enabled:
             return "is switched off"
+        if alert.surge != self.surge:
+            return f"watches {stories_of(self.surge)}"
         if not any(fnmatchcase(alert.key, pattern) for pattern in self.keys):
             return f"is not about {alert.key}"
         if any(fnmatchcase(alert.key, pattern) for pattern in self.exclude):
@@ -103,12 +115,15 @@ class Rule:
             return f"takes {', '.join(self.severities)} alone"
         if self.windows and alert.window.minutes not in self.windows:
             return f"looks at windows of {', '.join(map(str, self.windows))} minutes"
-        if alert.observed < self.min_negative_stories:
-            return f"wants {self.min_negative_stories} negative stories"
+        if alert.total < self.min_stories:
+            return f"wants {self.min_stories} stories"
+        wanted = max(self.min_negative_stories, self.min_positive_stories)
+        if alert.observed < wanted:
+            return f"wants {wanted} {stories_of(self.surge)}"
         if alert.sources < self.min_sources:
             return f"wants {self.min_sources} sources"
         if alert.share < self.min_share:
-            return f"wants a negative share of {self.min_share:.0%}"
+            return f"wants a {self.surge} share of {self.min_share:.0%}"
         if alert.p_value > self.max_p_value:
             return f"wants a p-value of {self.max_p_value:g} at most"
         if self.hours is not None and not self.hours.hold(at):
@@ -122,7 +137,9 @@ def _clock(at: time) -> str:
     return at.isoformat("auto" if at.second or at.microsecond else "minutes")
 
 
-BUILT_IN: Final = Rule("negative-surge", description="Takes every surge; there as long as the file has no rules.")
+BUILT_IN: Final = Rule(
+    detector(NEGATIVE), description="Takes every surge of negative stories; there as long as the file has no such rule."
+)
 
 
 @dataclass(frozen=True)
@@ -140,14 +157,27 @@ class Rules:
     judge: JudgeConfig
     rules: tuple[Rule, ...] = (BUILT_IN,)
 
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """The sorts of surge that enabled rules watch, in the order of `SURGES`."""
+        wanted = {rule.surge for rule in self.rules if rule.enabled}
+        return tuple(surge for surge in SURGES if surge in wanted)
+
+    def with_built_in(self) -> Rules:
+        """With the built-in rule, unless there is one that watches negative stories, or has its name."""
+        if any(rule.surge == NEGATIVE or rule.name == BUILT_IN.name for rule in self.rules):
+            return self
+        return Rules(self.judge, (BUILT_IN, *self.rules))
+
     def verdict(self, alert: Alert, at: datetime, muted: Collection[str] = ()) -> Verdict:
         """What the rules say to an alert at the time `at`. `muted` are the names of rules muted for a while."""
-        objections = {rule.name: "is muted" if rule.name in muted else rule.objection(alert, at) for rule in self.rules}
-        taken_by = tuple(rule for rule in self.rules if not objections[rule.name])
+        mine = [rule for rule in self.rules if rule.surge == alert.surge]
+        objections = {rule.name: "is muted" if rule.name in muted else rule.objection(alert, at) for rule in mine}
+        taken_by = tuple(rule for rule in mine if not objections[rule.name])
         if taken_by:
             return Verdict(taken_by)
         told = "; ".join(f"{name} {objection}" for name, objection in objections.items())
-        return Verdict((), f"rule {told}" if told else "there is no rule")
+        return Verdict((), f"rule {told}" if told else f"there is no rule that watches {stories_of(alert.surge)}")
 
 
 class JudgeEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -187,6 +217,19 @@ def _windows(entry: Entry, windows: tuple[int, ...]) -> None:
         _bounded(entry, "windows", minutes, 1, MAX_WINDOW_MINUTES)
 
 
+def _evidence(entry: Entry, fields: RuleEntry) -> None:
+    for name in ("min_stories", "min_negative_stories", "min_positive_stories", "min_sources"):
+        _bounded(entry, name, getattr(fields, name), 0, 1e6)
+    _bounded(entry, "min_share", fields.min_share, 0, 1)
+    _bounded(entry, "max_p_value", fields.max_p_value, 0, 1)
+    for surge in (NEGATIVE, POSITIVE):
+        name = f"min_{surge}_stories"
+        if getattr(fields, name) and fields.surge != surge:
+            entry.fail(f"{name} is for rules with surge = {surge!r}; this one watches {fields.surge!r}", name)
+    if fields.min_share and fields.surge == VOLUME:
+        entry.fail("min_share says nothing about a surge of volume: all stories count", "min_share")
+
+
 def rule_of(entry: Entry, judge: JudgeConfig) -> Rule:
     """A rule from its entry. Raises `RuleError` naming the line."""
     fields = entry.convert(RuleEntry)
@@ -194,6 +237,7 @@ def rule_of(entry: Entry, judge: JudgeConfig) -> Rule:
         entry.fail("the name must have 1 to 128 printable characters and no space around", "name")
     if len(fields.description) > 500 or not fields.description.isprintable():
         entry.fail("the description must have at most 500 printable characters", "description")
+    entry.check("surge", (fields.surge,), SURGES)
     _patterns(entry, "keys", fields.keys)
     _patterns(entry, "exclude", fields.exclude)
     if not fields.keys:
@@ -203,20 +247,20 @@ def rule_of(entry: Entry, judge: JudgeConfig) -> Rule:
         entry.fail("severities must name one at least", "severities")
     _windows(entry, fields.windows)
     entry.check("windows", tuple(map(str, fields.windows)), tuple(map(str, judge.windows)))
-    _bounded(entry, "min_negative_stories", fields.min_negative_stories, 0, 1e6)
-    _bounded(entry, "min_sources", fields.min_sources, 0, 1e6)
-    _bounded(entry, "min_share", fields.min_share, 0, 1)
-    _bounded(entry, "max_p_value", fields.max_p_value, 0, 1)
+    _evidence(entry, fields)
     if len(fields.receivers) > 100 or not all(0 < len(name) <= 128 and name.isprintable() for name in fields.receivers):
         entry.fail("receivers must be names of receivers", "receivers")
     return Rule(
         name=fields.name,
         description=fields.description,
+        surge=fields.surge,
         keys=fields.keys,
         exclude=fields.exclude,
         severities=fields.severities,
         windows=fields.windows,
+        min_stories=fields.min_stories,
         min_negative_stories=fields.min_negative_stories,
+        min_positive_stories=fields.min_positive_stories,
         min_sources=fields.min_sources,
         min_share=fields.min_share,
         max_p_value=fields.max_p_value,
@@ -264,6 +308,7 @@ def read_rules(path: Path, base: JudgeConfig) -> Rules:
 
 
 def load_rules(settings: Settings) -> Rules:
-    """The rules of the configuration. Raises `RuleError` naming file, line and entry."""
+    """The rules of the configuration, the built-in one among them if the file leaves it to that. Raises `RuleError`
+    naming file, line and entry."""
     base = JudgeConfig.of(settings)
-    return read_rules(Path(settings.rules_file), base) if settings.rules_file else Rules(base)
+    return (read_rules(Path(settings.rules_file), base) if settings.rules_file else Rules(base)).with_built_in()

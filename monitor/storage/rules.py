@@ -79,17 +79,18 @@ def _known(conn: Connection, name: str) -> RuleStatus:
 
 
 def sync_rules(
-    conn: Connection, definitions: Mapping[str, dict[str, Any]], now: datetime, *, origin: str = FILE
+    conn: Connection, definitions: Mapping[str, dict[str, Any]], now: datetime, *, built_in: str = ""
 ) -> None:
-    """Take up the rules that the configuration has now, by name. Those that came from it and are gone are removed, one
-    of the store with the same name is replaced; mutings stay, and so does whether the built-in rule is on."""
+    """Take up the rules that the configuration has now, by name; `built_in` is the one among them that no file has.
+    Those that came from it and are gone are removed, one of the store with the same name is replaced; mutings stay, and
+    so does whether the built-in rule is on."""
     known = {rule.name: rule for rule in list_rules(conn)}
     for rule in known.values():
         if rule.origin != STORE and rule.name not in definitions:
             conn.execute(rules.delete().where(rules.c.name == rule.name))
             note_change(conn, now, rule.origin, rule_actor(rule.name), "removed")
     for name, definition in definitions.items():
-        before = known.get(name)
+        before, origin = known.get(name), BUILT_IN_ORIGIN if name == built_in else FILE
         if before is not None and (before.origin, before.definition) == (origin, definition):
             continue
         if before is not None and before.origin == origin == BUILT_IN_ORIGIN:

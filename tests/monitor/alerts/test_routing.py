@@ -108,8 +108,11 @@ def test_routes_and_silences_know_an_alert_by_the_rules_that_take_it() -> None:
 
 def test_groups_are_named_by_what_their_alerts_share() -> None:
     route = Route(("desk",), group_by=("kind", "severity"))
-    assert route.group_of(alert()) == route.group_of(alert("ticker:MSFT")) == "kind=ticker,severity=warning"
+    assert (
+        route.group_of(alert()) == route.group_of(alert("ticker:MSFT")) == "surge=negative,kind=ticker,severity=warning"
+    )
     assert route.group_of(alert("market")) != route.group_of(alert())
+    assert route.group_of(alert()) != route.group_of(msgspec.structs.replace(alert(), surge="positive"))
     assert Route(("desk",)).group_of(alert()) == ""
 
 
