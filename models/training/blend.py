@@ -13,14 +13,17 @@ import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from models.bundle import load_model, restore_model, save_model
 from models.calibration import Calibration, fit_temperature
+from models.classifier import Classifier
 from models.training.datasets import Example
 from models.training.frozen import ask
 from models.training.gate import Answers, answers
+from monitor.errors import ModelError
 
-__all__ = ["blend", "recalibrate"]
+__all__ = ["average_text", "blend", "recalibrate"]
 
 # With fewer rows a temperature is worse than the one before: from 150 it came out a fifth off.
 _LEAST_ROWS = 500
@@ -39,6 +42,29 @@ def blend(parent: Path, candidate: Path, share: float) -> None:
             if value.is_floating_point():
                 value.lerp_(old[name], 1.0 - share)
     save_model(network, file, candidate, card=_card(candidate))
+
+
+def average_text(network: Classifier, folders: Sequence[Path]) -> None:
+    """Make the text part of `network` the mean of it and of those of the models in `folders`, all weighing the same.
+
+    Holds for models that were trained from one beginning (model soups, Wortsman et al. 2022). The vision part and the
+    fusion stay, but for the stand-in of a missing image. Raises `ModelError` when a model has another shape.
+    """
+    own = _text_state(network)
+    others = [_text_state(restore_model(folder)[0]) for folder in folders]
+    for folder, other in zip(folders, others, strict=True):
+        if {name: value.shape for name, value in other.items()} != {name: value.shape for name, value in own.items()}:
+            raise ModelError(f"The model in {folder} has another backbone, adapter or taxonomy.")
+    with torch.no_grad():
+        for name, value in own.items():
+            if value.is_floating_point():
+                value.copy_(torch.stack([value, *(other[name].to(value.device) for other in others)]).mean(0))
+
+
+def _text_state(network: Classifier) -> dict[str, Tensor]:
+    parts = {"text": network.text, "heads": network.heads}
+    state = {f"{part}.{name}": value for part, held in parts.items() for name, value in held.state_dict().items()}
+    return state | {"absent_image": network.fusion.absent_image.data}
 
 
 def recalibrate(

@@ -17,7 +17,24 @@ from models.training.datasets import BUNDLED, TEST_SHARE, VALIDATION_SHARE
 from models.training.trackers import Tracker
 from monitor.errors import ConfigurationError
 
-__all__ = ["FusionStage", "TrainingConfig", "load_config"]
+__all__ = ["Adaptation", "FusionStage", "TrainingConfig", "load_config"]
+
+
+class Adaptation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Masked language modelling of the adapter before the tasks, on the training texts and on unlabelled ones.
+
+    Attributes
+    ----------
+    epochs : passes over the texts; 0 leaves it out.
+    learning_rate : peak, AdamW.
+    hidden : share of the tokens to be guessed.
+    files : JSON Lines files of further texts, one `text` a line.
+    """
+
+    epochs: int = 0
+    learning_rate: float = 5e-4
+    hidden: float = 0.15
+    files: tuple[str, ...] = ()
 
 
 class FusionStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,6 +69,10 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     sets : bundled sets to train on.
     base_blend : with a `base`, how much of it is mixed into the trained text part at the end, from 0 to below 1:
         most of what was learned is kept, and nearly all of what was known (WiSE-FT, Wortsman et al. 2022).
+    average_with : models begun alike whose text parts are averaged with the trained one at the end, all weighing the
+        same (a model soup, Wortsman et al. 2022); with `epochs` 0 and a `base`, nothing else happens to the text part.
+    teachers : models whose mean answer is learned from as well, as soft labels for every task of every row.
+    distillation : what the soft labels weigh, against the labels, from 0 to 1.
     set_share : share of the bundled sets' training rows that is taken (drawn by the seed); the user's are all taken.
     test_share, validation_share : of rows that do not say which part they belong to.
     text_backbone, vision_backbone : see `models.backbones`; an empty vision backbone makes a model for text alone.
@@ -84,6 +105,9 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     taxonomy: str = ""
     sets: tuple[str, ...] = BUNDLED
     base_blend: float = 0.0
+    average_with: tuple[str, ...] = ()
+    teachers: tuple[str, ...] = ()
+    distillation: float = 0.0
     set_share: float = 1.0
     test_share: float = TEST_SHARE
     validation_share: float = VALIDATION_SHARE
@@ -114,6 +138,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     checkpoint_s: float = 60.0
     threads: int = 0
     trackers: tuple[Tracker, ...] = ("tensorboard",)
+    adaptation: Adaptation = Adaptation()
     fusion_stage: FusionStage = FusionStage()
 
     def __post_init__(self) -> None:
@@ -130,6 +155,12 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise ValueError("`averaging` must be 0 with adalora, which drops ranks on the way")
         if not 0.0 <= self.base_blend < 1.0 or (self.base_blend and not self.base):
             raise ValueError("`base_blend` must be at least 0 and below 1, and needs a `base`")
+        if not 0.0 <= self.distillation <= 1.0 or bool(self.distillation) != bool(self.teachers):
+            raise ValueError("`distillation` must be from 0 to 1, and above 0 exactly where there are `teachers`")
+        if self.adaptation.epochs < 0 or not 0.0 < self.adaptation.hidden < 1.0:
+            raise ValueError("`adaptation.epochs` must not be negative, `adaptation.hidden` between 0 and 1")
+        if self.adaptation.epochs and self.adapter.kind == "none":
+            raise ValueError("`adaptation` needs an `adapter`")
         if not 0.0 < self.set_share <= 1.0:
             raise ValueError("`set_share` must be above 0 and at most 1")
         if min(self.test_share, self.validation_share) < 0 or self.test_share + self.validation_share >= 1:

@@ -1,6 +1,8 @@
-"""Losses of the heads: cross-entropy over the rows that have the label or a score, and R-Drop's consistency."""
+"""Losses of the heads: cross-entropy to labels, scores and teachers' answers, and R-Drop's consistency."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,7 +10,21 @@ from torch.nn import functional
 
 from models.classifier import Logits
 
-__all__ = ["class_weights", "consistency_loss", "score_shares", "supervised_loss"]
+__all__ = [
+    "SoftLabels",
+    "class_weights",
+    "consistency_loss",
+    "distillation_loss",
+    "score_shares",
+    "supervised_loss",
+]
+
+
+class SoftLabels(NamedTuple):
+    """Probabilities: `sentiment` (N, 3) and `topic` (N, T)."""
+
+    sentiment: Tensor
+    topic: Tensor
 
 
 def class_weights(shares: tuple[float, ...], power: float) -> Tensor:
@@ -67,3 +83,14 @@ def consistency_loss(first: Logits, second: Logits) -> Tensor:
         total = total + functional.kl_div(p, q, log_target=True, reduction="batchmean")
         total = total + functional.kl_div(q, p, log_target=True, reduction="batchmean")
     return total / 2
+
+
+def distillation_loss(logits: Logits, soft: SoftLabels, asked: Tensor) -> Tensor:
+    """Scalar: cross-entropy of both heads to the soft labels, mean over rows; topics of item rows alone.
+
+    `asked` (N,) is True at rows about an entity.
+    """
+    loss = functional.cross_entropy(logits.sentiment.float(), soft.sentiment)
+    if bool((~asked).any()):
+        loss = loss + functional.cross_entropy(logits.topic.float()[~asked], soft.topic[~asked])
+    return loss

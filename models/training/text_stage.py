@@ -22,13 +22,13 @@ from models.classifier import Batch, Classifier, Logits
 from models.tokens import TokenizedRow
 from models.training.batches import batches_of, epoch_batches
 from models.training.config import TrainingConfig
-from models.training.losses import consistency_loss, supervised_loss
+from models.training.losses import SoftLabels, consistency_loss, distillation_loss, supervised_loss
 from monitor.errors import InputError
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["Cancelled", "Encoded", "Progress", "Reporter", "TextStage", "text_logits"]
+__all__ = ["Cancelled", "Encoded", "Progress", "Reporter", "TextStage", "set_dropout", "text_logits"]
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -52,7 +52,10 @@ class Reporter(Protocol):
 
 
 class Encoded:
-    """Tokenized examples with their answers (N,): `sentiment` and `topic`, -1 for none; `score`, NaN for none."""
+    """Tokenized examples with their answers (N,): `sentiment` and `topic`, -1 for none; `score`, NaN for none.
+
+    `soft` are the teachers' answers to every row, where there are teachers.
+    """
 
     def __init__(
         self,
@@ -66,6 +69,7 @@ class Encoded:
         self.sentiment = torch.tensor(sentiment, dtype=torch.long)
         self.topic = torch.tensor(topic, dtype=torch.long)
         self.score = torch.tensor([math.nan if value is None else value for value in score], dtype=torch.float32)
+        self.soft: SoftLabels | None = None
         self.asked = torch.tensor([row.span is not None for row in rows], dtype=torch.bool)
 
     def __len__(self) -> int:
@@ -101,6 +105,13 @@ def accuracies(logits: Logits, data: Encoded) -> dict[str, float]:
     return found
 
 
+def set_dropout(network: Classifier, p: float) -> None:
+    """Dropout inside the text backbone, but not inside its adapter, becomes `p`."""
+    for name, module in network.text.named_modules():
+        if isinstance(module, nn.Dropout) and "lora_" not in name:
+            module.p = p
+
+
 class TextStage:
     """One run over `train`, validated on `validation`; the best weights end up in the network."""
 
@@ -128,9 +139,7 @@ class TextStage:
         self.weights = (sentiment_weight.to(self.device), topic_weight.to(self.device))
         self.folder = folder
         self.fingerprint = fingerprint
-        for name, module in network.text.named_modules():
-            if isinstance(module, nn.Dropout) and "lora_" not in name:
-                module.p = config.backbone_dropout
+        set_dropout(network, config.backbone_dropout)
         for parameter in network.fusion.image_parameters():
             parameter.requires_grad_(False)
         if network.vision is not None:
@@ -222,7 +231,7 @@ class TextStage:
         sentiment, topic, score = (held[rows].to(self.device) for held in (data.sentiment, data.topic, data.score))
         half = config.precision == "bfloat16" or (config.precision == "auto" and self.device.type == "cuda")
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
-            loss = self._loss(batch, sentiment, topic, score)
+            loss = self._loss(batch, sentiment, topic, score, rows)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.named.values(), config.gradient_norm)
         for group in self.optimizer.param_groups:
@@ -246,9 +255,14 @@ class TextStage:
         hidden &= ~torch.isin(batch.ids, self.never_hidden.to(self.device))
         return Batch(batch.ids.masked_fill(hidden, self.backbone.mask_id), batch.mask, batch.span)
 
-    def _loss(self, batch: Batch, sentiment: Tensor, topic: Tensor, score: Tensor) -> Tensor:
+    def _loss(self, batch: Batch, sentiment: Tensor, topic: Tensor, score: Tensor, rows: list[int]) -> Tensor:
         logits: Logits = self.network(batch)
         loss = self._supervised(logits, sentiment, topic, score)
+        if self.train_data.soft is not None:
+            soft = SoftLabels(*(held[rows].to(self.device) for held in self.train_data.soft))
+            share = self.config.distillation
+            asked = self.train_data.asked[rows].to(self.device)
+            loss = (1.0 - share) * loss + share * distillation_loss(logits, soft, asked)
         if not self.config.consistency:
             return loss
         second: Logits = self.network(batch)

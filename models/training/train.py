@@ -25,7 +25,9 @@ from models.calibration import Calibration, fit_temperature
 from models.classifier import Classifier
 from models.fusion import make_fusion
 from models.model_card import write_card
-from models.tokens import RowTokenizer
+from models.tokens import Row, RowTokenizer
+from models.training.adaptation import adapt, read_unlabelled
+from models.training.blend import average_text
 from models.training.config import TrainingConfig
 from models.training.datasets import (
     BUNDLED,
@@ -39,6 +41,7 @@ from models.training.datasets import (
     read_labelled,
     select,
 )
+from models.training.distillation import soft_labels
 from models.training.losses import class_weights
 from models.training.measure import measure
 from models.training.report_sentences import report_sentences
@@ -101,7 +104,8 @@ def _encode(examples: Sequence[Example], tokenizer: RowTokenizer) -> Encoded:
 _TEXT_FIELDS = (
     "seed", "text_backbone", "adapter", "max_tokens", "epochs", "learning_rate", "head_learning_rate_factor",
     "weight_decay", "warmup", "token_budget", "label_smoothing", "class_weight_power", "consistency", "gradient_norm",
-    "averaging", "precision", "patience", "backbone_dropout", "token_dropout", "validations_per_epoch",
+    "averaging", "precision", "patience", "backbone_dropout", "token_dropout", "validations_per_epoch", "teachers",
+    "distillation", "adaptation",
 )  # fmt: skip
 
 
@@ -126,6 +130,7 @@ def _run_text_stage(
     data: Datasets,
     out: Path,
     *,
+    topics: Sequence[str],
     resume: bool,
     base: str,
     progress: Progress | None,
@@ -134,6 +139,14 @@ def _run_text_stage(
     """Train the text part in place; returns the encoded validation part."""
     tokenizer = RowTokenizer(backbone, config.max_tokens)
     train_rows, validation = _encode(data.train, tokenizer), _encode(data.validation or data.train, tokenizer)
+    if config.adaptation.epochs:
+        texts = [row for row in train_rows.rows if row.span is None]
+        further = [Row(text) for path in config.adaptation.files for text in read_unlabelled(Path(path))]
+        texts += [row for row in tokenizer(further) if row.ids]
+        adapt(network, backbone, config, texts, out, resume=resume, progress=progress, cancelled=cancelled)
+    if config.teachers:
+        known = [example for example in data.train if tokenizer([example.row])[0].ids]
+        train_rows.soft = soft_labels(config.teachers, known, topics, progress=progress, cancelled=cancelled)
     sentiment = class_shares(train_rows.sentiment.tolist(), 3)
     topic = class_shares(train_rows.topic.tolist(), network.topics)
     stage = TextStage(
@@ -231,11 +244,14 @@ def train(
         config,
         held,
         out,
+        topics=topics.labels,
         resume=resume,
         base=base,
         progress=progress,
         cancelled=cancelled,
     )
+    if config.average_with:
+        average_text(network, [model_folder(name) for name in config.average_with])
     file = msgspec.structs.replace(
         file, calibration=_calibrate_text(network, validation, backbone.pad_id, file.calibration)
     )
@@ -341,6 +357,7 @@ def fine_tune(
         config,
         held,
         out_dir,
+        topics=file.taxonomy.labels,
         resume=False,
         base=base_version,
         progress=progress,
