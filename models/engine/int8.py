@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 from typing import Any, Final, NamedTuple, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -49,10 +50,13 @@ class _Range(NamedTuple):
 def _range_of(values: Tensor, top: float | None = None) -> _Range:
     flat = values.flatten()
     # An odd step meets every channel.
-    ordered = flat[:: len(flat) // _SAMPLED | 1].sort().values
-    last = len(ordered) - 1
-    low = min(0.0, float(ordered[int((1.0 - _COVERED) * last)]))
-    high = max(float(ordered[int(_COVERED * last)]), low + 1e-6) if top is None else top
+    sampled = flat[:: len(flat) // _SAMPLED | 1].numpy()
+    last = len(sampled) - 1
+    first, end = int((1.0 - _COVERED) * last), int(_COVERED * last)
+    # Two places are wanted: to sort all of it takes ten times as long, half of the whole preparation.
+    ordered = np.partition(sampled, (first, end))
+    low = min(0.0, float(ordered[first]))
+    high = max(float(ordered[end]), low + 1e-6) if top is None else top
     scale = (high - low) / 255.0
     return _Range(scale, round(-low / scale))
 
