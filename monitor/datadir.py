@@ -11,7 +11,7 @@ from typing import IO, Final
 
 from monitor.errors import ConfigurationError, StorageError
 
-__all__ = ["LEAST_FREE_BYTES", "LOCK_FILE", "announce", "announced", "check_space", "owned"]
+__all__ = ["LEAST_FREE_BYTES", "LOCK_FILE", "announce", "announced", "check_space", "owned", "supervised"]
 
 LOCK_FILE: Final = "supervisor.lock"
 # Below this the processes only retry what cannot be written.
@@ -69,3 +69,15 @@ def owned(folder: Path) -> Iterator[None]:
                 f"Another `demo` or `up` runs in {folder}.", "Stop it first, or give this one a folder of its own."
             ) from error
         yield
+
+
+def supervised(folder: Path) -> bool:
+    """True while a supervisor runs in `folder` (`owned`)."""
+    try:
+        with (folder / LOCK_FILE).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

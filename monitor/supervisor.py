@@ -2,6 +2,9 @@
 
 Nothing here knows what the processes do. Children live in sessions of their own, so that a Ctrl-C on the terminal
 reaches the supervisor alone, which then stops them in order; on Linux they are also told when it dies.
+
+How they are doing stands in a file beside their logs (`process_reports`), so that one which ends again and again is
+seen from other terminals too.
 """
 
 from __future__ import annotations
@@ -13,20 +16,30 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Final
+
+import msgspec
 
 from monitor.errors import MonitorError
 
-__all__ = ["ProcessSpec", "Supervisor", "die_with"]
+__all__ = ["ProcessReport", "ProcessSpec", "Supervisor", "die_with", "process_reports"]
 
 RESTART_FIRST_S = 1.0
 RESTART_MAX_S = 30.0
 QUICK_EXIT_S = 20.0
 QUICK_EXITS = 3
 LOG_BYTES = 16 << 20
+# As many ends as this within so long are no accident.
+OFTEN: Final = 3
+RECENTLY: Final = timedelta(minutes=10)
+REPORT_FILE: Final = "processes.json"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -47,16 +60,72 @@ class ProcessSpec:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
+class ProcessReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How one process is doing. `state`: running, waiting (it ended and starts again soon), finished (it was to run
+    once) or gave_up (it never stayed up). `restarts` counts since its supervisor began; `ends` are the last few times
+    that it ended without being told to, with the exit code and the last sentence of the newest one."""
+
+    name: str
+    state: str
+    log: str
+    restarts: int = 0
+    ends: tuple[datetime, ...] = ()
+    last_code: int | None = None
+    last_words: str = ""
+
+    def trouble(self, now: datetime) -> str:
+        """What an operator has to know, in one sentence; empty while it stays up."""
+        recent = sum(now - at <= RECENTLY for at in self.ends)
+        if self.state == "running" and recent < OFTEN:
+            return ""
+        if self.state == "finished" and not self.last_code:
+            return ""
+        doing = {
+            "running": f"has ended {recent} times in {RECENTLY.seconds // 60} minutes and runs again",
+            "waiting": f"is down and starts again soon; restarts so far: {self.restarts}",
+            "gave_up": f"does not stay up; restarts: {self.restarts}",
+            "finished": "has failed",
+        }[self.state]
+        return f"The {self.name} {doing}; it ended with code {self.last_code}: {self.last_words}"
+
+
+def process_reports(log_dir: Path) -> list[ProcessReport]:
+    """How the processes that log to `log_dir` are doing, or were when their supervisor ended; empty when it has
+    stopped them well, or there never was one."""
+    try:
+        return msgspec.json.decode((log_dir / REPORT_FILE).read_bytes(), type=list[ProcessReport])
+    except (OSError, msgspec.MsgspecError):
+        return []
+
+
+@dataclass
+class _History:
+    """What is remembered of a process from one start to the next."""
+
+    # It has stayed up once: whatever ends it later may pass, so that it is tried again and again.
+    proven: bool = False
+    quick_exits: int = 0
+    restarts: int = 0
+    ends: deque[datetime] = field(default_factory=lambda: deque(maxlen=20))
+    last_code: int | None = None
+    last_words: str = ""
+
+
 @dataclass
 class _Child:
     spec: ProcessSpec
     process: subprocess.Popen[bytes]
     started: float
-    # It has stayed up once: whatever ends it later may pass, so that it is tried again and again.
-    proven: bool = False
-    quick_exits: int = 0
+    history: _History
     restart_at: float | None = None
     finished: bool = False
+    gave_up: bool = False
+
+    @property
+    def state(self) -> str:
+        if self.gave_up:
+            return "gave_up"
+        return "finished" if self.finished else "running" if self.restart_at is None else "waiting"
 
 
 @dataclass
@@ -97,6 +166,7 @@ class Supervisor:
                     f"The {spec.name} was not ready after {spec.ready_s:.0f} s.", f"Look at {self._log(spec)}."
                 )
             time.sleep(0.1)
+        self._report()
         self.on_event(f"{spec.name} started")
 
     def check(self) -> None:
@@ -111,21 +181,25 @@ class Supervisor:
                 child.finished = True
                 if code != 0:
                     raise self._gave_up(child)
+                self._report()
                 continue
+            past = child.history
             if child.restart_at is None:
                 long = now - child.started >= QUICK_EXIT_S
-                child.proven = child.proven or long
-                child.quick_exits = 1 if long else child.quick_exits + 1
-                if child.quick_exits >= QUICK_EXITS and not child.proven:
+                past.proven = past.proven or long
+                past.quick_exits = 1 if long else past.quick_exits + 1
+                if past.quick_exits >= QUICK_EXITS and not past.proven:
                     raise self._gave_up(child)
-                pause = min(RESTART_MAX_S, RESTART_FIRST_S * 2 ** (child.quick_exits - 1))
+                pause = min(RESTART_MAX_S, RESTART_FIRST_S * 2 ** (past.quick_exits - 1))
                 child.restart_at = now + pause
-                why = f" ({self._last_words(child)})" if code > 0 else ""
+                self._note_end(child)
+                self._report()
+                why = f" ({past.last_words})" if code > 0 else ""
                 self.on_event(f"{child.spec.name} ended with code {code}{why}; it starts again in {pause:.0f} s")
             elif now >= child.restart_at:
-                fresh = self._launch(child.spec)
-                fresh.quick_exits, fresh.proven = child.quick_exits, child.proven
-                self._children[child.spec.name] = fresh
+                past.restarts += 1
+                self._children[child.spec.name] = self._launch(child.spec, past)
+                self._report()
                 self.on_event(f"{child.spec.name} started again")
 
     def finished(self, name: str) -> bool:
@@ -142,6 +216,8 @@ class Supervisor:
         a process that serves others is among them."""
         children = list(self._children.values())
         killed = []
+        if not any(child.gave_up for child in children):
+            (self.log_dir / REPORT_FILE).unlink(missing_ok=True)
         try:
             for serving in (False, True):
                 # The broker stays up until its clients have flushed and left.
@@ -182,7 +258,7 @@ class Supervisor:
         shutil.copyfile(log, log.with_name(f"{log.name}.1"))
         os.truncate(log, 0)
 
-    def _launch(self, spec: ProcessSpec) -> _Child:
+    def _launch(self, spec: ProcessSpec, past: _History | None = None) -> _Child:
         self.log_dir.mkdir(parents=True, exist_ok=True)
         with self._log(spec).open("ab") as log:
             process = subprocess.Popen(
@@ -194,7 +270,34 @@ class Supervisor:
                 start_new_session=True,
                 preexec_fn=partial(die_with, os.getpid()),
             )
-        return _Child(spec, process, time.monotonic())
+        return _Child(spec, process, time.monotonic(), past or _History())
+
+    def _note_end(self, child: _Child) -> None:
+        past, code = child.history, child.process.poll()
+        past.ends.append(datetime.now(UTC))
+        past.last_code = code
+        killed = code is not None and code < 0
+        past.last_words = f"killed by signal {-code}." if killed and code else self._last_words(child)
+
+    def _report(self) -> None:
+        """Write how all are doing, for `process_reports`."""
+        reports = [
+            ProcessReport(
+                name=name,
+                state=child.state,
+                log=str(self._log(child.spec)),
+                restarts=child.history.restarts,
+                ends=tuple(child.history.ends),
+                last_code=child.history.last_code,
+                last_words=child.history.last_words,
+            )
+            for name, child in self._children.items()
+        ]
+        # A full disk ends the whole run in good order elsewhere.
+        with suppress(OSError):
+            draft = self.log_dir / f"{REPORT_FILE}.new"
+            draft.write_bytes(msgspec.json.encode(reports))
+            draft.replace(self.log_dir / REPORT_FILE)
 
     def _last_words(self, child: _Child) -> str:
         log = self._log(child.spec)
@@ -203,8 +306,11 @@ class Supervisor:
         return (errors or lines or ["no output"])[-1].removeprefix("error: ")
 
     def _gave_up(self, child: _Child) -> MonitorError:
+        child.gave_up = True
+        self._note_end(child)
+        self._report()
         return MonitorError(
-            f"The {child.spec.name} does not stay up: {self._last_words(child)}",
+            f"The {child.spec.name} does not stay up: {child.history.last_words}",
             f"Its whole output is in {self._log(child.spec)}.",
         )
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 import typer
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from monitor.cli.context import current_settings, out
+from monitor.cli.tables import plain_table
 from monitor.datadir import announced
 from monitor.errors import MonitorError
 
@@ -73,10 +75,48 @@ def _kafka(settings: Settings) -> Iterator[Finding]:
         ", ".join(f"{name} ({count})" for name, count in sorted(counts.items())) or "none yet",
         "The processes create them when they start.",
     )
-    fast = importlib.util.find_spec("crc32c") is not None
-    yield Finding(
-        "crc32c", fast, "installed" if fast else "missing", "Install `crc32c`: Kafka is 3 times faster with it."
-    )
+
+
+def _codecs(_settings: Settings) -> Iterator[Finding]:
+    """What the Kafka clients need to read and write records: a client without its codec ends at the first batch."""
+    import aiokafka.codec
+    import kafka.codec
+
+    lz4 = "Records are sent in lz4."
+    for what, there, package, why in (
+        ("lz4 of worker and notifier", kafka.codec.has_lz4(), "lz4", lz4),
+        ("lz4 of the aggregator", aiokafka.codec.has_lz4(), "cramjam", lz4),
+        ("crc32c", _importable("crc32c"), "crc32c", "Kafka is 3 times faster with it."),
+    ):
+        yield Finding(what, there, "installed" if there else "missing", f"Install {package}. {why}")
+    for codec, there, package in (
+        ("zstd", kafka.codec.has_zstd(), "zstandard"),
+        ("snappy", kafka.codec.has_snappy(), "python-snappy"),
+    ):
+        yield Finding(
+            f"{codec} of worker and notifier",
+            True if there else None,
+            "installed" if there else "not installed",
+            f"Install {package} where other producers write in {codec}.",
+        )
+
+
+def _importable(package: str) -> bool:
+    try:
+        importlib.import_module(package)
+    except ImportError:
+        return False
+    return True
+
+
+def _processes(settings: Settings) -> Iterator[Finding]:
+    from monitor.cli.processes import supervised_processes
+
+    now = datetime.now(UTC)
+    for process in supervised_processes(settings):
+        trouble = process.trouble(now)
+        seen = trouble or f"{process.state}, started again {process.restarts} times"
+        yield Finding(process.name, not trouble, seen, f"Look at {process.log}.")
 
 
 def _model(settings: Settings) -> Iterator[Finding]:
@@ -106,6 +146,8 @@ CHECKS: tuple[tuple[str, Callable[[Settings], Iterator[Finding]]], ...] = (
     ("data folder", _disk),
     ("database", _store),
     ("Kafka", _kafka),
+    ("codecs", _codecs),
+    ("processes", _processes),
     ("model", _model),
     ("extras", _optional),
 )
@@ -114,7 +156,7 @@ CHECKS: tuple[tuple[str, Callable[[Settings], Iterator[Finding]]], ...] = (
 def doctor() -> None:
     """Look at everything the product needs; exit code 1 when something needed is missing."""
     settings = current_settings()
-    table = Table("", "what", "seen", "what to do")
+    table = plain_table("", "what", "seen", "what to do")
     broken = 0
     for name, check in CHECKS:
         try:
@@ -126,7 +168,7 @@ def doctor() -> None:
         for finding in findings:
             broken += finding.ok is False
             mark = {True: "ok", False: "BROKEN", None: "-"}[finding.ok]
-            table.add_row(mark, escape(finding.what), escape(finding.seen), "" if finding.ok else escape(finding.mend))
+            table.add_row(mark, *map(Text, (finding.what, finding.seen, "" if finding.ok else finding.mend)))
     out.print(table)
     if broken:
         raise typer.Exit(1)

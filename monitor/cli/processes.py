@@ -12,24 +12,28 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from monitor.cli.context import current_settings, err, open_store
-from monitor.datadir import announced, check_space, owned
+from monitor.datadir import announced, check_space, owned, supervised
 from monitor.errors import BrokerError, ConfigurationError, MonitorError
 from monitor.settings import ENV_PREFIX
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from monitor.settings import Settings
-    from monitor.supervisor import ProcessSpec, Supervisor
+    from monitor.supervisor import ProcessReport, ProcessSpec, Supervisor
 
 __all__ = [
     "aggregator",
     "broker",
     "dashboard",
     "free_dashboard_port",
+    "log_dir",
     "notifier",
     "process_specs",
     "scheduler",
     "signals_as_interrupt",
     "start_all",
+    "supervised_processes",
     "up",
     "worker",
 ]
@@ -167,6 +171,20 @@ def _own_metrics_port(settings: Settings, role: str) -> dict[str, str]:
     return {f"{ENV_PREFIX}METRICS_PORT": str(settings.metrics_port + MEASURED.index(role))}
 
 
+def log_dir(settings: Settings) -> Path:
+    """Where the output of supervised processes goes."""
+    return settings.data_dir / "logs"
+
+
+def supervised_processes(settings: Settings) -> list[ProcessReport]:
+    """How the processes are doing that `demo` or `up` runs in this data folder; when none does any more, those because
+    of which it has ended."""
+    from monitor.supervisor import process_reports
+
+    found = process_reports(log_dir(settings))
+    return found if supervised(settings.data_dir) else [one for one in found if one.state == "gave_up"]
+
+
 def start_all(supervisor: Supervisor, settings: Settings) -> None:
     """Start the supervised processes; the store is migrated first, and the topics are made by the processes."""
     open_store(settings).dispose()
@@ -185,7 +203,7 @@ def up() -> None:
     supervisor = Supervisor(
         process_specs(settings),
         settings.environment(),
-        settings.data_dir / "logs",
+        log_dir(settings),
         settings.shutdown_s,
         on_event=lambda text: err.print(text, markup=False),
     )
@@ -204,4 +222,4 @@ def up() -> None:
         finally:
             killed = supervisor.stop()
     if killed:
-        raise BrokerError(f"These had to be killed: {', '.join(killed)}.", f"See {settings.data_dir / 'logs'}.")
+        raise BrokerError(f"These had to be killed: {', '.join(killed)}.", f"See {log_dir(settings)}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
@@ -13,8 +13,13 @@ from monitor.errors import BrokerError
 
 
 def status(json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False) -> None:
-    """Items, counts, dead letters, lag, watermark, alerts, undelivered notifications."""
+    """Items, counts, dead letters, lag, watermark, alerts, undelivered notifications; processes that do not stay up.
+
+    `counted` is more than `items`: an item counts once under each of its keys (its topic and every ticker in it).
+    `processes` is about those that `demo` or `up` runs in this data folder.
+    """
     from consumers.lag import lag
+    from monitor.cli.processes import supervised_processes
     from monitor.storage.status import store_status
 
     settings = current_settings()
@@ -28,6 +33,9 @@ def status(json: Annotated[bool, typer.Option("--json", help="One JSON object.")
     except BrokerError as error:
         # The store can be read all the same: an operator asks for the status just when something is down.
         problem = str(error)
+    processes = supervised_processes(settings)
+    now_utc = datetime.now(UTC)
+    troubles = [(one, one.trouble(now_utc)) for one in processes]
     values: dict[str, Any] = {
         "items": found.items,
         "counted": found.counted,
@@ -43,10 +51,30 @@ def status(json: Annotated[bool, typer.Option("--json", help="One JSON object.")
     if problem:
         err.print(f"lag unknown: {problem}", markup=False)
     if json:
+        values["processes"] = {
+            one.name: {
+                "state": one.state,
+                "restarts": one.restarts,
+                "trouble": trouble,
+                "last_code": one.last_code,
+                "last_words": one.last_words,
+                "log": one.log,
+            }
+            for one, trouble in troubles
+        }
         out.print_json(data=values)
         return
+    for one, trouble in troubles:
+        if trouble:
+            err.print(f"{trouble} Its output is in {one.log}.", style="bold red", markup=False)
     table = Table(show_header=False, box=None)
+    if processes:
+        well = [one.name for one, trouble in troubles if not trouble and one.state == "running"]
+        values["processes"] = f"{', '.join(well) or 'none'} running"
+    values["counted"] = f"{found.counted:,} (an item counts once under each of its keys)"
     for name, value in values.items():
+        if name in ("watermark", "judged_to"):
+            value = value or "none yet"
         shown = ", ".join(f"{k} {_shown(v)}" for k, v in value.items()) if isinstance(value, dict) else _shown(value)
         table.add_row(name.replace("_", " "), shown)
     out.print(table)

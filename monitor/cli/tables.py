@@ -1,4 +1,4 @@
-"""What the verbs about alerts share: tables, times, lengths of time, who does it."""
+"""What several verbs share: tables, times, lengths of time, who does it."""
 
 from __future__ import annotations
 

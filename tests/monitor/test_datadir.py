@@ -8,16 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from monitor.datadir import LEAST_FREE_BYTES, announce, announced, check_space, owned
+from monitor.datadir import LEAST_FREE_BYTES, announce, announced, check_space, owned, supervised
 from monitor.errors import ConfigurationError, StorageError
 
 
 def test_a_folder_is_free_again_when_its_owner_has_left(tmp_path: Path) -> None:
     folder = tmp_path / "made"
+    assert not supervised(folder)
     with owned(folder), pytest.raises(ConfigurationError, match="Another"), owned(folder):
         pass
     with owned(folder):
         assert folder.is_dir()
+        assert supervised(folder)
+    assert not supervised(folder)
 
 
 def test_an_address_counts_while_its_process_lives(tmp_path: Path) -> None:

@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from monitor import supervisor as supervisor_module
 from monitor.errors import MonitorError
-from monitor.supervisor import ProcessSpec, Supervisor
+from monitor.supervisor import ProcessReport, ProcessSpec, Supervisor, process_reports
 
 SLEEP = (sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)")
 STUBBORN = (
@@ -90,6 +92,12 @@ def test_one_that_keeps_dying_stops_the_show_with_its_own_words(tmp_path: Path) 
     with pytest.raises(MonitorError, match=r"The bad does not stay up: The port 1 is in use\."):
         until(forever, 30)
     supervisor.stop()
+    # Whoever looks afterwards reads it too.
+    (report,) = process_reports(tmp_path)
+    assert (report.name, report.state, report.restarts, report.last_code) == ("bad", "gave_up", 2, 3)
+    assert report.trouble(datetime.now(UTC)) == (
+        "The bad does not stay up; restarts: 2; it ended with code 3: The port 1 is in use."
+    )
 
 
 def test_one_that_will_not_stop_is_killed_and_named(tmp_path: Path) -> None:
@@ -145,7 +153,33 @@ def test_one_that_has_been_up_is_tried_again_and_again(tmp_path: Path, monkeypat
 
     assert until(often)
     assert any("(No broker answers.)" in event for event in events)
+    (report,) = process_reports(tmp_path)
+    assert report.restarts > 2 * supervisor_module.QUICK_EXITS
+    assert report.log == str(tmp_path / "a.log")
+    assert "ended with code 3: No broker answers." in report.trouble(datetime.now(UTC))
     supervisor.stop()
+    assert process_reports(tmp_path) == []
+
+
+def test_only_what_ends_often_is_trouble() -> None:
+    now = datetime(2026, 3, 6, 12, tzinfo=UTC)
+    once = ProcessReport(
+        name="worker",
+        state="running",
+        log="worker.log",
+        restarts=1,
+        ends=(now - timedelta(minutes=2),),
+        last_code=-9,
+        last_words="killed by signal 9.",
+    )
+    assert once.trouble(now) == ""
+    often = msgspec.structs.replace(once, restarts=3, ends=(now - timedelta(minutes=2),) * 3)
+    assert often.trouble(now) == (
+        "The worker has ended 3 times in 10 minutes and runs again; it ended with code -9: killed by signal 9."
+    )
+    assert often.trouble(now + timedelta(minutes=9)) == ""
+    down = msgspec.structs.replace(once, state="waiting")
+    assert down.trouble(now).startswith("The worker is down and starts again soon; restarts so far: 1; ")
 
 
 def test_a_finished_one_is_not_restarted(tmp_path: Path) -> None:
