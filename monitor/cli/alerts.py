@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from monitor.alerts.config import NotificationConfig
-    from monitor.alerts.records import Alert
     from monitor.alerts.senders import Outcome
     from monitor.storage.deliveries import Delivery
 
@@ -76,17 +75,9 @@ def list_command(
     out.print(table)
 
 
-def _known(alert: Alert | None, alert_id: str) -> Alert:
-    from monitor.errors import ConfigurationError
-
-    if alert is None:
-        raise ConfigurationError(f"There is no alert {alert_id}.", "`sentiment-monitor alerts list` shows them.")
-    return alert
-
-
 @app.command()
 def show(
-    alert_id: Annotated[str, typer.Argument(metavar="ID", help="The alert's id.")],
+    given: Annotated[str, typer.Argument(metavar="ID", help="The alert's id, or its beginning.")],
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Show one alert with its stories, its notices and everything that happened to it."""
@@ -97,9 +88,12 @@ def show(
     from monitor.storage.alerts import audit_trail, get_alert
     from monitor.storage.deliveries import of_episode
     from monitor.storage.engine import reading
+    from monitor.storage.prefixes import alert_id as whole
 
     with reading(open_store(current_settings())) as connection:
-        alert = _known(get_alert(connection, alert_id), alert_id)
+        alert_id = whole(connection, given)
+        alert = get_alert(connection, alert_id)
+        assert alert is not None
         trail = audit_trail(connection, alert_id)
         sent = of_episode(connection, alert_id)
     if json:
@@ -131,15 +125,16 @@ def show(
 
 @app.command()
 def ack(
-    alert_id: Annotated[str, typer.Argument(metavar="ID", help="The alert's id.")],
+    given: Annotated[str, typer.Argument(metavar="ID", help="The alert's id, or its beginning.")],
     by: Annotated[str, typer.Option(help="Who takes it on; else your user name.")] = "",
 ) -> None:
     """Take an alert on: it is not repeated or escalated any more."""
     from monitor.storage.alerts import acknowledge
     from monitor.storage.engine import writing
+    from monitor.storage.prefixes import alert_id as whole
 
     with writing(open_store(current_settings())) as connection:
-        alert = acknowledge(connection, alert_id, by=user_name(by), at=datetime.now(UTC))
+        alert = acknowledge(connection, whole(connection, given), by=user_name(by), at=datetime.now(UTC))
     out.print(f"{alert.key} is acknowledged by {alert.acknowledged_by}.", markup=False)
 
 
@@ -190,14 +185,16 @@ def silences(json: Annotated[bool, typer.Option("--json", help="JSON Lines inste
 
 @app.command()
 def unsilence(
-    silence_id: Annotated[str, typer.Argument(metavar="ID", help="The silence's id.")],
+    given: Annotated[str, typer.Argument(metavar="ID", help="The silence's id, or its beginning.")],
     by: Annotated[str, typer.Option(help="Who ends it; else your user name.")] = "",
 ) -> None:
     """End a silence early."""
     from monitor.storage.engine import writing
+    from monitor.storage.prefixes import silence_id as whole
     from monitor.storage.silences import end_silence
 
     with writing(open_store(current_settings())) as connection:
+        silence_id = whole(connection, given)
         end_silence(connection, silence_id, datetime.now(UTC), by=user_name(by))
     out.print(f"Silence {silence_id} has ended.", markup=False)
 
@@ -324,20 +321,24 @@ def undelivered(json: Annotated[bool, typer.Option("--json", help="JSON Lines in
 
 @app.command()
 def replay(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids that `undelivered` shows.")] = None,
+    given: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Ids that `undelivered` shows, or their beginnings.")
+    ] = None,
     all: Annotated[bool, typer.Option("--all", help="Everything that `undelivered` shows.")] = False,
 ) -> None:
     """Send undelivered notices again at once, under the same ids; the notifier does it."""
     from monitor.errors import ConfigurationError
     from monitor.storage.engine import writing
+    from monitor.storage.prefixes import delivery_ids
     from monitor.storage.undelivered import replay as send_again
     from monitor.storage.undelivered import stranded
 
-    if bool(ids) == all:
+    if bool(given) == all:
         raise ConfigurationError("Name the ids to replay, or say --all.", "`sentiment-monitor alerts undelivered`")
     with writing(open_store(current_settings())) as connection:
-        left = stranded(connection, None if all else ids)
-        number = send_again(connection, datetime.now(UTC), None if all else ids, by=user_name(""))
+        ids = delivery_ids(connection, given) if given else None
+        left = stranded(connection, ids)
+        number = send_again(connection, datetime.now(UTC), ids, by=user_name(""))
     for receiver, count in left.items():
         err.print(
             f"{count} for {receiver} left alone: it is switched off (`alerts enable`) or not configured.", markup=False

@@ -21,9 +21,19 @@ __all__ = ["why"]
 
 
 def why(
-    key: Annotated[str, typer.Argument(metavar="KEY", help="A window key: ticker:AAPL, topic:earnings, market.")],
+    given: Annotated[
+        str,
+        typer.Argument(
+            metavar="KEY|ID",
+            help="A window key (ticker:AAPL, topic:earnings, market), or an alert's id or its beginning.",
+        ),
+    ],
     at: Annotated[
-        str, typer.Option("--at", help="A time (UTC unless it says otherwise) or a length before now; default: now.")
+        str,
+        typer.Option(
+            "--at",
+            help="A time (UTC unless it says otherwise) or a length before now; default: now, or when the alert fired.",
+        ),
     ] = "",
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
@@ -35,7 +45,9 @@ def why(
     settings = current_settings()
     now = datetime.now(UTC)
     asked = parse_moment(at, now, "--at")
-    answer = _answer(open_store(settings), load_rules(settings).judge, key, asked)
+    engine = open_store(settings)
+    key, fired = _meant(engine, given)
+    answer = _answer(engine, load_rules(settings).judge, key, asked or fired)
     if json:
         typer.echo(msgspec.json.encode(answer.account).decode())
         return
@@ -45,6 +57,21 @@ def why(
         for line in trail:
             detail = ", ".join(f"{name}: {value}" for name, value in line["detail"].items())
             out.print(f"  {moment(line['at'])}  {line['event']} by {line['actor']}  {detail}", markup=False)
+
+
+def _meant(engine: Engine, given: str) -> tuple[str, datetime | None]:
+    """The window key, and for an alert when it fired."""
+    from monitor.storage.alerts import get_alert
+    from monitor.storage.engine import reading
+    from monitor.storage.prefixes import alert_id
+    from monitor.surges.keys import MARKET
+
+    if given == MARKET or ":" in given:
+        return given, None
+    with reading(engine) as connection:
+        alert = get_alert(connection, alert_id(connection, given))
+    assert alert is not None
+    return alert.key, alert.fired_at
 
 
 def _answer(engine: Engine, judging: JudgeConfig, key: str, at: datetime | None) -> Answer:

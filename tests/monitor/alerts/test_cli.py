@@ -63,6 +63,31 @@ def test_ack_is_seen_in_show(store: Engine, monkeypatch: pytest.MonkeyPatch) -> 
         run("ack", "m")
 
 
+def test_the_beginning_of_an_id_is_enough_while_it_is_the_only_one(store: Engine) -> None:
+    with writing(store) as conn:
+        twins = [decision(key=f"ticker:{name}", episode_id=f"feed{name}") for name in ("A", "B", "AB")]
+        record_decisions(conn, twins, dashboard_url=DASHBOARD)
+    assert json.loads(run("show", ID[:12], "--json"))["alert"]["id"] == ID
+    # The whole of one id is the beginning of another.
+    assert json.loads(run("show", "feedA", "--json"))["alert"]["key"] == "ticker:A"
+    run("ack", "feedB", "--by", "ada")
+    for verb in ("show", "ack"):
+        with pytest.raises(ConfigurationError) as told:
+            run(verb, "feed")
+        assert told.value.message == (
+            "More than one alert begins with feed: feedA (ticker:A), feedAB (ticker:AB), feedB (ticker:B)."
+        )
+    # No wildcard of the database.
+    for nothing in ("%", "f__d", "B"):
+        with pytest.raises(ConfigurationError, match=f"There is no alert {nothing}"):
+            run("show", nothing)
+    run("silence", "market", "--for", "1h")
+    (line,) = run("silences", "--json").splitlines()
+    assert "has ended" in run("unsilence", json.loads(line)["id"][:6])
+    with pytest.raises(ConfigurationError, match="is empty"):
+        run("show", "")
+
+
 def test_headlines_are_printed_as_they_are(store: Engine) -> None:
     assert "Apple [bold]sinks[/bold]" in run("show", ID)
 
@@ -97,7 +122,7 @@ def test_undelivered_is_listed_and_replayed(store: Engine) -> None:
     with writing(store) as conn:
         deliveries.add(conn, [row])
     assert [json.loads(line)["id"] for line in run("undelivered", "--json").splitlines()] == ["msg_1"]
-    with pytest.raises(ConfigurationError, match="None of these"):
+    with pytest.raises(ConfigurationError, match="no notice msg_2"):
         run("replay", "msg_2")
     with pytest.raises(ConfigurationError, match="Name the ids"):
         run("replay")

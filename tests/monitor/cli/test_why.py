@@ -56,6 +56,10 @@ def test_any_judged_time_is_explained_and_others_are_refused(cli: Cli, tmp_path:
     assert fired.code == 0, fired.err
     assert "firing" in fired.out
     assert "raised by judge" in fired.out
+    (alert,) = map(json.loads, cli("alerts", "list", "--json").out.splitlines())
+    asked = json.loads(cli("alerts", "why", alert["id"][:8], "--json").out)
+    assert (asked["standing"]["key"], asked["standing"]["verdict"]) == ("ticker:AAA", "firing")
+    assert datetime.fromisoformat(asked["at"]) == datetime.fromisoformat(alert["fired_at"])
     before = json.loads(cli("alerts", "why", "ticker:AAA", "--at", at(SURGE - 10), "--json").out)
     assert before["standing"]["verdict"] in {"below_bar", "too_few_stories"}
     assert before["highest"] < before["standing"]["bar"]
