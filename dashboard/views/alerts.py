@@ -233,7 +233,7 @@ def _stories(alert: Alert) -> None:
             alert.key,
             _minute(alert.window.start),
             _minute(alert.window.end),
-            negative_only=True,
+            surge=alert.surge,
             limit=50,
         )
         told = copies(connection, (story.id for story in found))

@@ -25,6 +25,7 @@ from monitor.storage.tables import (
     rollups,
     stories,
     ticks,
+    watchers,
 )
 
 __all__ = ["BATCH_ROWS", "drop_old", "run"]
@@ -51,8 +52,11 @@ def _ticks_cutoff(connection: Connection, settings: Settings, now: datetime) -> 
     needed_h = settings.max_late_h + settings.story_window_h + 24.0
     days = max(settings.retention_ticks_days, needed_h / 24.0)
     cutoff = _minute(now - timedelta(days=days))
-    row = connection.execute(select(func.min(func.coalesce(judge.c.snapshot_minute, judge.c.judged_to)))).scalar()
-    return cutoff if row is None else min(cutoff, int(row))
+    for table in (judge, watchers):
+        least = select(func.min(func.coalesce(table.c.snapshot_minute, table.c.judged_to)))
+        needed = connection.execute(least).scalar()
+        cutoff = cutoff if needed is None else min(cutoff, int(needed))
+    return cutoff
 
 
 def _conditions(

@@ -28,6 +28,7 @@ from monitor.alerts.records import (
     view_link,
 )
 from monitor.errors import ConfigurationError
+from monitor.storage.articles import stories_that_surge
 from monitor.storage.outbox import announce
 from monitor.storage.tables import alert_events, episodes, items, stories, ticks
 from monitor.storage.upsert import insert_missing
@@ -53,7 +54,7 @@ __all__ = [
 ]
 
 JUDGE: Final = "judge"
-# Sources are counted over this many negative stories at the most: a bound on the work, far above any window seen.
+# Sources are counted over this many stories at the most: a bound on the work, far above any window seen.
 MAX_EVIDENCE_ROWS: Final = 5_000
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -69,9 +70,12 @@ def _members(conn: Connection, key: str, first: int, last: int) -> list[str]:
     return sorted(name for name in conn.scalars(counted) if name.startswith(TOPIC))
 
 
-def _evidence(conn: Connection, key: str, start: datetime, end: datetime) -> tuple[list[AlertStory], int, str]:
-    """Negative stories of a key counted in `[start, end)`, most copied and surest first; the number of their distinct
-    sources; the model version that scored most of the first of them."""
+def _evidence(
+    conn: Connection, surge: str, key: str, start: datetime, end: datetime
+) -> tuple[list[AlertStory], int, str]:
+    """Stories of the sort that surges, of a key, counted in `[start, end)`, most copied and surest first; the number of
+    their distinct sources; the model version that scored most of the first of them."""
+    of_sort, surest = stories_that_surge(surge)
     first, last = (start - _EPOCH) // _MINUTE, (end - _EPOCH) // _MINUTE
     rows = conn.execute(
         select(
@@ -83,14 +87,15 @@ def _evidence(conn: Connection, key: str, start: datetime, end: datetime) -> tup
             stories.c.first_at,
             stories.c["items"],
             stories.c.p_negative,
+            stories.c.p_positive,
         )
         .where(
             stories.c.key.in_(_members(conn, key, first, last)),
             stories.c.minute >= first,
             stories.c.minute < last,
-            stories.c.negative,
+            of_sort,
         )
-        .order_by(stories.c["items"].desc(), stories.c.p_negative.desc(), stories.c.id)
+        .order_by(stories.c["items"].desc(), surest.desc(), stories.c.id)
         .limit(MAX_EVIDENCE_ROWS)
     ).all()
     found: dict[str, AlertStory] = {}
@@ -107,6 +112,7 @@ def _evidence(conn: Connection, key: str, start: datetime, end: datetime) -> tup
                 published_at=_EPOCH + timedelta(milliseconds=row.first_at),
                 copies=row._mapping["items"],
                 p_negative=round(row.p_negative, 4),
+                p_positive=round(row.p_positive, 4),
             ),
         )
     telling = list(found.values())
@@ -119,11 +125,12 @@ def alert_of(conn: Connection, decision: Decision, dashboard_url: str) -> Alert:
     """The alert that a decision describes, firing, with the stories of its window from the store."""
     end = decision.at
     start = end - timedelta(minutes=decision.window_minutes)
-    telling, sources, model_version = _evidence(conn, decision.key, start, end)
+    telling, sources, model_version = _evidence(conn, decision.surge, decision.key, start, end)
     alert = Alert(
         id=decision.episode_id,
         state=AlertState.FIRING,
         rule=decision.rule,
+        surge=decision.surge,
         key=decision.key,
         title=key_title(decision.key),
         severity=decision.severity,

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, and_, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, or_, select, true
 
 from monitor.records import (
     AppliedRule,
@@ -21,6 +21,7 @@ from monitor.records import (
 )
 from monitor.storage.tables import charts, item_keys, items, stories
 from monitor.storage.trends import MARKET, topic_keys
+from monitor.surges.sorts import NEGATIVE, POSITIVE, VOLUME
 
 __all__ = [
     "SEARCH_DEPTH",
@@ -33,6 +34,7 @@ __all__ = [
     "chart_image",
     "copies",
     "headlines",
+    "stories_that_surge",
     "stories_under",
 ]
 
@@ -120,6 +122,8 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     item_id: str
     p_negative: float
+    positive: bool = False
+    p_positive: float = 0.0
 
 
 def _headline(row: Any) -> Headline:
@@ -256,19 +260,27 @@ def _ms(value: int) -> datetime:
     return datetime.fromtimestamp(value / 1000, UTC)
 
 
+def stories_that_surge(surge: str) -> tuple[ColumnElement[bool], ColumnElement[float]]:
+    """What picks the stories that a surge of this sort is made of, and how surely they are (largest first)."""
+    if surge == POSITIVE:
+        return stories.c.positive, stories.c.p_positive
+    return (stories.c.negative if surge == NEGATIVE else true()), stories.c.p_negative
+
+
 def stories_under(
-    connection: Connection, key: str, start: int, end: int, *, negative_only: bool = False, limit: int = 100
+    connection: Connection, key: str, start: int, end: int, *, surge: str = VOLUME, limit: int = 100
 ) -> list[Story]:
-    """Stories counted under `key` in the epoch minutes [start, end): the most told first, then the most negative."""
+    """Stories counted under `key` in the epoch minutes [start, end) that a surge of this sort is made of (volume: all):
+    the most told first, then the surest (of volume: the most negative)."""
+    of_sort, surest = stories_that_surge(surge)
     # Sorted by few columns; only the stories that are shown are read whole.
-    query = select(stories.c.id, stories.c["items"], stories.c.p_negative).where(
+    query = select(stories.c.id, stories.c["items"], surest).where(
+        of_sort,
         stories.c.key.in_(topic_keys(connection) if key == MARKET else [key]),
         stories.c.minute >= start,
         stories.c.minute < end,
     )
-    if negative_only:
-        query = query.where(stories.c.negative)
-    order = (stories.c["items"].desc(), stories.c.p_negative.desc(), stories.c.id)
+    order = (stories.c["items"].desc(), surest.desc(), stories.c.id)
     wanted = [row.id for row in connection.execute(query.order_by(*order).limit(limit))]
     whole = select(stories).where(stories.c.id.in_(wanted)).order_by(*order)
     return [
@@ -285,6 +297,8 @@ def stories_under(
             source=row.source,
             item_id=row.item_id,
             p_negative=row.p_negative,
+            positive=row.positive,
+            p_positive=row.p_positive,
         )
         for row in connection.execute(whole)
     ]

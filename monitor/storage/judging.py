@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, delete, func, select, update
 
 from monitor.storage import tables as t
 from monitor.storage.upsert import insert_missing
@@ -21,17 +21,31 @@ from monitor.surges.decisions import MinuteCounts
 __all__ = [
     "JudgeRow",
     "LostLeaseError",
+    "WatcherRow",
+    "begin_watching",
+    "end_watching",
     "first_minute",
     "judged_to",
     "minute_counts",
     "release_lease",
     "save_judged",
+    "save_watched",
     "stored_judge",
+    "stored_watcher",
     "take_lease",
+    "watched",
 ]
 
 NAME: Final = "surges"
 MAX_GAP_MINUTES: Final = 90 * 24 * 60
+
+
+class WatcherRow(msgspec.Struct, frozen=True):
+    """How far another sort of surge is judged: `snapshot` is its judge's state at the end of `snapshot_minute`."""
+
+    judged_to: int
+    snapshot: bytes | None
+    snapshot_minute: int | None
 
 
 class LostLeaseError(Exception):
@@ -121,6 +135,43 @@ def save_judged(
         raise LostLeaseError
 
 
+def stored_watcher(connection: Connection, surge: str) -> WatcherRow | None:
+    """How far the judge of another sort of surge has come; None when nobody watches it."""
+    c = t.watchers.c
+    row = connection.execute(select(c.judged_to, c.snapshot, c.snapshot_minute).where(c.surge == surge)).one_or_none()
+    return None if row is None else WatcherRow(*row)
+
+
+def watched(connection: Connection) -> frozenset[str]:
+    """The other sorts of surge that are judged."""
+    return frozenset(connection.scalars(select(t.watchers.c.surge)))
+
+
+def begin_watching(connection: Connection, surge: str, judged_to: int) -> None:
+    """Let a sort of surge be judged whose minutes up to `judged_to` are history; nothing if it is already."""
+    row = {"surge": surge, "judged_to": judged_to, "snapshot": None, "snapshot_minute": None}
+    insert_missing(connection, t.watchers, [row])
+
+
+def end_watching(connection: Connection, surge: str) -> None:
+    """Nobody watches this sort of surge any more: forget how far it was judged."""
+    connection.execute(delete(t.watchers).where(t.watchers.c.surge == surge))
+
+
+def save_watched(connection: Connection, surge: str, before: int, judged_to: int, snapshot: bytes | None) -> None:
+    """Move how far a sort of surge is judged, from `before`. A snapshot, if given, is that of `judged_to`.
+
+    Raises `LostLeaseError` when another process has moved it meanwhile: let the transaction fail then.
+    """
+    values: dict[str, Any] = {"judged_to": judged_to}
+    if snapshot is not None:
+        values |= {"snapshot": snapshot, "snapshot_minute": judged_to}
+    c = t.watchers.c
+    mine = (c.surge == surge) & (c.judged_to == before)
+    if connection.execute(update(t.watchers).where(mine).values(**values)).rowcount != 1:
+        raise LostLeaseError
+
+
 def release_lease(connection: Connection, holder: str, now: datetime) -> None:
     """Let another process judge at once."""
     c = t.judge.c
@@ -131,7 +182,7 @@ def minute_counts(connection: Connection, first: int, last: int) -> Mapping[int,
     """Story counts of the minutes `first` to `last` (inclusive) that have any."""
     c = t.ticks.c
     query = (
-        select(c.minute, c.key, c.stories, c.negative_stories)
+        select(c.minute, c.key, c.stories, c.negative_stories, c.positive_stories)
         .where(c.minute.between(first, last), c.stories > 0)
         .order_by(c.minute, c.key)
     )
@@ -144,5 +195,5 @@ def _by_minute(rows: Any) -> Iterator[tuple[int, MinuteCounts]]:
         if end == len(rows) or rows[end][0] != rows[start][0]:
             block = rows[start:end]
             counts = np.array([row[2:] for row in block], dtype=np.int64)
-            yield block[0][0], MinuteCounts([row[1] for row in block], counts[:, 0], counts[:, 1])
+            yield block[0][0], MinuteCounts([row[1] for row in block], *counts.T)
             start = end

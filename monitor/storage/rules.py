@@ -17,6 +17,7 @@ from monitor.errors import ConfigurationError
 from monitor.storage.audit import note_change
 from monitor.storage.tables import alert_events, episodes, rules
 from monitor.storage.upsert import upsert
+from monitor.surges.sorts import NEGATIVE
 
 __all__ = [
     "BUILT_IN_ORIGIN",
@@ -34,6 +35,7 @@ __all__ = [
     "switch_rule",
     "sync_rules",
     "taken_counts",
+    "watched_by_rules",
 ]
 
 FILE: Final = "file"
@@ -170,6 +172,12 @@ def mute_rule(conn: Connection, name: str, until: datetime, now: datetime, *, by
 def muted_rules(conn: Connection, now: datetime) -> frozenset[str]:
     """Names of the rules that are muted at the time `now`."""
     return frozenset(conn.scalars(select(rules.c.name).where(rules.c.muted_until > now)))
+
+
+def watched_by_rules(conn: Connection) -> frozenset[str]:
+    """The sorts of surge that enabled rules of the store watch."""
+    kept = conn.scalars(select(rules.c.definition).where(rules.c.origin == STORE, rules.c.enabled))
+    return frozenset(str(definition.get("surge", NEGATIVE)) for definition in kept)
 
 
 def alerts_taken(conn: Connection, name: str, *, since: datetime, limit: int = 200) -> list[Alert]:

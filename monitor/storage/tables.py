@@ -2,10 +2,9 @@
 
 Who writes what: the scoring worker `items`, `item_keys`, `retracted_keys`, `charts`,
 `awaited_charts` (charts that a stored item names and that have not come), `dead_letters`; the aggregator `partitions`,
-`ticks`, `rollups`, `ledger`, `waiting`, `stories`; the judge `judge`, `episodes`, `outbox`; the notifier `deliveries`,
-`alert_events`; the dashboard and the command line `labels`, `silences`, `rules`, `receivers`, `audit_log` (who changed
-what of these); the jobs `models`,
-`model_promotions`, `job_runs`.
+`ticks`, `rollups`, `ledger`, `waiting`, `stories`; the judge `judge`, `watchers`, `episodes`, `outbox`; the notifier
+`deliveries`, `alert_events`; the dashboard and the command line `labels`, `silences`, `rules`, `receivers`, `audit_log`
+(who changed what of these); the jobs `models`, `model_promotions`, `job_runs`.
 """
 
 from __future__ import annotations
@@ -257,6 +256,16 @@ judge = Table(
     Column("version", BigInteger, nullable=False),
     Column("lease_holder", String(128), nullable=False),
     Column("lease_until", UtcTime, nullable=False),
+    Column("snapshot", LargeBinary, nullable=True),
+    Column("snapshot_minute", Integer, nullable=True),
+)
+
+# The judges of the other sorts of surge that rules watch: how far each has judged. None of a sort: nobody watches it.
+watchers = Table(
+    "watchers",
+    metadata,
+    Column("surge", String(16), primary_key=True),
+    Column("judged_to", Integer, nullable=False),
     Column("snapshot", LargeBinary, nullable=True),
     Column("snapshot_minute", Integer, nullable=True),
 )

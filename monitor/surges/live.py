@@ -3,6 +3,8 @@
 A minute is judged when the watermarks of all contributions partitions have passed it; a partition that nothing was
 counted in yet holds judging up, since what it will count may belong to any minute. After a crash the judge's state is
 the last snapshot, stepped again over the stored ticks with its decisions dropped: they are in the store already.
+
+This is the judge of negative stories. Other sorts of surge that rules watch go on behind it: `monitor.surges.watchers`.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from monitor.alerts.rules import load_rules
 from monitor.errors import StorageError
@@ -36,6 +38,7 @@ from monitor.storage.judging import (
 from monitor.surges.decisions import Decision, MinuteCounts
 from monitor.surges.judge import Judge
 from monitor.surges.ticks import MINUTE_MS
+from monitor.surges.watchers import Watchers
 from monitor.telemetry import get_logger
 
 if TYPE_CHECKING:
@@ -55,7 +58,9 @@ class LiveJudge:
 
     def __init__(self, engine: Engine, settings: Settings, partitions: int) -> None:
         self._engine = engine
-        self._config = load_rules(settings).judge
+        rules = load_rules(settings)
+        self._config = rules.judge
+        self._watchers = Watchers(engine, rules, settings.dashboard_url, settings.judge_snapshot_s)
         self._partitions = partitions
         self._lease = timedelta(seconds=settings.judge_lease_s)
         self._interval_s = settings.judge_interval_s
@@ -103,12 +108,16 @@ class LiveJudge:
             return 0
         try:
             row = self._hold(begin)
-            if row is None or row.judged_to >= closed_to:
+            if row is None:
                 return 0
             if row.judged_to < begin - 1:
                 row = self._begin_again(row, begin)
-            judge = self._judge = self._judge or self._recover(row, begin)
-            return self._judge_on(judge, row, closed_to)
+            self._watchers.prepare(self._renew, begin, row.judged_to)
+            done = 0
+            if row.judged_to < closed_to:
+                judge = self._judge = self._judge or self._recover(row, begin)
+                done = self._judge_on(judge, row, closed_to)
+            return done + self._watchers.advance(self._renew, row.judged_to + done, self._lease.total_seconds() / 4)
         except LostLeaseError:
             log.warning("another process has taken the judging over")
             self._forget()
@@ -129,10 +138,16 @@ class LiveJudge:
             row = take_lease(connection, self._holder, datetime.now(UTC), self._lease, begin)
         if row is None or (self._row is not None and row.version != self._row.version):
             self._judge = None
+            self._watchers.forget()
         if row is not None and self._row is None:
             log.info("judging", judged_to=_iso(row.judged_to))
         self._row = row
         return row
+
+    def _renew(self, connection: Connection) -> None:
+        """Renew the lease in a transaction of the watchers. Raises `LostLeaseError` when another process has it."""
+        if take_lease(connection, self._holder, datetime.now(UTC), self._lease, 0) is None:
+            raise LostLeaseError
 
     def _begin_again(self, row: JudgeRow, begin: int) -> JudgeRow:
         """After a long stretch without anything: a judge that knows nothing yet goes on at minute `begin`."""
@@ -141,6 +156,7 @@ class LiveJudge:
             until = datetime.now(UTC) + self._lease
             save_judged(connection, self._holder, row.version, begin - 1, until, judge.snapshot())
             resolve_forgotten(connection, self._config.rule, judge.firing(), datetime.fromtimestamp(begin * 60, UTC))
+        self._watchers.forget()
         log.warning("nothing was counted for months: judging anew", since=_iso(row.judged_to), begin=_iso(begin))
         self._row = JudgeRow(begin - 1, row.version + 1, None, None)
         return self._row
@@ -204,7 +220,6 @@ class LiveJudge:
     def release(self) -> None:
         """Give the lease back, if held, with a snapshot: another process goes on at once. Raises `StorageError`."""
         judge, row = self._judge, self._row
-        self._forget()
         if row is None:
             return
         now = datetime.now(UTC)
@@ -212,12 +227,16 @@ class LiveJudge:
             with writing(self._engine) as connection:
                 if judge is not None:
                     save_judged(connection, self._holder, row.version, row.judged_to, now, judge.snapshot())
+                    self._watchers.save(connection)
                 release_lease(connection, self._holder, now)
         except LostLeaseError:
             log.info("another process judges already")
+        finally:
+            self._forget()
 
     def _forget(self) -> None:
         self._judge = self._row = None
+        self._watchers.forget()
 
 
 def _iso(minute: int) -> str:

@@ -99,7 +99,7 @@ def test_an_article_comes_back_as_it_was_scored(filled: Engine) -> None:
 def test_stories_and_their_copies(filled: Engine) -> None:
     begin = epoch_ms(sample.SURGE_AT) // 60_000
     with reading(filled) as connection:
-        found = stories_under(connection, sample.SURGE_KEY, begin, begin + 60, negative_only=True)
+        found = stories_under(connection, sample.SURGE_KEY, begin, begin + 60, surge="negative")
         assert found
         assert all(story.negative and story.key == sample.SURGE_KEY for story in found)
         assert [s.items for s in found] == sorted((s.items for s in found), reverse=True)
