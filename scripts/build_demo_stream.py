@@ -36,6 +36,7 @@ END = datetime(2026, 3, 7, 6, tzinfo=UTC)
 SURGE_START = datetime(2026, 3, 6, 14, 2, tzinfo=UTC)
 SURGE = timedelta(minutes=84)
 SURGE_TICKER = "INFY"
+SURGE_COMPANY = "Infosys"
 ITEMS = 3200
 SHARES = {"sentfin": 0.6, "twitter_sentiment": 0.2, "twitter_topic": 0.2}
 CHARTS = 40
@@ -198,6 +199,7 @@ replays it.
 |---|---|
 | `stream.jsonl` | news items in the order of their event times; `chart` names the image of an item that has one |
 | `charts/` | the images (PNG, WebP, JPEG) |
+| `surge.json` | the surge that is planted: key, company, start, minutes, stories |
 
 ## What is real
 - **The texts.** Headlines from SEntFiN 1.0 (Sinha, Kedas, Kumar, Malo: "SEntFiN 1.0: Entity-aware sentiment analysis
@@ -222,6 +224,17 @@ replays it.
 """
 
 
+def planted() -> dict[str, Any]:
+    """What the demo says of the surge before it replays the stream."""
+    return {
+        "key": f"ticker:{SURGE_TICKER}",
+        "company": SURGE_COMPANY,
+        "start": SURGE_START.isoformat().replace("+00:00", "Z"),
+        "minutes": int(SURGE.total_seconds() // 60),
+        "stories": SURGE_STORIES,
+    }
+
+
 def main(folder: Path) -> None:
     """Write the stream, the charts and the README."""
     rng = np.random.default_rng(SEED)
@@ -240,6 +253,7 @@ def main(folder: Path) -> None:
     with (TARGET / "stream.jsonl").open("w", encoding="utf-8") as file:
         for line in everything:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    (TARGET / "surge.json").write_text(json.dumps(planted(), indent=2) + "\n", encoding="utf-8")
     text = README.format(
         items=len(everything),
         charts=charts,
@@ -249,7 +263,7 @@ def main(folder: Path) -> None:
         surge_start=f"{SURGE_START:%H:%M}",
         stories=len(stories),
         copies=SURGE_COPIES,
-        company=f"Infosys ({SURGE_TICKER})",
+        company=f"{SURGE_COMPANY} ({SURGE_TICKER})",
         minutes=int(SURGE.total_seconds() // 60),
     )
     (TARGET / "README.md").write_text(text, encoding="utf-8")

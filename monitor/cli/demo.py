@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shlex
 import shutil
 import sys
 import time
@@ -13,25 +14,37 @@ from contextlib import ExitStack
 from datetime import datetime
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
+import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from monitor.cli.context import current_settings, err, open_store, out
-from monitor.cli.processes import DEMO_MARK, free_dashboard_port, process_specs, signals_as_interrupt, start_all
+from monitor.cli.processes import (
+    DEMO_MARK,
+    free_dashboard_port,
+    log_dir,
+    process_specs,
+    signals_as_interrupt,
+    start_all,
+)
 from monitor.datadir import LOCK_FILE, check_space, owned
 from monitor.errors import ConfigurationError, MonitorError
+from monitor.settings import Settings
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
     from sqlalchemy import Engine
 
     from monitor.alerts.demo_receiver import DemoReceiver
-    from monitor.settings import Settings
     from monitor.supervisor import Supervisor
 
 POLL_S = 0.5
+STORIES_SHOWN = 5
+# The stream has 806 keys and, each judged from its second day on, 2,742 key-days: the usual budget of 0.01 allows 27
+# false alarms in it (16 alerts were seen), which would bury what the demo is about.
+SURGE_BUDGET = 0.001
 
 
 def _claim_data_dir(settings: Settings) -> None:
@@ -75,24 +88,76 @@ def _demo_settings(receiver: DemoReceiver) -> Settings:
         "webhook_secret": receiver.secret,
         "egress_allow": f"127.0.0.1:{receiver.port}",
     }
+    if "surge_budget" not in settings.model_fields_set:
+        flags["surge_budget"] = SURGE_BUDGET
     if not settings.embedded and not settings.topic_prefix:
         flags["topic_prefix"] = f"demo-{secrets.token_hex(4)}-"
     return current_settings("demo", **flags)
 
 
 class _Stream(NamedTuple):
-    """The bundled stream: where it lies, how many items it has, and the minute of the last one."""
+    """The bundled stream: where it lies, how many items it has, the minutes of the first and the last one, and the
+    surge that is planted in it (`surge.json`: `key`, `company`, `start`, `minutes`, `stories`)."""
 
     path: Path
     items: int
+    first_minute: datetime
     last_minute: datetime
+    surge: dict[str, Any]
+
+    def introduction(self) -> str:
+        """What is replayed, and what is to be found in it."""
+        surge, start = self.surge, datetime.fromisoformat(self.surge["start"])
+        return (
+            f"The stream: {self.items} items, {self.first_minute:%-d} {self.first_minute:%B} to {self.last_minute:%-d} "
+            f"{self.last_minute:%B %Y}. The surge to be found: {surge['stories']} negative stories about "
+            f"{surge['company']} ({surge['key']}) in {surge['minutes']} minutes from {start:%-d %B, %H:%M} UTC on. "
+            "What else fires is its echo in the whole market, or chance."
+        )
 
 
 def _stream() -> _Stream:
     path = Path(str(resources.files("monitor") / "data" / "demo" / "stream.jsonl"))
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    last = max(datetime.fromisoformat(json.loads(line)["published_at"]) for line in lines)
-    return _Stream(path, len(lines), last.replace(second=0, microsecond=0))
+    minutes = [
+        datetime.fromisoformat(json.loads(line)["published_at"]).replace(second=0, microsecond=0) for line in lines
+    ]
+    surge = json.loads((path.parent / "surge.json").read_text(encoding="utf-8"))
+    return _Stream(path, len(lines), min(minutes), max(minutes), surge)
+
+
+def told(payload: dict[str, Any]) -> list[str]:
+    """A webhook's body as lines for the terminal: an alert with the stories behind it, the end of one in one line."""
+    from monitor.alerts.records import Digest, Notice, expectation
+    from monitor.surges.sorts import stories_of
+
+    if payload["type"] == "alert.digest":
+        entries = msgspec.convert(payload, Digest).data.notices
+        return [f"\n[alert.digest] {len(entries)} notices; signature verified"] + [
+            f"    {one.type} {one.key} ({one.severity}): {one.observed} stories, {expectation(one.expected)} expected"
+            for one in entries
+        ]
+    notice = msgspec.convert(payload, Notice)
+    alert = notice.data
+    head = f"\n[{notice.type}] {alert.key} ({alert.severity})"
+    counted = f"{alert.observed} {stories_of(alert.surge)} in {alert.window.minutes} min"
+    if alert.resolved_at is not None:
+        lasted = int((alert.resolved_at - alert.fired_at).total_seconds()) // 60
+        return [f"{head}: over after {lasted // 60} h {lasted % 60:02} min; at its worst {counted}"]
+    lines = [f"{head}: {counted}, {expectation(alert.expected)} expected (p = {alert.p_value:.1e}); signature verified"]
+    for story in alert.stories[:STORIES_SHOWN]:
+        copies = f" ({story.copies} copies)" if story.copies > 1 else ""
+        lines.append(f"    {story.p_negative:.2f}  {story.title[:110]}{copies}")
+    if len(alert.stories) > STORIES_SHOWN:
+        lines.append(f"    and {len(alert.stories) - STORIES_SHOWN} more: {alert.link}")
+    return lines
+
+
+def _command(settings: Settings) -> str:
+    """How the command was called, with the data folder where that is not the usual one."""
+    usual = Settings.model_fields["data_dir"].get_default(call_default_factory=True)
+    folder = "" if settings.data_dir == usual else f" --data-dir {shlex.quote(str(settings.data_dir))}"
+    return f"{shlex.quote(sys.argv[0])}{folder}"
 
 
 def _has_display() -> bool:
@@ -110,23 +175,15 @@ class _Run:
         """Print what the receiver has taken since the last call."""
         for message in self.receiver.received[self.printed :]:
             self.printed += 1
-            alert = message.payload["data"]
-            out.print(
-                f"\n[{message.payload['type']}] {alert['key']} ({alert['severity']}): {alert['observed']} negative "
-                f"stories in {alert['window']['minutes']} min, {alert['expected']:.1f} expected "
-                f"(p = {alert['p_value']:.1e}); signature verified",
-                style="bold",
-                markup=False,
-            )
-            for story in alert["stories"][:5]:
-                copies = f" ({story['copies']} copies)" if story["copies"] > 1 else ""
-                out.print(f"    {story['p_negative']:.2f}  {story['title'][:110]}{copies}", markup=False)
-            if len(alert["stories"]) > 5:
-                out.print(f"    and {len(alert['stories']) - 5} more: {alert['link']}", markup=False)
+            head, *rest = told(message.payload)
+            out.print(head, style="bold", markup=False)
+            for line in rest:
+                out.print(line, markup=False)
 
-    def fired(self) -> bool:
-        """True once a firing alert has been delivered with a good signature."""
-        return any(message.payload["type"] == "alert.firing" for message in self.receiver.received)
+    def fired(self, key: str = "") -> int:
+        """How many episodes the receiver was told of, with a good signature; if `key` is given, those about it."""
+        notices = (message.payload for message in self.receiver.received if message.type == "alert.firing")
+        return len({notice["data"]["id"] for notice in notices if key in ("", notice["data"]["key"])})
 
     def replay(self, stream: _Stream, deadline: float, until_alert: bool, progress: Progress, task: TaskID) -> None:
         """Watch until the whole stream is stored, counted and judged, and an alert has arrived."""
@@ -141,13 +198,15 @@ class _Run:
             progress.update(task, completed=min(status.items, stream.items))
             self.print_alerts()
             judged = status.judged_to is not None and status.judged_to >= stream.last_minute
-            if fed and status.items >= stream.items and judged and self.fired() and status.undelivered == 0:
+            found = self.fired(stream.surge["key"])
+            if fed and status.items >= stream.items and judged and found and status.undelivered == 0:
                 self.print_alerts()
                 return
             if until_alert and time.monotonic() > deadline:
                 raise MonitorError(
-                    f"No alert arrived within the time allowed ({status.items} of {stream.items} items stored).",
-                    f"The processes' output is in {self.settings.data_dir / 'logs'}.",
+                    f"No alert about {stream.surge['key']} arrived within the time allowed ({status.items} of "
+                    f"{stream.items} items stored).",
+                    f"The processes' output is in {log_dir(self.settings)}.",
                 )
             time.sleep(POLL_S)
 
@@ -155,13 +214,16 @@ class _Run:
 def demo(
     headless: Annotated[bool, typer.Option("--headless", help="Open no browser window.")] = False,
     until_alert: Annotated[
-        bool, typer.Option("--until-alert", help="Stop after the replay, once the alert has been delivered.")
+        bool,
+        typer.Option(
+            "--until-alert", help="End by itself once all is replayed and the planted surge's alert delivered."
+        ),
     ] = False,
     speed: Annotated[
         float, typer.Option(min=0, help="Seconds of event time replayed in a second; 0: as fast as it goes.")
     ] = 0.0,
     limit: Annotated[
-        float, typer.Option("--timeout", min=1, help="With --until-alert: seconds to wait for the alert.")
+        float, typer.Option("--timeout", min=1, help="With --until-alert: seconds that this may take.")
     ] = 600.0,
 ) -> None:
     """Everything on this machine: broker, database, worker, aggregator, notifier, scheduler, dashboard, receiver."""
@@ -180,7 +242,7 @@ def demo(
         supervisor = Supervisor(
             process_specs(settings),
             settings.environment(),
-            settings.data_dir / "logs",
+            log_dir(settings),
             settings.shutdown_s,
             on_event=lambda text: err.print(f"  {text}", markup=False),
         )
@@ -198,6 +260,8 @@ def demo(
                 )
             )
             out.print(f"dashboard: {settings.dashboard_url}", markup=False)
+            out.print(stream.introduction(), markup=False)
+            out.print(f"False alarms allowed: {settings.surge_budget:g} per key and day (surge_budget).", markup=False)
             if not headless and _has_display():
                 typer.launch(settings.dashboard_url)
             with Progress(
@@ -209,9 +273,16 @@ def demo(
             ) as progress:
                 task = progress.add_task(f"{stream.items} items of real news", total=stream.items)
                 run.replay(stream, deadline, until_alert, progress, task)
+            out.print(
+                f"\nThe whole stream is stored, counted and judged; {run.fired()} alerts were delivered, that about "
+                f"{stream.surge['key']} among them.",
+                markup=False,
+            )
             if until_alert:
                 return
-            out.print("The whole stream is in. The dashboard stays up; Ctrl-C stops everything.")
+            out.print("The dashboard stays up until Ctrl-C, which stops everything. In another terminal:", markup=False)
+            for verb in ("status", "alerts list", f"alerts why {stream.surge['key']} --at {stream.surge['start']}"):
+                out.print(f"    {_command(settings)} {verb}", markup=False)
             while True:
                 check_space(settings.data_dir)
                 supervisor.check()
@@ -226,4 +297,4 @@ def demo(
             killed = supervisor.stop()
             engine.dispose()
             if killed:
-                err.print(f"These had to be killed: {', '.join(killed)}; see {settings.data_dir / 'logs'}.")
+                err.print(f"These had to be killed: {', '.join(killed)}; see {log_dir(settings)}.")

@@ -111,3 +111,6 @@ def test_demo_ends_well_once_the_alert_is_delivered(tmp_path: Path) -> None:
     assert found["items"] == len(STREAM.read_text(encoding="utf-8").splitlines())
     assert found["undelivered"] == 0
     assert found["dead_letters"] == 0
+    # The planted surge is not buried among others.
+    assert 1 <= sum(found["alerts"].values()) <= 6
+    assert done.stdout.count("[alert.resolved] ticker:INFY (critical): over after ") == 1
