@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -31,6 +32,7 @@ REPLAY_TOGETHER = 200
 REPLAY_BYTES = 32 << 20
 SEND_TIMEOUT_S = 60.0
 PATIENCE_S = 20.0
+CLOCKS_DIFFER = timedelta(minutes=10)
 
 
 class OriginalRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,8 +73,8 @@ def _parse(record: Any) -> OriginalRecord | None:
         return None
 
 
-def _everything(settings: Settings, client: KafkaConsumer) -> Iterator[OriginalRecord]:
-    """All records of the topic up to its present end, the oldest first.
+def _everything(settings: Settings, client: KafkaConsumer, since: datetime | None = None) -> Iterator[OriginalRecord]:
+    """All records of the topic up to its present end, the oldest first; those sent before `since` are left out.
 
     Raises `BrokerError` when none comes for `PATIENCE_S`.
     """
@@ -84,6 +86,10 @@ def _everything(settings: Settings, client: KafkaConsumer) -> Iterator[OriginalR
         client.assign(partitions)
         client.seek_to_beginning(*partitions)
         ends = client.end_offsets(partitions)
+        if since is not None:
+            at = int(since.timestamp() * 1000)
+            for partition, place in client.offsets_for_times(dict.fromkeys(partitions, at)).items():
+                client.seek(partition, place.offset if place is not None else ends[partition])
         heard = time.monotonic()
         while any(client.position(partition) < ends[partition] for partition in partitions):
             polled = client.poll(timeout_ms=500)
@@ -99,10 +105,19 @@ def _everything(settings: Settings, client: KafkaConsumer) -> Iterator[OriginalR
                 heard = time.monotonic()
 
 
-def read_original(settings: Settings, letter: LetterId) -> OriginalRecord | None:
-    """A refused record as it was; None when the topic no longer holds it. Raises `BrokerError`."""
+def read_original(settings: Settings, letter: LetterId, failed_at: datetime | None = None) -> OriginalRecord | None:
+    """A refused record as it was; None when the topic no longer holds it. Raises `BrokerError`.
+
+    `failed_at`, if it is known, is when the record was refused: reading begins a little before, and at the topic's
+    beginning only when it is not found there (the clocks of worker and cluster differ).
+    """
+    since = (failed_at - CLOCKS_DIFFER,) if failed_at is not None else ()
     with closing(consumer(settings, None)) as client:
-        return next((record for record in _everything(settings, client) if record.id == letter), None)
+        for begin in (*since, None):
+            for record in _everything(settings, client, begin):
+                if record.id == letter:
+                    return record
+    return None
 
 
 def _again(settings: Settings, record: OriginalRecord) -> Outgoing:

@@ -66,7 +66,7 @@ def show(
     wanted = LetterId.parse(id)
     with reading(open_store(settings)) as connection:
         letter = find_dead_letters(connection, [wanted]).get(wanted)
-    record = read_original(settings, wanted)
+    record = read_original(settings, wanted, letter.failed_at if letter is not None else None)
     if letter is None and record is None:
         raise InputError(f"There is no dead letter {wanted}.", "`dead-letters list` shows them.")
     if raw:

@@ -97,6 +97,8 @@ def export_command(
     with reading(open_store(current_settings())) as connection:
         labels = list_labels(connection)[::-1]
     data = write_labels(labels)
+    if not labels:
+        err.print("There are no corrections to export: make some in the dashboard, or import a file.")
     if file == _STDIO:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
@@ -105,4 +107,5 @@ def export_command(
         file.write_bytes(data)
     except OSError as error:
         raise InputError(f"The file {file} cannot be written: {error.strerror}.") from error
-    err.print(f"{len(labels)} corrections written to {file}.", markup=False)
+    if labels:
+        err.print(f"{len(labels)} corrections written to {file}.", markup=False)

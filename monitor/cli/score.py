@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import IO, Annotated
 
@@ -52,7 +52,8 @@ def score(
         if out is not None and not piped and out.exists() and out.samefile(file):
             raise InputError("The output would overwrite the input.", "Give --out another name.")
         # The model first: a wrong --model must not leave an empty output behind.
-        scorer = open_scorer(settings, None if model else existing_store(settings), model)
+        with err.status("loading the model") if err.is_terminal else nullcontext():
+            scorer = open_scorer(settings, None if model else existing_store(settings), model)
         stack.callback(scorer.close)
         sink: IO[bytes] = stack.enter_context(out.open("wb")) if out is not None else sys.stdout.buffer
         progress = stack.enter_context(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,29 @@ def test_bytes_key_headers_and_partition_survive_the_round_trip(kafka_settings: 
     assert replay(kafka_settings, store, ids[0])[0] == 1
     with pytest.raises(InputError):
         replay(kafka_settings, store, LetterId("nowhere", 0, 0))
+
+
+def test_a_letter_is_looked_for_from_when_it_was_refused(
+    kafka_settings: Settings, store: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dead_letters, "CLOCKS_DIFFER", timedelta())
+    with sending(kafka_settings) as sender:
+        sender.raw("news", b"{", b"early")
+    (early,) = bury(kafka_settings, store, records(kafka_settings, "news"))
+    time.sleep(0.01)
+    between = datetime.now(UTC)
+    with sending(kafka_settings) as sender:
+        sender.raw("news", b"{", b"late")
+    (late,) = bury(kafka_settings, store, [r for r in records(kafka_settings, "news") if r.key == b"late"])
+    with closing(consumer(kafka_settings, None)) as client:
+        assert {one.id for one in dead_letters._everything(kafka_settings, client, between)} == {late}
+        assert {one.id for one in dead_letters._everything(kafka_settings, client)} == {early, late}
+        assert not list(dead_letters._everything(kafka_settings, client, datetime.now(UTC) + timedelta(hours=1)))
+    # A time that is wrong costs no more than reading all.
+    for failed_at in (between, None):
+        found = read_original(kafka_settings, early, failed_at)
+        assert found is not None
+        assert found.key == b"early"
 
 
 def test_a_broker_that_dies_midway_is_not_waited_for_without_end(

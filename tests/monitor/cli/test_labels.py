@@ -17,6 +17,15 @@ def lines(*rows: object) -> bytes:
     return "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows).encode()
 
 
+def test_nothing_to_export_is_said(cli: Cli, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    for file in ("-", str(out)):
+        done = cli("labels", "export", file)
+        assert (done.code, done.out) == (0, "")
+        assert done.err.startswith("There are no corrections to export: ")
+    assert out.read_bytes() == b""
+
+
 def test_what_is_exported_can_be_imported_and_evaluated(cli: Cli, tmp_path: Path, small_model: Path) -> None:
     file = tmp_path / "in.jsonl"
     file.write_bytes(lines(GOOD, {"text": "Rates stay", "topic": "central_banks"}))
