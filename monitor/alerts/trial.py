@@ -1,4 +1,5 @@
-"""Rules tried on history: the judge over the stored counts, as it runs live, and what the rules say to what it finds.
+"""Rules tried on history: the judges over the stored counts, as they run live, and what the rules say to what they
+find. Judged are the sorts of surge that enabled ones among the rules watch.
 
 Nothing is written. Silences, mutes of routes and inhibition are not part of it: it is the rules that are tried.
 """
@@ -59,13 +60,14 @@ class _Run:
     def __init__(self, rules: Rules, since: datetime) -> None:
         self.rules = rules
         self.since = since
-        self.judge = Judge(rules.judge)
+        self.judges = [Judge(rules.judge.watching(surge)) for surge in rules.watched]
         self.open: dict[str, Firing] = {}
         self.firings: list[Firing] = []
 
     def step(self, conn: Connection, minute: int, counts: MinuteCounts) -> None:
-        for decision in self.judge.step(minute, counts):
-            self._decided(conn, decision)
+        for judge in self.judges:
+            for decision in judge.step(minute, counts):
+                self._decided(conn, decision)
         at = _EPOCH + (minute + 1) * _MINUTE
         for firing in self.open.values():
             verdict = self.rules.verdict(firing.alert, at)

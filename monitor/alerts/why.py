@@ -13,9 +13,10 @@ from monitor.alerts.records import Alert
 from monitor.errors import InputError
 from monitor.storage.alerts import alerts_around, audit_trail
 from monitor.storage.engine import reading
-from monitor.storage.judging import first_minute, minute_counts, stored_judge
+from monitor.storage.judging import first_minute, minute_counts, stored_judge, stored_watcher
 from monitor.surges.decisions import MinuteCounts
 from monitor.surges.judge import Judge, JudgeConfig
+from monitor.surges.sorts import NEGATIVE
 from monitor.surges.why import LOOK_BACK_MINUTES, Account, account
 
 __all__ = ["Answer", "ask"]
@@ -38,12 +39,13 @@ def ask(
     at: datetime | None,
     progress: Callable[[float], object] = lambda _: None,
 ) -> Answer:
-    """Why `key` alerted or not by the time `at`; None: by the last minute judged.
+    """Why `key` alerted or not by the time `at`; None: by the last minute judged. `judging` says what sort of surge.
 
     Raises `InputError` when nothing, or not that time, has been judged.
     """
     with reading(engine) as connection:
         begin, row = first_minute(connection), stored_judge(connection)
+        other = stored_watcher(connection, judging.surge)
     if begin is None or row is None or row.judged_to < begin:
         raise InputError("Nothing has been judged yet.", "`sentiment-monitor status` shows how far counting has come.")
     # The last whole minute before that time; what is judged later says nothing about it.
@@ -55,14 +57,16 @@ def ask(
             f"Ask for {first:%F %H:%M} to {last:%F %H:%M} UTC.",
         )
     judge, start, changed = Judge(judging), begin, False
-    if row.snapshot is not None and row.snapshot_minute is not None:
+    # A sort that no rule watches has none: it is judged from the beginning.
+    known = row if judging.surge == NEGATIVE else other
+    if known is not None and known.snapshot is not None and known.snapshot_minute is not None:
         try:
-            restored = Judge.restore(judging, row.snapshot)
+            restored = Judge.restore(judging, known.snapshot)
         except ValueError:
             changed = True
         else:
-            if begin <= row.snapshot_minute <= minute - LOOK_BACK_MINUTES:
-                judge, start = restored, row.snapshot_minute + 1
+            if begin <= known.snapshot_minute <= minute - LOOK_BACK_MINUTES:
+                judge, start = restored, known.snapshot_minute + 1
 
     def counts(first: int, last: int) -> Mapping[int, MinuteCounts]:
         # A transaction a day: what reads for long keeps the store's log from being cleared.
@@ -72,5 +76,6 @@ def ask(
     found = account(judge, key, start, minute, counts, progress)
     with reading(engine) as connection:
         since = found.at - timedelta(minutes=LOOK_BACK_MINUTES)
-        alerts = [(one, audit_trail(connection, one.id)) for one in alerts_around(connection, key, since, found.at)]
+        around = alerts_around(connection, key, since, found.at)
+        alerts = [(one, audit_trail(connection, one.id)) for one in around if one.surge == judging.surge]
     return Answer(account=found, alerts=alerts, changed=changed)

@@ -11,6 +11,7 @@ import typer
 from monitor.cli.context import current_settings, err, open_store, out
 from monitor.cli.tables import moment, parse_length, plain_table, user_name
 from monitor.cli.why import why
+from monitor.surges.sorts import POSITIVE, counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,14 +62,14 @@ def list_command(
     if not found:
         err.print("No alerts.")
         return
-    table = plain_table("id", "state", "severity", "key", "negative / expected", "fired (UTC)", "resolved (UTC)")
+    table = plain_table("id", "state", "severity", "key", "stories / expected", "fired (UTC)", "resolved (UTC)")
     for alert in found:
         table.add_row(
             Text(alert.id),
             alert.state.value,
             alert.severity,
             Text(alert.key),
-            f"{alert.observed} / {alert.expected:.1f}",
+            f"{counted(alert.surge, alert.observed)} / {alert.expected:.1f}",
             moment(alert.fired_at),
             moment(alert.resolved_at),
         )
@@ -103,16 +104,17 @@ def show(
     window = alert.window
     out.print(f"{alert.title} ({alert.key}): {alert.state.value}, {alert.severity}", style="bold", markup=False)
     out.print(
-        f"{alert.observed} negative of {alert.total} stories in the {window.minutes} minutes to "
+        f"{counted(alert.surge, alert.observed)} of {alert.total} stories in the {window.minutes} minutes to "
         f"{moment(window.end)} UTC; {expectation(alert.expected)} expected, "
         f"share {alert.share:.0%} against {alert.expected_share:.0%}, p = {alert.p_value:.1e}, {alert.sources} sources",
         markup=False,
     )
     out.print(alert.link, markup=False)
-    stories = plain_table("p(negative)", "copies", "source", "title", "address")
+    positive = alert.surge == POSITIVE
+    stories = plain_table("p(positive)" if positive else "p(negative)", "copies", "source", "title", "address")
     for story in alert.stories:
         row = (Text(story.source), Text(story.title), Text(story.url))
-        stories.add_row(f"{story.p_negative:.2f}", str(story.copies), *row)
+        stories.add_row(f"{story.p_positive if positive else story.p_negative:.2f}", str(story.copies), *row)
     out.print(stories)
     events = plain_table("at (UTC)", "event", "by", "detail")
     for entry in trail:

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Annotated
 import typer
 
 from monitor.cli.context import current_settings, err
+from monitor.cli.tables import chosen_surges
 
 if TYPE_CHECKING:
     from monitor.settings import Settings
@@ -36,13 +37,20 @@ def backtest(
     scores: Annotated[
         Path | None, typer.Option(dir_okay=False, help="For a CSV: write timestamp,value,anomaly_score here.")
     ] = None,
+    surge: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SORT",
+            help="What to look for: negative, positive, volume; may be given again. Default: what the rules watch.",
+        ),
+    ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave wrong lines out instead of stopping.")] = False,
 ) -> None:
     """Run surge detection over history in event time, with the very code that runs live; alerts come out as JSONL.
 
     A line of scored items is what `score` prints, or has at least `id, published_at, source, title, tickers, topic,
     sentiment, p_negative`. Without --history the bar is set online from the input itself, never looking ahead.
-    A CSV is one key's series of counts; its rows must be in order of time.
+    A CSV is one key's series of counts; its rows must be in order of time. Every sort of surge has a bar of its own.
     """
     from monitor.errors import ConfigurationError, InputError
     from monitor.records import encode
@@ -65,7 +73,7 @@ def backtest(
         if series:
             alerts = _series(settings, file, lines, history, scores, skipped)
         else:
-            alerts = _items(settings, file, lines, history, skipped)
+            alerts = _items(settings, file, lines, history, skipped, surge or [])
         for alert in alerts:
             sink.write(encode(alert) + b"\n")
         sink.flush()
@@ -76,39 +84,47 @@ def backtest(
 
 
 def _items(
-    settings: Settings, file: Path, lines: Iterable[bytes], history: Path | None, skipped: list[str] | None
+    settings: Settings,
+    file: Path,
+    lines: Iterable[bytes],
+    history: Path | None,
+    skipped: list[str] | None,
+    surges: list[str],
 ) -> list[BacktestAlert]:
     import msgspec
 
     from monitor.alerts.rules import load_rules
     from monitor.errors import InputError
-    from monitor.surges.backtest import Backtest, measure_history
+    from monitor.surges.backtest import Backtest, measure_histories
     from monitor.surges.counting import CountingConfig
     from monitor.surges.lines import read_scored
+    from monitor.surges.sorts import SURGES
 
-    counting, judging = CountingConfig.of(settings), load_rules(settings).judge
+    counting, rules = CountingConfig.of(settings), load_rules(settings)
+    judging = [rules.judge.watching(surge) for surge in chosen_surges(surges) or rules.watched or SURGES[:1]]
     if history is not None:
         with ExitStack() as stack, _progress(history, "history") as watch:
             _, past = _opened(stack, history)
             try:
-                bar = measure_history(read_scored(watch(past), str(history), skipped), counting, judging).bar(
-                    settings.surge_budget
-                )
+                found = measure_histories(read_scored(watch(past), str(history), skipped), counting, judging)
+                bars = [past_of_sort.bar(settings.surge_budget) for past_of_sort in found]
             except ValueError as error:
                 raise InputError(
                     f"The history {history} is too short to set a bar.",
-                    f"It must cover more than {judging.min_age_minutes / 60:.0f} hours of a key.",
+                    f"It must cover more than {rules.judge.min_age_minutes / 60:.0f} hours of a key.",
                 ) from error
-        judging = msgspec.structs.replace(judging, bar=bar)
-    run = Backtest(counting, judging)
+        judging = [msgspec.structs.replace(one, bar=bar) for one, bar in zip(judging, bars, strict=True)]
+    run = Backtest(counting, *judging)
     with _progress(file, "backtest") as watch:
         for item in read_scored(watch(lines), _name(file), skipped):
             run.add(item)
     run.finish()
-    err.print(
-        f"{run.items} items, {run.duplicates} duplicates, {run.late} late, {run.stale} stale; "
-        f"{len(run.alerts)} alerts at a bar of {run.judge.bar:.2f}."
-    )
+    told = []
+    for watch_of in run.watches:
+        sort, bar = watch_of.judge.config.surge, watch_of.judge.bar
+        number = sum(alert.surge == sort for alert in run.alerts)
+        told.append(f"{number} {'' if len(judging) == 1 else f'{sort} '}alerts at a bar of {bar:.2f}")
+    err.print(f"{run.items} items, {run.duplicates} duplicates, {run.late} late, {run.stale} stale; {', '.join(told)}.")
     return run.alerts
 
 

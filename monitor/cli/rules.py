@@ -10,6 +10,7 @@ import typer
 
 from monitor.cli.context import current_settings, err, open_store, out
 from monitor.cli.tables import moment, parse_length, parse_moment, plain_table, user_name
+from monitor.surges.sorts import NEGATIVE, counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,12 +52,13 @@ def list_command(json: AsJson = False) -> None:
         for one in found:
             typer.echo(encode(one).decode())
         return
-    table = plain_table("name", "from", "keys", "severities", "state", "alerts in 30 days")
+    table = plain_table("name", "from", "watches", "keys", "severities", "state", "alerts in 30 days")
     for one in found:
         state = f"muted until {moment(one.muted_until)} UTC" if one.muted(now) else "on" if one.enabled else "off"
         keys = Text(", ".join(one.definition.get("keys", ("*",))))
         severities = Text(", ".join(one.definition.get("severities", ("all",))))
-        table.add_row(Text(one.name), one.origin, keys, severities, state, str(taken.get(one.name, 0)))
+        watches = one.definition.get("surge", NEGATIVE)
+        table.add_row(Text(one.name), one.origin, watches, keys, severities, state, str(taken.get(one.name, 0)))
     out.print(table)
 
 
@@ -119,7 +121,7 @@ def _firings(firings: Sequence[Firing]) -> None:
 
     from monitor.alerts.records import expectation
 
-    table = plain_table("key", "severity", "fired (UTC)", "resolved (UTC)", "negative / expected", "rules")
+    table = plain_table("key", "severity", "fired (UTC)", "resolved (UTC)", "stories / expected", "rules")
     for firing in firings:
         alert = firing.alert
         taken = ", ".join(
@@ -130,7 +132,7 @@ def _firings(firings: Sequence[Firing]) -> None:
             alert.severity,
             moment(alert.fired_at),
             moment(alert.resolved_at),
-            f"{alert.observed} / {expectation(alert.expected)}",
+            f"{counted(alert.surge, alert.observed)} / {expectation(alert.expected)}",
             Text(taken or f"none: {firing.objection}"),
         )
     out.print(table)
@@ -247,9 +249,9 @@ def history(
         for alert in taken:
             typer.echo(encode(alert).decode())
         return
-    table = plain_table("alert", "key", "severity", "state", "fired (UTC)", "negative / expected")
+    table = plain_table("alert", "key", "severity", "state", "fired (UTC)", "stories / expected")
     for alert in taken:
-        figures = f"{alert.observed} / {expectation(alert.expected)}"
+        figures = f"{counted(alert.surge, alert.observed)} / {expectation(alert.expected)}"
         table.add_row(alert.id, Text(alert.key), alert.severity, alert.state, moment(alert.fired_at), figures)
     out.print(table if taken else f"It took no alert in the last {days:g} days.")
     if changed:

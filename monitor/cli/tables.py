@@ -64,3 +64,14 @@ def parse_moment(text: str, now: datetime, option: str) -> datetime | None:
                 f"{option}: {text!r} is neither a time nor a length of time.", "Examples: 2026-03-01T08:00, 36h, 7d."
             ) from error
     return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def chosen_surges(given: list[str]) -> list[str]:
+    """The sorts of surge that an option names, each once. Raises `ConfigurationError` for an unknown one."""
+    from monitor.errors import ConfigurationError
+    from monitor.surges.sorts import SURGES
+
+    unknown = [name for name in given if name not in SURGES]
+    if unknown:
+        raise ConfigurationError(f"There is no sort of surge {unknown[0]!r}.", f"There are: {', '.join(SURGES)}.")
+    return list(dict.fromkeys(given))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from monitor.cli.context import current_settings, err, open_store, out
-from monitor.cli.tables import moment, parse_moment, plain_table
+from monitor.cli.tables import chosen_surges, moment, parse_moment, plain_table
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -35,6 +35,9 @@ def why(
             help="A time (UTC unless it says otherwise) or a length before now; default: now, or when the alert fired.",
         ),
     ] = "",
+    surge: Annotated[
+        str, typer.Option(metavar="SORT", help="What surges: negative (the default), positive or volume.")
+    ] = "",
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Say why a key did or did not alert at a time: what was counted, what was expected, how far from the bar."""
@@ -46,8 +49,9 @@ def why(
     now = datetime.now(UTC)
     asked = parse_moment(at, now, "--at")
     engine = open_store(settings)
-    key, fired = _meant(engine, given)
-    answer = _answer(engine, load_rules(settings).judge, key, asked or fired)
+    key, fired, sort = _meant(engine, given)
+    (sort,) = chosen_surges([surge or sort])
+    answer = _answer(engine, load_rules(settings).judge.watching(sort), key, asked or fired)
     if json:
         typer.echo(msgspec.json.encode(answer.account).decode())
         return
@@ -59,19 +63,20 @@ def why(
             out.print(f"  {moment(line['at'])}  {line['event']} by {line['actor']}  {detail}", markup=False)
 
 
-def _meant(engine: Engine, given: str) -> tuple[str, datetime | None]:
-    """The window key, and for an alert when it fired."""
+def _meant(engine: Engine, given: str) -> tuple[str, datetime | None, str]:
+    """The window key, and for an alert when it fired and what surged."""
     from monitor.storage.alerts import get_alert
     from monitor.storage.engine import reading
     from monitor.storage.prefixes import alert_id
     from monitor.surges.keys import MARKET
+    from monitor.surges.sorts import NEGATIVE
 
     if given == MARKET or ":" in given:
-        return given, None
+        return given, None, NEGATIVE
     with reading(engine) as connection:
         alert = get_alert(connection, alert_id(connection, given))
     assert alert is not None
-    return alert.key, alert.fired_at
+    return alert.key, alert.fired_at, alert.surge
 
 
 def _answer(engine: Engine, judging: JudgeConfig, key: str, at: datetime | None) -> Answer:
@@ -88,6 +93,8 @@ def _answer(engine: Engine, judging: JudgeConfig, key: str, at: datetime | None)
 
 
 def _print(found: Account) -> None:
+    from monitor.surges.sorts import VOLUME, counted
+
     standing = found.standing
     out.print(
         f"{standing.key} at {moment(found.at)} UTC: {standing.verdict.replace('_', ' ')}", style="bold", markup=False
@@ -100,7 +107,15 @@ def _print(found: Account) -> None:
             markup=False,
         )
         table = plain_table(
-            "window", "negative", "expected", "of stories", "share", "usual share", "others", "burst", "p"
+            "window",
+            "stories" if standing.surge == VOLUME else standing.surge,
+            "expected",
+            "of stories",
+            "share",
+            "usual share",
+            "others",
+            "burst",
+            "p",
         )
         for window in standing.windows:
             table.add_row(
@@ -117,7 +132,7 @@ def _print(found: Account) -> None:
         out.print(table)
     for decision in found.decisions:
         out.print(
-            f"{moment(decision.at)}  {decision.action}: {decision.observed} negative where {decision.expected:.1f} "
-            f"were expected, score {decision.score:.2f}",
+            f"{moment(decision.at)}  {decision.action}: {counted(decision.surge, decision.observed)} where "
+            f"{decision.expected:.1f} were expected, score {decision.score:.2f}",
             markup=False,
         )

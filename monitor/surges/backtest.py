@@ -7,7 +7,7 @@ input was cut into pieces.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -16,15 +16,16 @@ import numpy as np
 
 from monitor.alerts.records import MAX_STORIES, AlertStory, AlertWindow
 from monitor.records import ContributionBatch, ScoredItem, SourceWatermark
-from monitor.surges.budget import bar_from_history
+from monitor.surges.budget import bar_from_history, tail_of
 from monitor.surges.counting import Changes, Counter, CounterState, CountingConfig, Story
 from monitor.surges.decisions import Decision, MinuteCounts
 from monitor.surges.judge import Judge, JudgeConfig
 from monitor.surges.keys import MARKET, TOPIC, contributions_of, epoch_ms
 from monitor.surges.ledger import MemoryLedger
+from monitor.surges.sorts import NEGATIVE, VOLUME
 from monitor.surges.ticks import MINUTE_MS
 
-__all__ = ["Backtest", "BacktestAlert", "History", "measure_history"]
+__all__ = ["Backtest", "BacktestAlert", "History", "measure_histories", "measure_history"]
 
 INPUT: Final = "input"
 # The first days of a history are for learning what is normal: their peaks say little about later ones.
@@ -34,12 +35,13 @@ _EMPTY = MinuteCounts((), _NO_COUNTS, _NO_COUNTS)
 
 
 class BacktestAlert(msgspec.Struct, kw_only=True):
-    """One episode as `backtest` prints it. The figures are those of its worst minute that was reported;
-    `resolved_at` is null while it was still firing at the end of the input."""
+    """One episode as `backtest` prints it; `surge` is its sort. The figures are those of its worst minute that was
+    reported; `resolved_at` is null while it was still firing at the end of the input."""
 
     id: str
     key: str
     rule: str
+    surge: str = NEGATIVE
     severity: str
     started_at: datetime
     fired_at: datetime
@@ -56,22 +58,33 @@ class BacktestAlert(msgspec.Struct, kw_only=True):
     stories: tuple[AlertStory, ...]
 
 
+class Watch:
+    """The judge of one sort of surge, with the peaks of ended excursions and the minute they ended in, and the key-days
+    judged up to each minute of a day's end."""
+
+    def __init__(self, config: JudgeConfig) -> None:
+        self.peaks: list[tuple[int, float]] = []
+        self.key_days: list[tuple[int, float]] = []
+        self.judge = Judge(config, self._note_peak)
+
+    def _note_peak(self, _key: str, peak: float) -> None:
+        self.peaks.append((self.judge.judged_to or 0, peak))
+
+
 class Backtest:
     """Runs items through counting and judging; `alerts` grow as episodes fire, in that order.
 
     Parameters
     ----------
-    counting, judging : as in the live processes.
+    counting : as in the live processes.
+    judging : the judge of each sort of surge that is looked for, one at least.
     """
 
-    def __init__(self, counting: CountingConfig, judging: JudgeConfig) -> None:
+    def __init__(self, counting: CountingConfig, *judging: JudgeConfig) -> None:
         self.alerts: list[BacktestAlert] = []
         self.items = self.duplicates = self.late = self.stale = 0
-        # Peaks of ended excursions with the minute they ended in, and key-days judged up to each minute of a day's end.
-        self.peaks: list[tuple[int, float]] = []
-        self.key_days: list[tuple[int, float]] = []
+        self.watches = [Watch(config) for config in judging]
         self._counter = Counter(counting, CounterState())
-        self._judge = Judge(judging, self._note_peak)
         self._episodes: dict[str, BacktestAlert] = {}
         self._pending: list[ScoredItem] = []
         self._latest = 0
@@ -80,13 +93,15 @@ class Backtest:
         self._ticks: dict[int, dict[str, list[int]]] = {}
         self._ledger = MemoryLedger()
         self._max_late_ms = counting.max_late_ms
-        self._negative: dict[str, dict[str, Story]] = {}
-        self._memory_ms = max(judging.windows) * MINUTE_MS
+        # Stories that a surge may be made of, by key.
+        self._stories: dict[str, dict[str, Story]] = {}
+        self._sorts = tuple(config.surge for config in judging)
+        self._memory_ms = max(max(config.windows) for config in judging) * MINUTE_MS
 
     @property
     def judge(self) -> Judge:
-        """The judge, to ask it `explain`."""
-        return self._judge
+        """The judge of the first sort, to ask it `explain`."""
+        return self.watches[0].judge
 
     def add(self, item: ScoredItem) -> None:
         """Count one item. Items may come out of order within the lateness; later ones are counted as late."""
@@ -100,8 +115,9 @@ class Backtest:
     def finish(self) -> None:
         """All has come: close and judge the last minutes. Call it once."""
         self._apply(idle=True)
-        self.peaks += [(self._next_minute or 0, peak) for peak in self._judge.peaks_under_way()]
-        self.key_days.append((self._next_minute or 0, self._judge.key_days))
+        for watch in self.watches:
+            watch.peaks += [(self._next_minute or 0, peak) for peak in watch.judge.peaks_under_way()]
+            watch.key_days.append((self._next_minute or 0, watch.judge.key_days))
 
     def _apply(self, idle: bool) -> None:
         batch = ContributionBatch(
@@ -120,12 +136,13 @@ class Backtest:
         self.stale += changes.stale
         for (key, minute), delta in changes.ticks.items():
             if delta.stories or delta.negative_stories:
-                tick = self._ticks.setdefault(minute, {}).setdefault(key, [0, 0])
+                tick = self._ticks.setdefault(minute, {}).setdefault(key, [0, 0, 0])
                 tick[0] += delta.stories
                 tick[1] += delta.negative_stories
+                tick[2] += delta.positive_stories
         for story in changes.stories.values():
-            if story.negative:
-                self._negative.setdefault(story.key, {})[story.id] = story
+            if any(_is_of(story, surge) for surge in self._sorts):
+                self._stories.setdefault(story.key, {})[story.id] = story
 
     def _judge_closed(self) -> None:
         first_open = self._counter.state.watermark // MINUTE_MS
@@ -137,12 +154,14 @@ class Backtest:
                 return
             self.first_minute = minute
         while minute < first_open:
-            decisions = self._judge.step(minute, self._counts(minute))
-            for decision in decisions:
-                self._take(decision)
+            counts = self._counts(minute)
+            for watch in self.watches:
+                for decision in watch.judge.step(minute, counts):
+                    self._take(decision)
             minute += 1
             if minute % (24 * 60) == 0:
-                self.key_days.append((minute, self._judge.key_days))
+                for watch in self.watches:
+                    watch.key_days.append((minute, watch.judge.key_days))
                 self._forget_stories(minute * MINUTE_MS)
                 self._ledger.forget(minute - self._max_late_ms // MINUTE_MS)
         self._next_minute = minute
@@ -152,10 +171,7 @@ class Backtest:
         if not ticks:
             return _EMPTY
         rows = np.array(list(ticks.values()), dtype=np.int64)
-        return MinuteCounts(list(ticks), rows[:, 0], rows[:, 1])
-
-    def _note_peak(self, _key: str, peak: float) -> None:
-        self.peaks.append((self._judge.judged_to or 0, peak))
+        return MinuteCounts(list(ticks), *rows.T)
 
     def _take(self, decision: Decision) -> None:
         if decision.action == "resolve":
@@ -166,6 +182,7 @@ class Backtest:
             id=decision.episode_id,
             key=decision.key,
             rule=decision.rule,
+            surge=decision.surge,
             severity=decision.severity,
             started_at=decision.started_at,
             fired_at=decision.fired_at,
@@ -193,27 +210,32 @@ class Backtest:
             self.alerts[self.alerts.index(before)] = alert
 
     def _evidence(self, decision: Decision) -> list[Story]:
-        """The negative stories that were counted in the decision's window, the latest first."""
+        """The stories of the sort that surges that were counted in the decision's window, the latest first."""
         end = epoch_ms(decision.at)
         start = end - decision.window_minutes * MINUTE_MS
         keys = [decision.key]
         if decision.key == MARKET:
-            keys = [key for key in self._negative if key.startswith(TOPIC)]
+            keys = [key for key in self._stories if key.startswith(TOPIC)]
         within = [
             story
             for key in keys
-            for story in self._negative.get(key, {}).values()
-            if start <= story.minute * MINUTE_MS < end and story.negative
+            for story in self._stories.get(key, {}).values()
+            if start <= story.minute * MINUTE_MS < end and _is_of(story, decision.surge)
         ]
         return sorted(within, key=lambda story: (-story.first_at, story.id))
 
     def _forget_stories(self, now: int) -> None:
-        for key in list(self._negative):
-            recent = {s.id: s for s in self._negative[key].values() if s.minute * MINUTE_MS >= now - self._memory_ms}
+        for key in list(self._stories):
+            recent = {s.id: s for s in self._stories[key].values() if s.minute * MINUTE_MS >= now - self._memory_ms}
             if recent:
-                self._negative[key] = recent
+                self._stories[key] = recent
             else:
-                del self._negative[key]
+                del self._stories[key]
+
+
+def _is_of(story: Story, surge: str) -> bool:
+    """Whether a surge of this sort is made of such stories."""
+    return surge == VOLUME or (story.negative if surge == NEGATIVE else story.positive)
 
 
 def _public(story: Story) -> AlertStory:
@@ -225,28 +247,42 @@ def _public(story: Story) -> AlertStory:
         published_at=datetime.fromtimestamp(story.first_at / 1000, UTC),
         copies=story.items,
         p_negative=story.p_negative,
+        p_positive=story.p_positive,
     )
 
 
 class History(msgspec.Struct, frozen=True):
-    """What a replay without known surges tells of false alarms: peaks of excursions, and key-days judged."""
+    """What a replay without known surges of a sort tells of false alarms: peaks of excursions, and key-days judged."""
 
     peaks: tuple[float, ...]
     key_days: float
+    surge: str = NEGATIVE
 
     def bar(self, budget: float) -> float:
         """The score to alert at for `budget` false alarms per key and day. Raises `ValueError` without key-days."""
-        return bar_from_history(self.peaks, self.key_days, budget)
+        return bar_from_history(self.peaks, self.key_days, budget, tail_of(self.surge))
 
 
 def measure_history(items: Iterable[ScoredItem], counting: CountingConfig, judging: JudgeConfig) -> History:
-    """Replay a history; its first `WARM_DAYS` days, or third if that is less, are not counted."""
-    replay = Backtest(counting, judging)
+    """`measure_histories` of one sort."""
+    return measure_histories(items, counting, [judging])[0]
+
+
+def measure_histories(
+    items: Iterable[ScoredItem], counting: CountingConfig, judging: Sequence[JudgeConfig]
+) -> list[History]:
+    """Replay a history, once for all judges; its first `WARM_DAYS` days, or third if that is less, are not counted."""
+    replay = Backtest(counting, *judging)
     for item in items:
         replay.add(item)
     replay.finish()
-    begin, (end, key_days) = replay.first_minute, replay.key_days[-1]
+    return [_history(watch, replay.first_minute) for watch in replay.watches]
+
+
+def _history(watch: Watch, begin: int) -> History:
+    end, key_days = watch.key_days[-1]
     warm = begin + min(WARM_DAYS * 24 * 60, (end - begin) // 3)
     # Key-days are known at midnights: peaks are taken from the same one on.
-    since, before = max((known for known in replay.key_days if known[0] <= warm), default=(begin, 0.0))
-    return History(tuple(peak for minute, peak in replay.peaks if minute >= since), key_days - before)
+    since, before = max((known for known in watch.key_days if known[0] <= warm), default=(begin, 0.0))
+    peaks = tuple(peak for minute, peak in watch.peaks if minute >= since)
+    return History(peaks, key_days - before, watch.judge.config.surge)

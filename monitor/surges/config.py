@@ -21,6 +21,7 @@ class JudgeConfig(msgspec.Struct, frozen=True, kw_only=True):
     `budget` is the number of false alarms allowed per key and day; `bar` the score to alert at (from a replay), None:
     set online. Windows, calm and hold-off are in minutes; the longest window must be whole blocks of 15 minutes.
     `surge` is the sort of surge that is looked for (`monitor.surges.sorts`), `rule` what its judge is called.
+    A volume wanders off its level by a variance of `volume_wander` in `level_minutes`, by less in shorter windows.
     A window's say is its length to the power `window_weight`: the shorter a window, the more chances it gets a day.
     """
 
@@ -45,6 +46,7 @@ class JudgeConfig(msgspec.Struct, frozen=True, kw_only=True):
     level_shape: float = 8.0
     dispersion: float = 0.01
     pooled_dispersion: float = 0.03
+    volume_wander: float = 0.1
     burst_probability: float = 0.02
     burst_mean: float = 5.0
     burst_shape: float = 1.0

@@ -85,6 +85,9 @@ class Judge:
         self._longest = int(np.argmax(config.windows))
         weights = np.array(config.windows, dtype=np.float64) ** config.window_weight
         self._weights: Array = weights / weights.sum()
+        # Where there are no others to tell the level of the window itself, it wanders the more the longer that is.
+        wander = config.volume_wander if self._volume_alone else 0.0
+        self._wander: Array = wander * np.array(config.windows, dtype=np.float64) / config.level_minutes
         # A topic or the market is a changing mix of keys, so that its share wanders more than any one's.
         self._dispersion = np.where(_SUMS, config.pooled_dispersion, config.dispersion)
         self._burst = Burst(config.burst_probability, config.burst_mean, config.burst_shape)
@@ -218,7 +221,8 @@ class Judge:
             enough &= mu_z > 0.0
         if enough.any():
             y, level = negatives[enough], Calm(calm.shape[enough], calm.rate[enough])
-            dispersion = (1.0 / baseline.share_weight[index] + self._dispersion[kinds])[np.nonzero(enough)[1]]
+            rows, columns = np.nonzero(enough)
+            dispersion = (1.0 / baseline.share_weight[index] + self._dispersion[kinds])[columns] + self._wander[rows]
             result = (
                 gamma_poisson(y, mu_y[enough], level, dispersion)
                 if self._volume_alone

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["NEGATIVE", "POSITIVE", "SURGES", "VOLUME", "detector", "stories_of"]
+__all__ = ["NEGATIVE", "POSITIVE", "SURGES", "VOLUME", "counted", "detector", "stories_of"]
 
 NEGATIVE: Final = "negative"
 POSITIVE: Final = "positive"
@@ -25,3 +25,8 @@ def detector(surge: str) -> str:
 def stories_of(surge: str) -> str:
     """What a surge of this sort has surprisingly many of, in words."""
     return "stories" if surge == VOLUME else f"{surge} stories"
+
+
+def counted(surge: str, number: int) -> str:
+    """So many of them, in short: `12 negative`, `12 stories`."""
+    return f"{number} {'stories' if surge == VOLUME else surge}"
