@@ -10,7 +10,7 @@ import msgspec
 import streamlit as st
 
 from dashboard.markup import at_minute, clock
-from dashboard.store import engine, settings
+from dashboard.store import engine, settings, taxonomy
 from monitor.alerts.records import key_title
 from monitor.storage.engine import reading
 from monitor.storage.trends import DAY, HOUR, MARKET, keys_by_volume, newest_minute, oldest_minute, topic_keys
@@ -56,7 +56,7 @@ def title_of(key: str) -> str:
     """A key as a person reads it: its kind, too, where it is not plain."""
     kind, _, name = key.partition(":")
     if kind == "topic":
-        return f"Topic: {key_title(key)}"
+        return f"Topic: {key_title(key, taxonomy())}"
     return name if kind == "ticker" else key_title(key)
 
 

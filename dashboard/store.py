@@ -14,8 +14,9 @@ from monitor.errors import MonitorError
 from monitor.settings import Settings, load_settings
 from monitor.storage.engine import open_engine, reading, writing
 from monitor.storage.migrate import upgrade
+from monitor.taxonomy import Taxonomy, taxonomy_of
 
-__all__ = ["change", "engine", "guarded", "read", "settings"]
+__all__ = ["change", "engine", "guarded", "read", "settings", "taxonomy"]
 
 P = ParamSpec("P")
 
@@ -23,6 +24,11 @@ P = ParamSpec("P")
 def settings() -> Settings:
     """The settings that `run_dashboard` put into the environment."""
     return load_settings()
+
+
+def taxonomy() -> Taxonomy:
+    """The topics of this installation. Raises `ConfigurationError`."""
+    return taxonomy_of(settings())
 
 
 @st.cache_resource(show_spinner=False)

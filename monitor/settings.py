@@ -99,6 +99,11 @@ class Settings(BaseSettings):
         "",
         description="Comma-separated ISO 639-1 codes that the text backbone reads; empty: as known of it; any: all.",
     )
+    taxonomy_file: str = Field(
+        "",
+        description="JSON file of the topics that the model in force knows, for titles of alerts and the dashboard's "
+        "forms; empty: the bundled ones.",
+    )
     companies_file: str = Field("", description="CSV of companies (ticker,name,aliases) laid over the bundled table.")
     sentiment_rules_file: str = Field("", description="TOML file of rules over the model; empty: the bundled ones.")
     max_chart_bytes: int = Field(4 << 20, ge=1024, description="Largest chart image in bytes.")

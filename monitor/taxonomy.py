@@ -6,12 +6,16 @@ import json
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from monitor.errors import ConfigurationError
 
-__all__ = ["Taxonomy", "Topic", "bundled_taxonomy", "load_taxonomy"]
+if TYPE_CHECKING:
+    from monitor.settings import Settings
+
+__all__ = ["Taxonomy", "Topic", "bundled_taxonomy", "load_taxonomy", "taxonomy_of"]
 
 
 class Topic(msgspec.Struct, frozen=True):
@@ -51,6 +55,11 @@ def load_taxonomy(path: Path) -> Taxonomy:
     if len(taxonomy.topics) < 2 or len(set(taxonomy.labels)) != len(taxonomy.labels):
         raise ConfigurationError(f"The taxonomy {path} needs at least two topics, each named once.")
     return taxonomy
+
+
+def taxonomy_of(settings: Settings) -> Taxonomy:
+    """The topics of this installation: those of `taxonomy_file`, else the bundled ones. Raises `ConfigurationError`."""
+    return load_taxonomy(Path(settings.taxonomy_file)) if settings.taxonomy_file else bundled_taxonomy()
 
 
 @cache

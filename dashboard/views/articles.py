@@ -9,12 +9,11 @@ import streamlit as st
 
 from dashboard.filters import Span, choose_key, choose_span, empty_store
 from dashboard.markup import SENTIMENT_MARKS, clock
-from dashboard.store import guarded, read
+from dashboard.store import guarded, read, taxonomy
 from dashboard.views.item import show_item
 from monitor.alerts.records import clean_text, clean_url
 from monitor.records import Sentiment
 from monitor.storage.articles import SEARCH_DEPTH, HeadlinePage, Position, headlines
-from monitor.taxonomy import bundled_taxonomy
 
 __all__ = ["show"]
 
@@ -95,7 +94,7 @@ def _list() -> None:
 
 
 def _table(page: HeadlinePage) -> None:
-    taxonomy = bundled_taxonomy()
+    topics = taxonomy()
 
     def chosen() -> None:
         rows = st.session_state["articles"].selection.rows
@@ -110,7 +109,7 @@ def _table(page: HeadlinePage) -> None:
                 "p": row.sentiment.negative,
                 "title": clean_text(row.title),
                 "source": clean_text(row.source, 80),
-                "topic": taxonomy.title(row.topic),
+                "topic": topics.title(row.topic),
                 "tickers": list(row.tickers),
                 "with": row.modality,
                 "link": clean_url(row.url) or None,

@@ -10,14 +10,13 @@ import streamlit as st
 from dashboard.graphs import NEGATIVE, NEUTRAL, POSITIVE, probability_chart
 from dashboard.markup import SENTIMENT_MARKS, chip, clock, escape, markup, plain, sentiment_chip, table, web_link
 from dashboard.navigation import page
-from dashboard.store import change, read
+from dashboard.store import change, read, taxonomy
 from dashboard.views.explanation import show_explanation, wording
 from monitor.alerts.records import clean_url
 from monitor.errors import InputError
 from monitor.records import ChartScore, EntityScore, Modality, ScoredItem, Sentiment, SentimentScore, Trend
 from monitor.storage.articles import ChartImage, article, chart_image
 from monitor.storage.labels import Label, add_labels, decode_label, label_history
-from monitor.taxonomy import bundled_taxonomy
 
 __all__ = ["show_item"]
 
@@ -39,13 +38,13 @@ def _mark(value: str) -> str:
 
 
 def _text(item: ScoredItem) -> None:
-    taxonomy = bundled_taxonomy()
+    known = taxonomy()
     title = item.title or item.body[:200] or f"Chart {', '.join(item.chart_ids)}"
     where = web_link(item.url, item.source or "source") if item.url or item.source else "unknown source"
     tickers = f", about {escape(', '.join(item.tickers))}" if item.tickers else ""
     markup(
         f'<div class="headline">{escape(title)}</div>'
-        f"<p>{sentiment_chip(item.sentiment.label)} {chip(taxonomy.title(item.topic.label), 'topic')} "
+        f"<p>{sentiment_chip(item.sentiment.label)} {chip(known.title(item.topic.label), 'topic')} "
         + " ".join(chip(flag, "info") for flag in item.flags)
         + f' <span class="quiet">{where}, <time>{clock(item.published_at)}</time> UTC, {escape(item.kind)}'
         f"{', ' + escape(item.lang) if item.lang else ''}{tickers}</span></p>"
@@ -102,7 +101,7 @@ def _probabilities(p: SentimentScore) -> tuple[float, float, float]:
 
 
 def _scores(item: ScoredItem) -> None:
-    taxonomy = bundled_taxonomy()
+    known = taxonomy()
     sentiment, topic = st.columns(2)
     with sentiment:
         st.subheader("Sentiment", anchor=False)
@@ -115,7 +114,7 @@ def _scores(item: ScoredItem) -> None:
         st.subheader("Topic", anchor=False)
         likeliest = sorted(item.topic.probabilities.items(), key=lambda each: -each[1])[:TOPICS_SHOWN]
         st.altair_chart(
-            probability_chart({taxonomy.title(name): value for name, value in likeliest}),
+            probability_chart({known.title(name): value for name, value in likeliest}),
             alt="Probabilities of topics",
         )
     if item.entities:
@@ -160,7 +159,7 @@ def _history(labels: list[Label]) -> None:
                 f"<time>{clock(label.created_at)}</time>",
                 escape(label.author),
                 sentiment_chip(label.sentiment) if label.sentiment else "–",
-                escape(bundled_taxonomy().title(label.topic)) if label.topic else "–",
+                escape(taxonomy().title(label.topic)) if label.topic else "–",
                 escape(", ".join(f"{name}: {value}" for name, value in label.entities.items())) or "–",
                 escape(label.comment),
             )
@@ -183,7 +182,7 @@ def _save(item: ScoredItem, fields: dict[str, object], newest: Label | None) -> 
     label = decode_label(
         fields | {"text": wording(item), "item_id": item.id, "created_at": now.isoformat()},
         where="Not saved",
-        taxonomy=bundled_taxonomy(),
+        taxonomy=taxonomy(),
         now=now,
     )
     if newest is not None and _same(label, newest):
@@ -195,7 +194,7 @@ def _save(item: ScoredItem, fields: dict[str, object], newest: Label | None) -> 
 
 
 def _form(item: ScoredItem, history: list[Label]) -> None:
-    taxonomy = bundled_taxonomy()
+    known = taxonomy()
     newest = history[0] if history else None
     st.subheader("Correct it", anchor=False)
     saved = st.session_state.pop("saved", None)
@@ -218,13 +217,13 @@ def _form(item: ScoredItem, history: list[Label]) -> None:
             horizontal=True,
             key=f"sentiment-{state}",
         )
-        topics = (*taxonomy.labels, NOT_JUDGED)
+        topics = (*known.labels, NOT_JUDGED)
         about = newest.topic if newest and newest.topic else item.topic.label
         topic = st.selectbox(
             "Topic",
             topics,
             index=topics.index(about) if about in topics else len(topics) - 1,
-            format_func=taxonomy.title,
+            format_func=known.title,
             key=f"topic-{state}",
         )
         entities: dict[str, str] = {}

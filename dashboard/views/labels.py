@@ -7,10 +7,9 @@ from typing import Final
 import streamlit as st
 
 from dashboard.markup import clock
-from dashboard.store import read
+from dashboard.store import read, taxonomy
 from monitor.alerts.records import clean_text
 from monitor.storage.labels import count_labels, list_labels, write_labels
-from monitor.taxonomy import bundled_taxonomy
 
 __all__ = ["show"]
 
@@ -56,7 +55,7 @@ def show() -> None:
                 "made": clock(label.created_at),
                 "author": clean_text(label.author),
                 "sentiment": label.sentiment.value if label.sentiment else "",
-                "topic": bundled_taxonomy().title(label.topic) if label.topic else "",
+                "topic": taxonomy().title(label.topic) if label.topic else "",
                 "entities": [f"{clean_text(name, 60)}: {value}" for name, value in label.entities.items()],
                 "text": clean_text(label.text),
                 "comment": clean_text(label.comment),

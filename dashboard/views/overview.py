@@ -13,7 +13,7 @@ from dashboard.filters import Span, choose_key, choose_span, choose_step, empty_
 from dashboard.graphs import sentiment_chart, volume_chart
 from dashboard.markup import alert_link, at_minute, chip, clock, plain, table
 from dashboard.navigation import page
-from dashboard.store import engine, guarded, read, settings
+from dashboard.store import engine, guarded, read, settings, taxonomy
 from monitor.alerts.records import Alert, expectation, key_title
 from monitor.storage.alerts import list_alerts
 from monitor.storage.engine import reading
@@ -130,7 +130,7 @@ def _key_table(rows: Sequence[dict[str, Any]], keys: Sequence[str], *, name: str
 
 def _row(name: str, each: KeyTotals) -> dict[str, Any]:
     return {
-        name: key_title(each.key),
+        name: key_title(each.key, taxonomy()),
         "stories": each.now.stories,
         "negative": each.now.negative_stories,
         "share": each.now.negative_share,

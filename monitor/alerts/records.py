@@ -18,7 +18,7 @@ import msgspec
 
 from monitor.records import SCHEMA_VERSION
 from monitor.surges.sorts import NEGATIVE
-from monitor.taxonomy import bundled_taxonomy
+from monitor.taxonomy import Taxonomy, bundled_taxonomy
 
 __all__ = [
     "MAX_PAYLOAD_BYTES",
@@ -207,12 +207,13 @@ def clean_url(url: str) -> str:
     return url if parts.scheme.lower() in ("http", "https") and parts.hostname else ""
 
 
-def key_title(key: str) -> str:
-    """What a person reads for a window key: `ticker:AAPL` is AAPL, `topic:earnings` the topic's title."""
+def key_title(key: str, taxonomy: Taxonomy | None = None) -> str:
+    """What a person reads for a window key: `ticker:AAPL` is AAPL, `topic:earnings` the topic's title in `taxonomy`
+    (None: the bundled one)."""
     kind, _, name = key.partition(":")
     if key == "market":
         return "Whole market"
-    return bundled_taxonomy().title(name) if kind == "topic" else name or key
+    return (taxonomy or bundled_taxonomy()).title(name) if kind == "topic" else name or key
 
 
 def expectation(stories: float) -> str:

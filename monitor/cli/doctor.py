@@ -20,6 +20,7 @@ from monitor.errors import MonitorError
 
 if TYPE_CHECKING:
     from monitor.settings import Settings
+    from monitor.taxonomy import Taxonomy
 
 FREE_BYTES = 1 << 30
 
@@ -121,9 +122,21 @@ def _processes(settings: Settings) -> Iterator[Finding]:
 
 def _model(settings: Settings) -> Iterator[Finding]:
     from models.bundle import load_model
+    from monitor.taxonomy import taxonomy_of
 
     model = load_model(settings.model or "default", device=settings.device or None)
     yield Finding("model", True, f"{model.version}, weights verified")
+    yield _topics(model.taxonomy, taxonomy_of(settings))
+
+
+def _topics(model: Taxonomy, configured: Taxonomy) -> Finding:
+    """Alerts and the dashboard name topics as `taxonomy_file` does; what the model says must be among them."""
+    same = set(model.labels) == set(configured.labels)
+    other = sorted(set(model.labels) ^ set(configured.labels))
+    seen = (
+        f"{len(model.topics)}, as the model knows them" if same else f"the model knows others: {', '.join(other[:5])}"
+    )
+    return Finding("topics", same, seen, "Set taxonomy_file to the file that the model was trained with.")
 
 
 def _optional(_settings: Settings) -> Iterator[Finding]:

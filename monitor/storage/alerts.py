@@ -36,6 +36,7 @@ from monitor.surges.keys import MARKET, TOPIC
 
 if TYPE_CHECKING:
     from monitor.surges.decisions import Decision
+    from monitor.taxonomy import Taxonomy
 
 __all__ = [
     "JUDGE",
@@ -121,7 +122,7 @@ def _evidence(
     return telling, len(sources), versions.most_common(1)[0][0] if versions else ""
 
 
-def alert_of(conn: Connection, decision: Decision, dashboard_url: str) -> Alert:
+def alert_of(conn: Connection, decision: Decision, dashboard_url: str, taxonomy: Taxonomy | None = None) -> Alert:
     """The alert that a decision describes, firing, with the stories of its window from the store."""
     end = decision.at
     start = end - timedelta(minutes=decision.window_minutes)
@@ -132,7 +133,7 @@ def alert_of(conn: Connection, decision: Decision, dashboard_url: str) -> Alert:
         rule=decision.rule,
         surge=decision.surge,
         key=decision.key,
-        title=key_title(decision.key),
+        title=key_title(decision.key, taxonomy),
         severity=decision.severity,
         window=AlertWindow(minutes=decision.window_minutes, start=start, end=end),
         observed=decision.observed,
@@ -181,8 +182,8 @@ def _locked(conn: Connection, episode_id: str) -> Alert | None:
     return None if evidence is None else alert_from_builtins(evidence)
 
 
-def _fire(conn: Connection, decision: Decision, dashboard_url: str) -> None:
-    alert = alert_of(conn, decision, dashboard_url)
+def _fire(conn: Connection, decision: Decision, dashboard_url: str, taxonomy: Taxonomy | None) -> None:
+    alert = alert_of(conn, decision, dashboard_url, taxonomy)
     row = {
         "id": alert.id,
         "rule": alert.rule,
@@ -208,13 +209,15 @@ def _rank(severity: str) -> int:
     return SEVERITIES.index(severity) if severity in SEVERITIES else -1
 
 
-def worsened(conn: Connection, known: Alert, decision: Decision, dashboard_url: str) -> Alert | None:
+def worsened(
+    conn: Connection, known: Alert, decision: Decision, dashboard_url: str, taxonomy: Taxonomy | None = None
+) -> Alert | None:
     """The alert with the figures of an update; None when these are no worse than the known ones."""
     raised = _rank(decision.severity) > _rank(known.severity)
     if not raised and (decision.p_value, -decision.observed) >= (known.p_value, -known.observed):
         return None
     return msgspec.structs.replace(
-        alert_of(conn, decision, dashboard_url),
+        alert_of(conn, decision, dashboard_url, taxonomy),
         state=known.state,
         severity=decision.severity if raised else known.severity,
         started_at=known.started_at,
@@ -224,11 +227,11 @@ def worsened(conn: Connection, known: Alert, decision: Decision, dashboard_url: 
     )
 
 
-def _worsen(conn: Connection, decision: Decision, dashboard_url: str) -> None:
+def _worsen(conn: Connection, decision: Decision, dashboard_url: str, taxonomy: Taxonomy | None) -> None:
     known = _locked(conn, decision.episode_id)
     if known is None or known.state is AlertState.RESOLVED:
         return
-    worse = worsened(conn, known, decision, dashboard_url)
+    worse = worsened(conn, known, decision, dashboard_url, taxonomy)
     if worse is None:
         return
     _store(conn, worse)
@@ -248,17 +251,20 @@ def _resolve(conn: Connection, episode_id: str, at: datetime) -> None:
     announce(conn, over, AlertState.RESOLVED)
 
 
-def record_decisions(conn: Connection, decisions: Sequence[Decision], *, dashboard_url: str) -> None:
+def record_decisions(
+    conn: Connection, decisions: Sequence[Decision], *, dashboard_url: str, taxonomy: Taxonomy | None = None
+) -> None:
     """Write the judge's decisions: episodes, audit trail and outbox, with the stories behind them as evidence.
 
     Belongs into the transaction that moves "judged up to". Recording a decision again changes nothing; an update or
     resolution of an episode that is unknown or over is ignored. The stored figures move only when they get worse.
+    Titles are those of `taxonomy` (None: the bundled one).
     """
     for decision in decisions:
         if decision.action == "fire":
-            _fire(conn, decision, dashboard_url)
+            _fire(conn, decision, dashboard_url, taxonomy)
         elif decision.action == "update":
-            _worsen(conn, decision, dashboard_url)
+            _worsen(conn, decision, dashboard_url, taxonomy)
         else:
             _resolve(conn, decision.episode_id, decision.at)
 

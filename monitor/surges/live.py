@@ -39,6 +39,7 @@ from monitor.surges.decisions import Decision, MinuteCounts
 from monitor.surges.judge import Judge
 from monitor.surges.ticks import MINUTE_MS
 from monitor.surges.watchers import Watchers
+from monitor.taxonomy import taxonomy_of
 from monitor.telemetry import get_logger
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ class LiveJudge:
         self._engine = engine
         rules = load_rules(settings)
         self._config = rules.judge
-        self._watchers = Watchers(engine, rules, settings.dashboard_url, settings.judge_snapshot_s)
+        self._taxonomy = taxonomy_of(settings)
+        self._watchers = Watchers(engine, rules, settings.dashboard_url, settings.judge_snapshot_s, self._taxonomy)
         self._partitions = partitions
         self._lease = timedelta(seconds=settings.judge_lease_s)
         self._interval_s = settings.judge_interval_s
@@ -209,7 +211,7 @@ class LiveJudge:
         with writing(self._engine) as connection:
             until = datetime.now(UTC) + self._lease
             save_judged(connection, self._holder, row.version, last, until, snapshot)
-            record_decisions(connection, decisions, dashboard_url=self._dashboard_url)
+            record_decisions(connection, decisions, dashboard_url=self._dashboard_url, taxonomy=self._taxonomy)
         if due:
             self._snapshot_at = time.monotonic()
         self._row = JudgeRow(last, row.version + 1, None, None)

@@ -30,6 +30,7 @@ from monitor.storage.rules import watched_by_rules
 from monitor.surges.decisions import Decision, MinuteCounts
 from monitor.surges.judge import Judge, JudgeConfig
 from monitor.surges.sorts import NEGATIVE, SURGES, detector
+from monitor.taxonomy import Taxonomy
 from monitor.telemetry import get_logger
 
 __all__ = ["Watchers"]
@@ -46,10 +47,11 @@ Hold = Callable[[Connection], None]
 class Watchers:
     """All sorts that rules watch besides negative stories. For one thread."""
 
-    def __init__(self, engine: Engine, rules: Rules, dashboard_url: str, snapshot_s: float) -> None:
+    def __init__(self, engine: Engine, rules: Rules, dashboard_url: str, snapshot_s: float, taxonomy: Taxonomy) -> None:
         self._engine = engine
         self._rules = rules
         self._dashboard_url = dashboard_url
+        self._taxonomy = taxonomy
         self._snapshot_s = snapshot_s
         self._running: dict[str, _Watcher] = {}
 
@@ -73,7 +75,7 @@ class Watchers:
         self._running = {surge: watcher for surge, watcher in self._running.items() if surge in wanted}
         for surge in (surge for surge in SURGES if surge in wanted and surge not in self._running):
             config = self._rules.judge.watching(surge)
-            self._running[surge] = _Watcher(self._engine, config, begin, self._dashboard_url)
+            self._running[surge] = _Watcher(self._engine, config, begin, self._dashboard_url, self._taxonomy)
 
     def _wanted(self, connection: Connection) -> frozenset[str]:
         return frozenset((*self._rules.watched, *watched_by_rules(connection))) & frozenset(SURGES) - {NEGATIVE}
@@ -98,10 +100,11 @@ class Watchers:
 class _Watcher:
     """One sort, at the end of minute `_minute` - 1; `_stored_to` is how far the store says that it is judged."""
 
-    def __init__(self, engine: Engine, config: JudgeConfig, begin: int, dashboard_url: str) -> None:
+    def __init__(self, engine: Engine, config: JudgeConfig, begin: int, dashboard_url: str, taxonomy: Taxonomy) -> None:
         self._engine = engine
         self._config = config
         self._dashboard_url = dashboard_url
+        self._taxonomy = taxonomy
         self._judge, self._minute = Judge(config), begin
         with reading(engine) as connection:
             stored = stored_watcher(connection, config.surge)
@@ -170,7 +173,7 @@ class _Watcher:
         state = self._judge.snapshot() if snapshot else None
         judged_to = self._minute - 1
         save_watched(connection, self._config.surge, self._stored_to, judged_to, state)
-        record_decisions(connection, decisions, dashboard_url=self._dashboard_url)
+        record_decisions(connection, decisions, dashboard_url=self._dashboard_url, taxonomy=self._taxonomy)
         self._stored_to = judged_to
         if snapshot:
             self._snapshot_at = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -86,6 +87,24 @@ def test_overview_of_one_ticker(filled: Engine) -> None:
 
 def test_overview_of_a_key_without_news(filled: Engine) -> None:
     assert "No news about this" in shown(view("overview", key="ticker:NONE"))
+
+
+def test_topics_are_those_of_this_installation(filled: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "topics.json"
+    topics = [{"name": "gossip", "title": "Talk of the town"}, {"name": "markets", "title": "Bazaars"}]
+    own.write_text(json.dumps({"name": "own", "topics": topics}))
+    monkeypatch.setenv("SENTIMENT_MONITOR_TAXONOMY_FILE", str(own))
+    test = view("articles", item=sample.CHART_ITEM)
+    box = next(box for box in test.selectbox if box.label == "Topic")
+    assert box.options[:2] == ["Talk of the town", "Bazaars"]
+    box.set_value("gossip")
+    test.text_input(key="person").set_value("Anna")
+    next(button for button in test.button if button.label == "Save the correction").click().run()
+    with reading(filled) as connection:
+        (label,) = label_history(connection, sample.CHART_ITEM)
+    assert label.topic == "gossip"
+    assert list(view("labels").dataframe[0].value["topic"]) == ["Talk of the town"]
+    assert "Topic: Bazaars" in next(box for box in view("overview").selectbox if "topic" in box.label).options
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -194,6 +213,23 @@ def test_a_rule_is_made_muted_switched_and_removed(filled: Engine) -> None:
     assert "banks" in shown(view("rules", rule="banks")), "a rule that is gone is still looked back on"
 
 
+def test_the_form_asks_what_a_rule_watches_and_for_the_evidence_of_that(filled: Engine) -> None:
+    test = named("rules")
+    test.text_input(key="rule-name-").set_value("good news").run()
+    test.button_group(key="rule-surge-").set_value(["positive"]).run()
+    test.number_input(key="rule-min_positive_stories-").set_value(4).run()
+    press(test, "Save")
+    with reading(filled) as connection:
+        rule = next(rule for rule in list_rules(connection) if rule.name == "good news")
+    assert rule.definition == {"name": "good news", "surge": "positive", "min_positive_stories": 4}
+    assert "surges of positive stories" in shown(test)
+    test.button_group(key="rule-surge-").set_value(["volume"]).run()
+    asked = {number.label for number in test.number_input}
+    assert "Stories, at least" in asked
+    assert not any("share" in label for label in asked)
+    test.button(key="remove-good news").click().run()
+
+
 def test_rules_in_a_text_are_refused_with_their_line(filled: Engine) -> None:
     test = named("rules")
     test.text_area(key="rules-toml").set_value("[[rules]]\nname = 'x'\nkeys = 3\n").run()
@@ -214,6 +250,9 @@ def test_rules_are_tried_on_history(filled: Engine, tmp_path: Path) -> None:
     press(asked, "Ask")
     assert "negative stories" in shown(asked)
     assert "An alert needs" in {metric.label for metric in asked.metric}
+    asked.selectbox(key="why-surge").set_value("positive").run()
+    press(asked, "Ask")
+    assert "positive stories" in shown(asked)
 
 
 def test_receivers_are_tested_and_notices_sent_again(filled: Engine) -> None:

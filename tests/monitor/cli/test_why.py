@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sqlalchemy import insert
@@ -20,8 +21,8 @@ from tests.monitor.cli.conftest import Cli
 BEGIN, MINUTES, SURGE = 28_400_010, 1800, 1700
 
 
-def fill(data_dir: Path) -> None:
-    """A ticker known for more than a day, with thirty negative stories at the end; judged as it is live."""
+def fill(data_dir: Path, key: str = "ticker:AAA", **given: Any) -> None:
+    """A key known for more than a day, with thirty negative stories at the end; judged as it is live."""
     g = np.random.default_rng(3)
     rows = []
     for minute in range(MINUTES):
@@ -30,8 +31,8 @@ def fill(data_dir: Path) -> None:
         if stories or not minute:
             stories = stories or 1
             counted = {"stories": stories, "negative_stories": negative, "items": stories, "negative_items": negative}
-            rows.append({"key": "ticker:AAA", "minute": BEGIN + minute, "score_sum": 0.0, "late": 0} | counted)
-    settings = load_settings(None, data_dir=data_dir)
+            rows.append({"key": key, "minute": BEGIN + minute, "score_sum": 0.0, "late": 0} | counted)
+    settings = load_settings(None, data_dir=data_dir, **given)
     engine = open_engine(settings.database)
     upgrade(engine)
     partition = {"next_offset": 1, "sources": [], "source_count": 0, "log": "", "counted": 0, "late": 0, "stale": 0}
