@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch.nn import functional
 
 from models.bundle import load_model, model_folder
 from models.training.datasets import Example
 from models.training.losses import SoftLabels
+from models.training.report_sentences import MADE_UP
 from models.training.text_stage import Cancelled, Progress
 from monitor.errors import ConfigurationError
 
@@ -30,6 +32,8 @@ def soft_labels(
     cancelled: Callable[[], bool] | None = None,
 ) -> SoftLabels:
     """The mean of the teachers' calibrated probabilities. `topics` are the names that they must know, in this order.
+
+    A made-up sentence keeps its own sentiment, which is right by the way it was made.
 
     Raises `ModelError`, `ConfigurationError` for a teacher of other topics, and `Cancelled`.
     """
@@ -50,4 +54,7 @@ def soft_labels(
             done += len(rows)
             if progress is not None:
                 progress("teachers", done, len(order) * len(teachers), name)
+    made_up = [index for index, example in enumerate(examples) if example.origin == MADE_UP]
+    labels = torch.tensor([examples[index].sentiment for index in made_up], dtype=torch.long)
+    sentiment[made_up] = functional.one_hot(labels, 3).float()
     return SoftLabels(sentiment, topic)

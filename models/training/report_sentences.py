@@ -8,169 +8,38 @@ the names are invented, the figures drawn.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 
+from models.training.contrast_sentences import burden, good_denied, harm_denied, rivals
 from models.training.datasets import Example
-
-__all__ = ["report_sentences"]
-
-_NEGATIVE, _NEUTRAL, _POSITIVE = 0, 1, 2
-
-_SYLLABLES = "al ban cor da el fin gra hel in jo kar lun mar nor ol pa que ras sam tel un va west yl zen".split()  # noqa: SIM905
-_KINDS = ("Oyj", "Corp", "Group", "Ltd", "Inc", "plc", "AB", "Bank", "Steel", "Motors", "Foods", "Telecom", "", "", "")
-_GAINS = (
-    "operating profit",
-    "net profit",
-    "net sales",
-    "sales",
-    "revenue",
-    "turnover",
-    "pre-tax profit",
-    "profit before tax",
-    "profit",
-    "net income",
-    "earnings per share",
-    "EPS",
-    "EBITDA",
-    "EBIT",
-    "order intake",
-    "order book",
-    "gross margin",
-    "operating income",
-    "cash flow from operations",
-    "comparable sales",
-    "passenger numbers",
-    "cargo traffic",
-    "market share",
-    "net interest income",
-    "production",
-    "deliveries",
-    "exports",
-    "advertising sales",
-)
-_LOSSES = (
-    "net loss",
-    "operating loss",
-    "loss",
-    "pre-tax loss",
-    "loss before tax",
-    "loss per share",
-    "bad loans",
-    "net debt",
-)
-_UP = ("rose", "increased", "grew", "climbed", "went up", "jumped", "improved", "surged", "was up", "advanced")
-_DOWN = ("fell", "decreased", "dropped", "declined", "went down", "slipped", "slumped", "plunged", "was down", "shrank")
-_WIDER = ("widened", "grew", "increased", "rose", "deepened")
-_NARROWER = ("narrowed", "shrank", "decreased", "fell", "was cut", "declined")
-_IS = ("was", "totalled", "amounted to", "came to", "reached", "stood at", "came in at")
-_PLACES = ("Finland", "Espoo", "Mumbai", "Ohio", "Sweden", "Estonia", "China", "Texas", "Poland", "Brazil", "Germany")
-_THINGS = (
-    "packaging",
-    "mobile networks",
-    "steel",
-    "software",
-    "paper machines",
-    "elevators",
-    "tyres",
-    "medicines",
-    "loans",
-    "retail space",
-    "wind turbines",
-    "fertilisers",
-    "machinery",
-    "chips",
-    "aircraft parts",
-    "food",
-    "insurance",
+from models.training.report_grammar import (
+    DOWN,
+    GAINS,
+    IS,
+    LOSSES,
+    NARROWER,
+    NEGATIVE,
+    NEUTRAL,
+    PLACES,
+    POSITIVE,
+    THINGS,
+    UP,
+    WIDER,
+    Grammar,
 )
 
+__all__ = ["MADE_UP", "report_sentences"]
 
-class _Grammar:
-    def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)  # noqa: S311 - made-up figures, no secrets
-
-    def one(self, choices: tuple[str, ...]) -> str:
-        return self.random.choice(choices)
-
-    def name(self) -> str:
-        stem = "".join(self.random.sample(_SYLLABLES, self.random.choice((2, 2, 3)))).capitalize()
-        return f"{stem} {self.one(_KINDS)}".strip()
-
-    def period(self) -> str:
-        year = self.random.randint(2004, 2024)
-        quarter = self.one(("first", "second", "third", "fourth"))
-        return self.one(
-            (
-                f" in {year}",
-                f" in the {quarter} quarter",
-                f" in the {quarter} quarter of {year}",
-                f" for Q{self.random.randint(1, 4)}",
-                " in January-September",
-                " in the period under review",
-                " in the financial year",
-                f" for the full year {year}",
-                "",
-                "",
-            )
-        )
-
-    def before(self) -> str:
-        year = self.random.randint(2003, 2023)
-        return self.one(
-            (
-                " a year earlier",
-                " a year ago",
-                f" in {year}",
-                " in the corresponding period of the previous year",
-                " in the same period last year",
-                " the year before",
-                " in the year-ago quarter",
-                " previously",
-                " from the previous year",
-            )
-        ).replace(" from the", " in the")
-
-    def amounts(self, up: bool) -> tuple[str, str]:
-        """Now and before, in one currency and unit; now is larger if `up`."""
-        scale = self.random.choice((1.0, 10.0, 100.0, 1000.0))
-        old = self.random.uniform(1.0, 10.0) * scale
-        change = self.random.choice((self.random.uniform(0.02, 0.2), self.random.uniform(0.1, 0.9)))
-        new = old * (1 + change if up else 1 - change)
-        digits = 1 if scale < 100 else self.random.choice((0, 1))
-        if f"{new:.{digits}f}" == f"{old:.{digits}f}":
-            new = old * (2.0 if up else 0.5)
-        shape = self.one(
-            (
-                "EUR {} mn",
-                "EUR{} m",
-                "EUR {} million",
-                "{} million euros",
-                "${} million",
-                "${}m",
-                "USD {} mln",
-                "Rs {} crore",
-                "SEK {} mn",
-                "GBP {} million",
-                "{} billion yen",
-                "${} billion",
-                "{} mln euro",
-            )
-        )
-        return shape.format(f"{new:,.{digits}f}"), shape.format(f"{old:,.{digits}f}")
-
-    def percent(self) -> str:
-        return self.one(("{}%", "{} %", "{} percent", "{} per cent", "{} pct")).format(
-            f"{self.random.uniform(0.5, 70):.{self.random.choice((0, 1))}f}"
-        )
+# Origin of these sentences.
+MADE_UP = "report_sentences"
 
 
-def _change(g: _Grammar, name: str) -> tuple[str, int]:
+def _change(g: Grammar, name: str) -> tuple[str, int]:
     """A figure that moved, in words, in figures, or in both."""
     up = g.random.random() < 0.5
     loss = g.random.random() < 0.25
-    metric = g.one(_LOSSES if loss else _GAINS)
-    verb = g.one((_WIDER if up else _NARROWER) if loss else (_UP if up else _DOWN))
+    metric = g.one(LOSSES if loss else GAINS)
+    verb = g.one((WIDER if up else NARROWER) if loss else (UP if up else DOWN))
     new, old = g.amounts(up)
     whose = g.one(
         (
@@ -190,20 +59,20 @@ def _change(g: _Grammar, name: str) -> tuple[str, int]:
             f"{whose} {verb} from {old} to {new}{period} .",
             f"{whose}{period} {verb} by {g.percent()} year-on-year to {new} .",
             f"{whose} {verb} {g.percent()}{period}",
-            f"{whose}{period} {g.one(_IS)} {new} , {direction} from {old}{before} .",
-            f"{whose}{period} {g.one(_IS)} {new} , {versus} {old}{before} .",
-            f"{whose} {g.one(_IS)} {new} , {versus} {old}{before} .",
-            f"{whose}{period} {g.one(_IS)} {new} ( {old} ) .",
+            f"{whose}{period} {g.one(IS)} {new} , {direction} from {old}{before} .",
+            f"{whose}{period} {g.one(IS)} {new} , {versus} {old}{before} .",
+            f"{whose} {g.one(IS)} {new} , {versus} {old}{before} .",
+            f"{whose}{period} {g.one(IS)} {new} ( {old} ) .",
             f"{whose} {direction} {g.percent()} at {new}{period}",
             f"{name} said its {metric} {verb} to {new}{period} from {old}{before} .",
             f"{name} posts {metric} of {new}{period} vs {old}{before}",
             f"{name} reported {metric} of {new}{period} , {direction} from {old}{before} .",
         )
     )
-    return text, _POSITIVE if up != loss else _NEGATIVE
+    return text, POSITIVE if up != loss else NEGATIVE
 
 
-def _turn(g: _Grammar, name: str) -> tuple[str, int]:
+def _turn(g: Grammar, name: str) -> tuple[str, int]:
     """From profit to loss or back."""
     up = g.random.random() < 0.5
     new, old = g.amounts(g.random.random() < 0.5)
@@ -225,30 +94,30 @@ def _turn(g: _Grammar, name: str) -> tuple[str, int]:
             f"{name} made a {kind} {now} of {new}{g.period()} after a {then} of {old}{g.before()} .",
         )
     )
-    return text, _POSITIVE if up else _NEGATIVE
+    return text, POSITIVE if up else NEGATIVE
 
 
-def _level(g: _Grammar, name: str) -> tuple[str, int]:
+def _level(g: Grammar, name: str) -> tuple[str, int]:
     """A figure with nothing to compare it to, or one that did not move."""
     new, _ = g.amounts(True)
-    metric = g.one(_GAINS)
+    metric = g.one(GAINS)
     text = g.one(
         (
-            f"{name} 's {metric} {g.one(_IS)} {new}{g.period()} .",
+            f"{name} 's {metric} {g.one(IS)} {new}{g.period()} .",
             f"The group had {metric} of {new}{g.period()} and about {g.random.randint(2, 90) * 100} employees .",
             f"{metric.capitalize()} remained unchanged at {new}{g.period()} .",
-            f"{name} , which had {metric} of {new}{g.period()} , is based in {g.one(_PLACES)} .",
+            f"{name} , which had {metric} of {new}{g.period()} , is based in {g.one(PLACES)} .",
             f"The value of the {g.one(('deal', 'contract', 'transaction', 'acquisition'))} is {new} .",
             f"{name} will publish its {metric} figures{g.period()} .",
             f"{name} has annual {metric} of about {new} .",
         )
     )
-    return text, _NEUTRAL
+    return text, NEUTRAL
 
 
-def _fact(g: _Grammar, name: str) -> tuple[str, int]:
+def _fact(g: Grammar, name: str) -> tuple[str, int]:
     """A plain fact."""
-    thing, place, other = g.one(_THINGS), g.one(_PLACES), g.name()
+    thing, place, other = g.one(THINGS), g.one(PLACES), g.name()
     text = g.one(
         (
             f"{name} is a {place}-based maker of {thing} .",
@@ -274,19 +143,19 @@ def _fact(g: _Grammar, name: str) -> tuple[str, int]:
             ),
         )
     )
-    return text, _NEUTRAL
+    return text, NEUTRAL
 
 
-def _good(g: _Grammar, name: str) -> tuple[str, int]:
+def _good(g: Grammar, name: str) -> tuple[str, int]:
     """Orders won, outlooks raised, things that get better."""
-    thing, place, other = g.one(_THINGS), g.one(_PLACES), g.name()
+    thing, place, other = g.one(THINGS), g.one(PLACES), g.name()
     new, _ = g.amounts(True)
     text = g.one(
         (
             f"{name} has won an order worth {new} to supply {thing} to {other} .",
             f"{name} signed a {g.random.randint(2, 9)}-year contract with {other} to deliver {thing} in {place} .",
-            f"{name} raised its full-year outlook for {g.one(_GAINS)} .",
-            f"{name} expects its {g.one(_GAINS)} to {g.one(('improve', 'increase', 'grow', 'rise'))}{g.period()} .",
+            f"{name} raised its full-year outlook for {g.one(GAINS)} .",
+            f"{name} expects its {g.one(GAINS)} to {g.one(('improve', 'increase', 'grow', 'rise'))}{g.period()} .",
             f"{name} is no longer making a loss .",
             f"{name} does not expect a loss{g.period()} .",
             f"The new plant will strengthen {name} 's position in {place} .",
@@ -302,19 +171,19 @@ def _good(g: _Grammar, name: str) -> tuple[str, int]:
             f"{name} launches a new generation of {thing} that cuts energy use by {g.percent()} .",
             f"{name} has strengthened its position as the leading maker of {thing} in {place} .",
             f"The order , worth {new} , is one of the largest in the history of {name} .",
-            f"Cost savings at {name} will have a positive effect on its {g.one(_GAINS)} .",
+            f"Cost savings at {name} will have a positive effect on its {g.one(GAINS)} .",
             f"{name} sees strong demand for {thing} in {place} to continue .",
             f"{name} extends its contract with {other} on {thing} .",
             f"{name} has started to buy back its own shares .",
             f"Our {thing} business developed well and the market situation is good , says {name} .",
         )
     )
-    return text, _POSITIVE
+    return text, POSITIVE
 
 
-def _bad(g: _Grammar, name: str) -> tuple[str, int]:
+def _bad(g: Grammar, name: str) -> tuple[str, int]:
     """Warnings, cuts, things that get worse."""
-    thing, place = g.one(_THINGS), g.one(_PLACES)
+    thing, place = g.one(THINGS), g.one(PLACES)
     jobs = g.random.randint(2, 200) * 10
     text = g.one(
         (
@@ -322,17 +191,17 @@ def _bad(g: _Grammar, name: str) -> tuple[str, int]:
                 f"{name} will {g.one(('cut', 'lay off', 'shed', 'reduce its workforce by'))} "
                 f"{jobs} {g.one(('jobs', 'employees', 'people'))} in {place} ."
             ),
-            f"{name} issued a profit warning and lowered its outlook for {g.one(_GAINS)} .",
+            f"{name} issued a profit warning and lowered its outlook for {g.one(GAINS)} .",
             (
-                f"{name} expects its {g.one(_GAINS)} "
+                f"{name} expects its {g.one(GAINS)} "
                 f"to {g.one(('fall', 'decline', 'decrease', 'weaken', 'remain below last year'))}{g.period()} ."
             ),
             f"{name} will close its {thing} plant in {place} .",
             f"Demand for {thing} in {place} has {g.one(('weakened', 'fallen', 'slowed'))} , {name} said .",
             f"{name} did not make a profit{g.period()} .",
-            f"{name} failed to raise its {g.one(_GAINS)}{g.period()} .",
+            f"{name} failed to raise its {g.one(GAINS)}{g.period()} .",
             f"{name} lost a contract to supply {thing} in {place} .",
-            f"The {g.one(_GAINS)} of {name} was hurt by higher raw material costs .",
+            f"The {g.one(GAINS)} of {name} was hurt by higher raw material costs .",
             f"{name} starts talks with staff in {place} on temporary layoffs affecting {jobs} people .",
             f"{name} will pay no dividend because of its losses .",
             f"The market for {thing} in {place} remains difficult , says {name} .",
@@ -343,22 +212,26 @@ def _bad(g: _Grammar, name: str) -> tuple[str, int]:
             f"{name} recalls {thing} because of a fault .",
         )
     )
-    return text, _NEGATIVE
+    return text, NEGATIVE
 
 
-_RULES: tuple[tuple[Callable[[_Grammar, str], tuple[str, int]], int], ...] = (
+_RULES: tuple[tuple[Callable[[Grammar, str], tuple[str, int]], int], ...] = (
     (_change, 34),
     (_turn, 5),
     (_level, 14),
     (_fact, 18),
     (_good, 18),
     (_bad, 11),
+    (burden, 8),
+    (harm_denied, 14),
+    (good_denied, 11),
+    (rivals, 14),
 )
 
 
 def report_sentences(count: int, *, seed: int = 0) -> list[Example]:
     """`count` sentences with their sentiment; a third asks about the company named in them."""
-    grammar = _Grammar(seed)
+    grammar = Grammar(seed)
     rules = [rule for rule, _ in _RULES]
     weights = [weight for _, weight in _RULES]
     found: list[Example] = []
@@ -370,13 +243,14 @@ def report_sentences(count: int, *, seed: int = 0) -> list[Example]:
         if grammar.random.random() < 0.4:
             text = text.replace(" .", ".").replace(" ,", ",").replace(" 's", "'s").replace("( ", "(").replace(" )", ")")
         at = text.find(name)
-        asked = at >= 0 and grammar.random.random() < 0.5
+        # Of two companies that fare differently the text as a whole says nothing.
+        asked = at >= 0 and (grammar.random.random() < 0.5 or rule is rivals)
         found.append(
             Example(
                 text=text,
                 entity=(at, at + len(name)) if asked else None,
                 sentiment=sentiment,
-                origin="report_sentences",
+                origin=MADE_UP,
             )
         )
     return found
