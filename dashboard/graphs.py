@@ -11,7 +11,11 @@ import altair as alt
 
 from dashboard.markup import at_minute, clock
 from monitor.alerts.records import Alert, expectation
-from monitor.storage.trends import Bucket
+from monitor.storage.trends import Bucket, TickSums
+from monitor.surges.sorts import NEGATIVE as NEGATIVE_SURGE
+from monitor.surges.sorts import POSITIVE as POSITIVE_SURGE
+from monitor.surges.sorts import VOLUME as VOLUME_SURGE
+from monitor.surges.sorts import counted, stories_of
 
 __all__ = ["probability_chart", "sentiment_chart", "volume_chart", "window_chart"]
 
@@ -19,7 +23,9 @@ __all__ = ["probability_chart", "sentiment_chart", "volume_chart", "window_chart
 NEGATIVE: Final = "#d9651e"
 NEUTRAL: Final = "#8c95a0"
 POSITIVE: Final = "#2f86cf"
-SURGE: Final = "#e0a03c"
+# What surged: negative stories, positive ones, or their number.
+SURGE_COLOURS: Final = {NEGATIVE_SURGE: "#e0a03c", POSITIVE_SURGE: POSITIVE, VOLUME_SURGE: "#b279a2"}
+LINE_COLOURS: Final = {NEGATIVE_SURGE: NEGATIVE, POSITIVE_SURGE: POSITIVE, VOLUME_SURGE: SURGE_COLOURS[VOLUME_SURGE]}
 
 _MINUTE_MS: Final = 60_000
 # The day at midnight, the time at other ticks, on a clock of 24 hours.
@@ -62,6 +68,7 @@ def _rows(buckets: Sequence[Bucket], step: int) -> list[dict[str, Any]]:
             "mean": bucket.sums.mean_score,
             "stories": bucket.sums.stories,
             "negative": bucket.sums.negative_stories,
+            "positive": bucket.sums.positive_stories,
             "share": bucket.sums.negative_share,
             "items": bucket.sums.items,
         }
@@ -84,9 +91,10 @@ def _surges(alerts: Iterable[Alert], start: int, end: int) -> list[dict[str, Any
                 "t": max(low, begin),
                 "t2": min(high, max(until, begin + least)),
                 "fired": min(high, max(low, _ms(alert.fired_at))),
-                "surge": f"{alert.severity}, {alert.state.value}",
+                "sort": alert.surge,
+                "surge": f"{stories_of(alert.surge)}: {alert.severity}, {alert.state.value}",
                 "fired at": clock(alert.fired_at),
-                "negative stories": f"{alert.observed} in {alert.window.minutes} min, "
+                "stories": f"{counted(alert.surge, alert.observed)} in {alert.window.minutes} min, "
                 f"{expectation(alert.expected)} expected",
             }
         )
@@ -94,21 +102,25 @@ def _surges(alerts: Iterable[Alert], start: int, end: int) -> list[dict[str, Any
 
 
 def _surge_layers(surges: list[dict[str, Any]]) -> list[alt.Chart]:
-    if not surges:
-        return []
-    tooltip = [alt.Tooltip(f"{name}:N") for name in ("surge", "fired at", "negative stories")]
-    data = alt.InlineData(values=surges)
-    band = (
-        alt.Chart(data)
-        .mark_rect(color=SURGE, opacity=0.25)
-        .encode(x=_time_axis(title=None), x2="t2:T", tooltip=tooltip)
-    )
-    mark = (
-        alt.Chart(data)
-        .mark_point(shape="triangle-down", filled=True, size=110, color=SURGE, opacity=1, yOffset=2)
-        .encode(x=_time_axis(title=None, field="fired"), y=alt.value(4), tooltip=tooltip)
-    )
-    return [band, mark]
+    tooltip = [alt.Tooltip(f"{name}:N") for name in ("surge", "fired at", "stories")]
+    layers = []
+    for sort, colour in SURGE_COLOURS.items():
+        mine = [surge for surge in surges if surge["sort"] == sort]
+        if not mine:
+            continue
+        data = alt.InlineData(values=mine)
+        band = (
+            alt.Chart(data)
+            .mark_rect(color=colour, opacity=0.25)
+            .encode(x=_time_axis(title=None), x2="t2:T", tooltip=tooltip)
+        )
+        mark = (
+            alt.Chart(data)
+            .mark_point(shape="triangle-down", filled=True, size=110, color=colour, opacity=1, yOffset=2)
+            .encode(x=_time_axis(title=None, field="fired"), y=alt.value(4), tooltip=tooltip)
+        )
+        layers += [band, mark]
+    return layers
 
 
 def _framed(layers: Sequence[alt.Chart], height: int) -> alt.LayerChart:
@@ -157,10 +169,17 @@ def sentiment_chart(
     )
 
 
-def _in_window(buckets: Sequence[Bucket], width: int, start: int, end: int, step: int) -> list[dict[str, Any]]:
-    """Negative stories in the `width` minutes up to every `step`-th minute; `buckets` are of one minute."""
+def _of_sort(sums: TickSums, surge: str) -> int:
+    return {NEGATIVE_SURGE: sums.negative_stories, POSITIVE_SURGE: sums.positive_stories}.get(surge, sums.stories)
+
+
+def _in_window(
+    buckets: Sequence[Bucket], surge: str, width: int, start: int, end: int, step: int
+) -> list[dict[str, Any]]:
+    """Stories of the sort that surges in the `width` minutes up to every `step`-th minute; `buckets` are of one
+    minute."""
     at = [bucket.minute for bucket in buckets]
-    sums = [0, *accumulate(bucket.sums.negative_stories for bucket in buckets)]
+    sums = [0, *accumulate(_of_sort(bucket.sums, surge) for bucket in buckets)]
     return [
         {
             "t": minute * _MINUTE_MS,
@@ -172,39 +191,41 @@ def _in_window(buckets: Sequence[Bucket], width: int, start: int, end: int, step
 
 
 def window_chart(buckets: Sequence[Bucket], alert: Alert, start: int, end: int, step: int) -> alt.LayerChart:
-    """What alerted: negative stories in the alert's window as it slides over the epoch minutes [start, end], and what
-    was to be expected in the window that alerted. `buckets` are of one minute, from a window before `start` on."""
-    rows = _in_window(buckets, alert.window.minutes, start, end, step)
+    """What alerted: stories of the sort that surges in the alert's window as it slides over the epoch minutes
+    [start, end], and what was to be expected in the window that alerted. `buckets` are of one minute, from a window
+    before `start` on."""
+    rows = _in_window(buckets, alert.surge, alert.window.minutes, start, end, step)
+    colour, words = LINE_COLOURS[alert.surge], stories_of(alert.surge)
     base = alt.Chart(alt.InlineData(values=rows))
 
     def y(field: str) -> alt.Y:
         return alt.Y(
             field=field,
             type="quantitative",
-            title=f"negative in {alert.window.minutes} min",
+            title=f"{words.removesuffix(' stories')} in {alert.window.minutes} min",
             scale=alt.Scale(domainMin=0, nice=True),
             axis=alt.Axis(minExtent=44, tickMinStep=1, format="d"),
         )
 
     tooltip = [
         alt.Tooltip("when:N", title="up to (UTC)"),
-        alt.Tooltip("observed:Q", title=f"negative stories in {alert.window.minutes} min"),
+        alt.Tooltip("observed:Q", title=f"{words} in {alert.window.minutes} min"),
     ]
-    area = base.mark_area(color=NEGATIVE, opacity=0.2, interpolate="step-after").encode(
+    area = base.mark_area(color=colour, opacity=0.2, interpolate="step-after").encode(
         x=_time_axis(title=None), y=y("observed")
     )
-    line = base.mark_line(color=NEGATIVE, strokeWidth=2, interpolate="step-after").encode(
+    line = base.mark_line(color=colour, strokeWidth=2, interpolate="step-after").encode(
         x=_time_axis(title=None), y=y("observed"), tooltip=tooltip
     )
-    words = f"{alert.observed} observed, {expectation(alert.expected)} expected"
+    said = f"{alert.observed} observed, {expectation(alert.expected)} expected"
     expected = {"t": start * _MINUTE_MS, "t2": end * _MINUTE_MS, "level": alert.expected}
     rule = (
         alt.Chart(alt.InlineData(values=[expected]))
-        .mark_rule(color=POSITIVE, strokeWidth=2, strokeDash=[6, 4])
+        .mark_rule(color=NEUTRAL if alert.surge == POSITIVE_SURGE else POSITIVE, strokeWidth=2, strokeDash=[6, 4])
         .encode(x=_time_axis(title=None), x2="t2:T", y=y("level"))
     )
-    told = alt.Chart(alt.InlineData(values=[{"t": _ms(alert.window.end), "observed": alert.observed, "words": words}]))
-    point = told.mark_point(color=NEGATIVE, filled=True, size=90, opacity=1).encode(
+    told = alt.Chart(alt.InlineData(values=[{"t": _ms(alert.window.end), "observed": alert.observed, "words": said}]))
+    point = told.mark_point(color=colour, filled=True, size=90, opacity=1).encode(
         x=_time_axis(title=None), y=y("observed"), tooltip=alt.Tooltip("words:N", title="the window that alerted")
     )
     # In the empty time before the surge, where nothing lies under it.
@@ -222,12 +243,15 @@ def volume_chart(
     start: int,
     end: int,
     step: int,
+    *,
+    positive: bool = False,
 ) -> alt.LayerChart:
-    """Stories in each step, the negative ones at the bottom, surges behind."""
+    """Stories in each step, the negative ones at the bottom (the positive ones if so asked), surges behind."""
+    sort = "positive" if positive else "negative"
     rows: list[dict[str, Any]] = []
     for row in _rows(buckets, step):
-        rows.append(row | {"kind": "negative stories", "low": 0, "high": row["negative"]})
-        rows.append(row | {"kind": "other stories", "low": row["negative"], "high": row["stories"]})
+        rows.append(row | {"kind": f"{sort} stories", "low": 0, "high": row[sort]})
+        rows.append(row | {"kind": "other stories", "low": row[sort], "high": row["stories"]})
     bars = (
         alt.Chart(alt.InlineData(values=rows))
         .mark_rect()
@@ -244,13 +268,16 @@ def volume_chart(
             color=alt.Color(
                 "kind:N",
                 title=None,
-                scale=alt.Scale(domain=["negative stories", "other stories"], range=[NEGATIVE, NEUTRAL]),
+                scale=alt.Scale(
+                    domain=[f"{sort} stories", "other stories"], range=[POSITIVE if positive else NEGATIVE, NEUTRAL]
+                ),
                 legend=alt.Legend(orient="top", direction="horizontal", offset=2),
             ),
             tooltip=[
                 alt.Tooltip("when:N", title="from (UTC)"),
                 alt.Tooltip("stories:Q", title="stories"),
                 alt.Tooltip("negative:Q", title="negative"),
+                alt.Tooltip("positive:Q", title="positive"),
                 alt.Tooltip("share:Q", title="negative share", format=".0%"),
             ],
         )

@@ -28,12 +28,13 @@ from dashboard.navigation import page
 from dashboard.store import change, guarded, read
 from dashboard.views.delivery import deliveries_table
 from dashboard.views.why import show_why
-from monitor.alerts.records import SEVERITIES, Alert, AlertState, expectation
+from monitor.alerts.records import SEVERITIES, Alert, AlertState, AlertStory, expectation
 from monitor.storage.alerts import acknowledge, audit_trail, get_alert, list_alerts
 from monitor.storage.articles import Headline, Story, copies, stories_under
 from monitor.storage.deliveries import of_episode
 from monitor.storage.silences import add_silence
 from monitor.storage.trends import DAY, HOUR, series
+from monitor.surges.sorts import POSITIVE, VOLUME, stories_of
 
 __all__ = ["show"]
 
@@ -79,7 +80,8 @@ def _list() -> None:
                 "severity": alert.severity,
                 "about": title_of(alert.key),
                 "fired": clock(alert.fired_at),
-                "negative stories": alert.observed,
+                "surge of": stories_of(alert.surge),
+                "stories": alert.observed,
                 "expected": alert.expected,
                 "window": f"{alert.window.minutes} min",
                 "sources": alert.sources,
@@ -96,7 +98,9 @@ def _list() -> None:
             "about": st.column_config.TextColumn(pinned=True),
             "fired": st.column_config.TextColumn("fired (UTC)"),
             "resolved": st.column_config.TextColumn("resolved (UTC)"),
-            "negative stories": st.column_config.NumberColumn(format="localized"),
+            "stories": st.column_config.NumberColumn(
+                format="localized", help="Stories of the sort that surges, in the window."
+            ),
             "expected": st.column_config.NumberColumn(format="%.1f"),
         },
     )
@@ -112,7 +116,7 @@ def _list() -> None:
 def _head(alert: Alert) -> None:
     window = f"{clock(alert.window.start)} to {clock(alert.window.end)} UTC"
     markup(
-        f'<div class="headline">{escape(title_of(alert.key))}: surge of negative stories</div>'
+        f'<div class="headline">{escape(title_of(alert.key))}: surge of {stories_of(alert.surge)}</div>'
         f"<p>{chip(alert.severity, alert.severity)} {chip(alert.state.value, alert.state.value)} "
         f'<span class="quiet">fired <time>{clock(alert.fired_at)}</time> UTC, started '
         f"<time>{clock(alert.started_at)}</time>"
@@ -127,7 +131,7 @@ def _head(alert: Alert) -> None:
     )
     observed, share, surprise, sources = st.columns(4)
     observed.metric(
-        f"Negative stories in {alert.window.minutes} min",
+        f"{stories_of(alert.surge).capitalize()} in {alert.window.minutes} min",
         f"{alert.observed:,}",
         f"{expectation(alert.expected)} expected",
         delta_color="off",
@@ -135,16 +139,27 @@ def _head(alert: Alert) -> None:
         border=True,
         height="stretch",
     )
-    share.metric(
-        "Negative share",
-        f"{alert.share:.0%}",
-        f"{alert.expected_share:.0%} expected",
-        delta_color="off",
-        delta_arrow="off",
-        border=True,
-        height="stretch",
-        help=f"{alert.observed} of {alert.total} stories.",
-    )
+    if alert.surge == VOLUME:
+        share.metric(
+            "Times the expected number",
+            f"{alert.observed / max(alert.expected, 0.1):.1f}",
+            "whatever the stories say",
+            delta_color="off",
+            delta_arrow="off",
+            border=True,
+            height="stretch",
+        )
+    else:
+        share.metric(
+            f"{alert.surge.capitalize()} share",
+            f"{alert.share:.0%}",
+            f"{alert.expected_share:.0%} expected",
+            delta_color="off",
+            delta_arrow="off",
+            border=True,
+            height="stretch",
+            help=f"{alert.observed} of {alert.total} stories.",
+        )
     surprise.metric(
         "Chance of this in quiet times",
         f"{alert.p_value:.1e}",
@@ -208,13 +223,16 @@ def _charts(alert: Alert) -> None:
         minutes = series(connection, alert.key, span.start - width, span.end, 1)
     st.altair_chart(
         window_chart(minutes, alert, span.start, span.end, max(1, span.minutes // 400)),
-        alt=f"Negative stories in {width} minutes, observed against expected",
+        alt=f"{stories_of(alert.surge).capitalize()} in {width} minutes, observed against expected",
     )
     st.caption(
-        f"Line: negative stories in the {width} minutes up to each time. Dashed: how many were to be expected in the "
-        "window that alerted. Shaded: the surge."
+        f"Line: {stories_of(alert.surge)} in the {width} minutes up to each time. Dashed: how many were to be expected "
+        "in the window that alerted. Shaded: the surge."
     )
-    st.altair_chart(volume_chart(buckets, [alert], span.start, span.end, step), alt="Stories around the alert")
+    positive = alert.surge == POSITIVE
+    st.altair_chart(
+        volume_chart(buckets, [alert], span.start, span.end, step, positive=positive), alt="Stories around the alert"
+    )
     st.altair_chart(sentiment_chart(buckets, [alert], span.start, span.end, step), alt="Sentiment around the alert")
 
 
@@ -241,7 +259,7 @@ def _stories(alert: Alert) -> None:
     rows: list[Sequence[Any]] = []
     for story in found:
         others = told[story.id]
-        rows.append(_story_row(story, _copies(others) if len(others) > 1 else ""))
+        rows.append(_story_row(alert, story, _copies(others) if len(others) > 1 else ""))
     if not rows:
         # Older than what retention keeps: the evidence itself remains.
         rows = [
@@ -250,23 +268,28 @@ def _stories(alert: Alert) -> None:
                 web_link(story.url, story.source or "source"),
                 f"<time>{clock(story.published_at)}</time>",
                 str(story.copies),
-                f"{story.p_negative:.0%}",
+                f"{_probability(alert, story):.0%}",
             )
             for story in alert.stories
         ]
-    table(("story", "first source", "published (UTC)", "items", "p(negative)"), rows, "Stories behind the alert")
+    probability = "p(positive)" if alert.surge == POSITIVE else "p(negative)"
+    table(("story", "first source", "published (UTC)", "items", probability), rows, "Stories behind the alert")
     if len(found) == 50:
         st.caption("The 50 most told are shown.")
 
 
-def _story_row(story: Story, copied: str) -> Sequence[str]:
+def _probability(alert: Alert, story: Story | AlertStory) -> float:
+    return story.p_positive if alert.surge == POSITIVE else story.p_negative
+
+
+def _story_row(alert: Alert, story: Story, copied: str) -> Sequence[str]:
     sources = len({*story.sources, story.source} - {""})
     return (
         item_link(story.item_id, story.title) + copied,
         web_link(story.url, story.source or "source") + (f" and {sources - 1} more" if sources > 1 else ""),
         f"<time>{clock(story.first_at)}</time>",
         str(story.items),
-        f"{story.p_negative:.0%}",
+        f"{_probability(alert, story):.0%}",
     )
 
 

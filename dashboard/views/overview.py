@@ -28,6 +28,7 @@ from monitor.storage.trends import (
     series_by_key,
     totals,
 )
+from monitor.surges.sorts import counted
 
 __all__ = ["show"]
 
@@ -178,6 +179,11 @@ def _movers(span: Span) -> None:
                 st.caption("No ticker has enough news in this range.")
 
 
+def _figures(alert: Alert) -> str:
+    number = counted(alert.surge, alert.observed)
+    return f"{number} in {alert.window.minutes} min, {expectation(alert.expected)} expected"
+
+
 def _recent(span: Span, alerts: Sequence[Alert]) -> None:
     st.subheader("Alerts in this range")
     within = [a for a in alerts if a.fired_at < span.ends and (a.resolved_at or span.ends) >= span.begins]
@@ -185,14 +191,14 @@ def _recent(span: Span, alerts: Sequence[Alert]) -> None:
         st.caption("None.")
         return
     table(
-        ("severity", "state", "about", "fired (UTC)", "negative stories"),
+        ("severity", "state", "about", "fired (UTC)", "stories"),
         (
             (
                 chip(alert.severity, alert.severity),
                 chip(alert.state.value, alert.state.value),
                 alert_link(alert),
                 f"<time>{clock(alert.fired_at)}</time>",
-                f"{alert.observed} in {alert.window.minutes} min, {expectation(alert.expected)} expected",
+                _figures(alert),
             )
             for alert in within[:12]
         ),
@@ -222,7 +228,10 @@ def _body() -> None:
     else:
         st.info("No news about this in the range.", icon=":material/search_off:")
     note, articles, download = st.columns([5, 1, 1], vertical_alignment="center")
-    note.caption(f"{span}. Shaded: a surge of negative stories; triangle: its alert fired.")
+    note.caption(
+        f"{span}. Shaded: a surge (orange: negative stories, blue: positive ones, purple: their number); triangle: its "
+        "alert fired."
+    )
     articles.page_link(page("articles"), label="Articles", icon=":material/article:", query_params={"key": key})
     download.download_button(
         "CSV",

@@ -15,6 +15,7 @@ from monitor.errors import RuleError
 from monitor.storage.receivers import list_receivers
 from monitor.storage.rules import STORE, list_rules
 from monitor.surges.judge import JudgeConfig
+from monitor.surges.sorts import NEGATIVE, SURGES, VOLUME, stories_of
 
 __all__ = ["Draft", "draft"]
 
@@ -46,6 +47,17 @@ def _fields(judge: JudgeConfig, given: dict[str, Any], receivers: list[str], sta
     made["description"] = (
         right.text_input("Description", given.get("description", ""), max_chars=500, key=key("about")) or ""
     ).strip()
+    surge = (
+        st.segmented_control(
+            "Watches surges of",
+            SURGES,
+            default=given.get("surge", NEGATIVE),
+            format_func=lambda sort: "all stories, whatever they say" if sort == VOLUME else stories_of(sort),
+            key=key("surge"),
+        )
+        or NEGATIVE
+    )
+    made["surge"] = surge
     left, right = st.columns(2)
     made["keys"] = _words(
         left.text_input(
@@ -67,15 +79,19 @@ def _fields(judge: JudgeConfig, given: dict[str, Any], receivers: list[str], sta
         default=[window for window in given.get("windows", []) if window in judge.windows],
         key=key("windows"),
     )
-    columns = st.columns(4)
-    for place, name, label, most, step in zip(
-        columns,
-        ("min_negative_stories", "min_sources", "min_share", "max_p_value"),
-        ("Negative stories, at least", "Sources, at least", "Negative share, at least", "p-value, at most"),
-        (1_000_000, 1_000_000, 1.0, 1.0),
-        (1, 1, 0.05, None),
-        strict=True,
-    ):
+    evidence: list[tuple[str, str, float, float | None]] = [
+        ("min_sources", "Sources, at least", 1_000_000, 1),
+        ("max_p_value", "p-value, at most", 1.0, None),
+    ]
+    if surge == VOLUME:
+        evidence.insert(0, ("min_stories", "Stories, at least", 1_000_000, 1))
+    else:
+        sort = surge.capitalize()
+        evidence.insert(0, (f"min_{surge}_stories", f"{sort} stories, at least", 1_000_000, 1))
+        evidence.insert(2, ("min_share", f"{sort} share, at least", 1.0, 0.05))
+        # The form does not ask for it; what is there stays.
+        made["min_stories"] = given.get("min_stories", 0)
+    for place, (name, label, most, step) in zip(st.columns(len(evidence)), evidence, strict=True):
         whole = isinstance(most, int)
         usual = 1.0 if name == "max_p_value" else 0 if whole else 0.0
         made[name] = place.number_input(

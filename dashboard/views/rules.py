@@ -31,6 +31,7 @@ from monitor.storage.rules import (
     switch_rule,
     taken_counts,
 )
+from monitor.surges.sorts import NEGATIVE, counted, stories_of
 
 __all__ = ["show"]
 
@@ -41,10 +42,17 @@ TRIAL_DAYS: Final = (1, 3, 7, 14, 30, 60)
 
 def _scope(definition: dict[str, Any]) -> str:
     """What a rule takes, in one line."""
-    parts = [", ".join(definition.get("keys", ["every key"]))]
+    parts = [f"surges of {stories_of(definition.get('surge', NEGATIVE))}"]
+    parts.append(", ".join(definition.get("keys", ["every key"])))
     named = {"exclude": "but not", "severities": "severity", "windows": "windows of minutes", "receivers": "tells"}
     parts += [f"{words} {', '.join(map(str, definition[name]))}" for name, words in named.items() if name in definition]
-    least = {"min_negative_stories": "negative stories", "min_sources": "sources", "min_share": "negative share"}
+    least = {
+        "min_stories": "stories",
+        "min_negative_stories": "negative stories",
+        "min_positive_stories": "positive stories",
+        "min_sources": "sources",
+        "min_share": f"{definition.get('surge', NEGATIVE)} share",
+    }
     parts += [f"at least {definition[name]:g} {words}" for name, words in least.items() if name in definition]
     if "max_p_value" in definition:
         parts.append(f"p-value at most {definition['max_p_value']:g}")
@@ -115,7 +123,9 @@ def _changes(found: Iterable[Change], caption: str) -> None:
 
 
 def _figures(alert: Alert) -> str:
-    return f"{alert.observed} in {alert.window.minutes} min, {expectation(alert.expected)} expected"
+    return (
+        f"{counted(alert.surge, alert.observed)} in {alert.window.minutes} min, {expectation(alert.expected)} expected"
+    )
 
 
 def _look_back(name: str) -> None:
@@ -150,7 +160,7 @@ def _look_back(name: str) -> None:
     st.subheader("Alerts that it took", anchor=False)
     if taken:
         table(
-            ("severity", "state", "about", "fired (UTC)", "resolved (UTC)", "negative stories", "acknowledged by"),
+            ("severity", "state", "about", "fired (UTC)", "resolved (UTC)", "stories", "acknowledged by"),
             (
                 cells(
                     chip(alert.severity, alert.severity),
@@ -198,7 +208,7 @@ def _trial(trial: Trial) -> None:
     )
     if trial.firings:
         table(
-            ("severity", "key", "fired (UTC)", "resolved (UTC)", "negative stories", "sources", "taken by, from"),
+            ("severity", "key", "fired (UTC)", "resolved (UTC)", "stories", "sources", "taken by, from"),
             map(_trial_row, trial.firings),
             "When the rules would have fired",
         )

@@ -12,6 +12,7 @@ from dashboard.store import engine, guarded, settings
 from monitor.alerts.rules import load_rules
 from monitor.alerts.why import Answer, ask
 from monitor.surges.decisions import Standing
+from monitor.surges.sorts import SURGES, stories_of
 
 __all__ = ["show_why"]
 
@@ -27,7 +28,17 @@ VERDICTS = {
 
 def _windows(standing: Standing) -> None:
     table(
-        ("window", "negative stories", "expected", "of stories", "share", "usual share", "others", "burst", "p-value"),
+        (
+            "window",
+            stories_of(standing.surge),
+            "expected",
+            "of stories",
+            "share",
+            "usual share",
+            "others",
+            "burst",
+            "p-value",
+        ),
         (
             (
                 f"{window.minutes} min",
@@ -96,8 +107,9 @@ def show_why() -> None:
     last = newest()
     if last is None:
         return
-    what, day, time, button = st.columns([3, 2, 2, 2], vertical_alignment="bottom")
+    what, which, day, time, button = st.columns([3, 2, 2, 2, 2], vertical_alignment="bottom")
     key = choose_key(place=what, name="why-key")
+    surge = which.selectbox("Surge of", SURGES, format_func=stories_of, key="why-surge")
     end = at_minute(last + 1)
     on = day.date_input("Day (UTC)", end.date(), key="why-day")
     by = time.time_input("Up to (UTC)", end.time(), key="why-time", step=60)
@@ -106,7 +118,7 @@ def show_why() -> None:
         try:
             st.session_state["why"] = ask(
                 engine(),
-                load_rules(settings()).judge,
+                load_rules(settings()).judge.watching(surge),
                 key,
                 min(datetime.combine(on, by, UTC), end),
                 lambda share: shown.progress(min(share, 1.0), plain(f"Judging {title_of(key)} again …")),
@@ -114,5 +126,5 @@ def show_why() -> None:
         finally:
             shown.empty()
     found = st.session_state.get("why")
-    if found is not None and found.account.standing.key == key:
+    if found is not None and (found.account.standing.key, found.account.standing.surge) == (key, surge):
         _draw(found)

@@ -128,7 +128,7 @@ def click_first_row(visit: Visit) -> None:
     [
         ("/", "Overview", ("Whole market", "Alerts in this range", "Topics", "Fell most")),
         ("/alerts", "Alerts", ("Tick one to open it", "Why did this alert, or not?")),
-        ("/rules", "Rules", ("negative-surge", "Make or try rules", "Hours and receivers")),
+        ("/rules", "Rules", ("negative-surge", "Make or try rules", "Watches surges of", "Hours and receivers")),
         ("/delivery", "Delivery", ("Receivers", "Not delivered", "Silences in force")),
         ("/articles", "Articles", ("Page 1",)),
         ("/labels", "Labels", ("No corrections yet",)),

@@ -216,14 +216,14 @@ def test_a_rule_is_made_muted_switched_and_removed(filled: Engine) -> None:
 def test_the_form_asks_what_a_rule_watches_and_for_the_evidence_of_that(filled: Engine) -> None:
     test = named("rules")
     test.text_input(key="rule-name-").set_value("good news").run()
-    test.button_group(key="rule-surge-").set_value(["positive"]).run()
+    test.button_group(key="rule-surge-").set_value("positive").run()
     test.number_input(key="rule-min_positive_stories-").set_value(4).run()
     press(test, "Save")
     with reading(filled) as connection:
         rule = next(rule for rule in list_rules(connection) if rule.name == "good news")
     assert rule.definition == {"name": "good news", "surge": "positive", "min_positive_stories": 4}
     assert "surges of positive stories" in shown(test)
-    test.button_group(key="rule-surge-").set_value(["volume"]).run()
+    test.button_group(key="rule-surge-").set_value("volume").run()
     asked = {number.label for number in test.number_input}
     assert "Stories, at least" in asked
     assert not any("share" in label for label in asked)
