@@ -11,9 +11,11 @@ from typing import IO, Final
 
 from monitor.errors import ConfigurationError, StorageError
 
-__all__ = ["LEAST_FREE_BYTES", "LOCK_FILE", "announce", "announced", "check_space", "owned", "supervised"]
+__all__ = ["DEMO_MARK", "LEAST_FREE_BYTES", "LOCK_FILE", "announce", "announced", "check_space", "owned", "supervised"]
 
 LOCK_FILE: Final = "supervisor.lock"
+# Says that a folder is a demo's own, and which settings the demo has made for it.
+DEMO_MARK: Final = "demo.json"
 # Below this the processes only retry what cannot be written.
 LEAST_FREE_BYTES: Final = 256 << 10
 

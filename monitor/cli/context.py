@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from monitor.datadir import DEMO_MARK
 from monitor.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -24,15 +26,30 @@ root_flags: ContextVar[dict[str, Any] | None] = ContextVar("root_flags", default
 def current_settings(role: str = "cli", **flags: Any) -> Settings:
     """Settings in force for this command: file, environment, root flags, then the verb's own `flags`.
 
+    In a demo's folder what the demo has set for it holds below all of these, so that other commands judge as it does.
     Also sets up logging for `role`. Raises `ConfigurationError`.
     """
     from monitor.telemetry import configure_logging
 
     given = dict(root_flags.get() or {})
     config: Path | None = given.pop("config", None)
-    settings = load_settings(config, **(given | {k: v for k, v in flags.items() if v is not None}))
+    given |= {name: value for name, value in flags.items() if value is not None}
+    settings = load_settings(config, **given)
+    kept = {} if role == "demo" else _demo_settings(settings)
+    made = {name: value for name, value in kept.items() if name not in settings.model_fields_set}
+    if made:
+        settings = load_settings(config, **(made | given))
     configure_logging(settings, role)
     return settings
+
+
+def _demo_settings(settings: Settings) -> dict[str, Any]:
+    try:
+        mark = json.loads((settings.data_dir / DEMO_MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    kept = mark.get("settings") if isinstance(mark, dict) else None
+    return kept if isinstance(kept, dict) else {}
 
 
 def open_store(settings: Settings) -> Engine:

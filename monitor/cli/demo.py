@@ -22,14 +22,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from monitor.cli.context import current_settings, err, open_store, out
 from monitor.cli.processes import (
-    DEMO_MARK,
     free_dashboard_port,
     log_dir,
     process_specs,
     signals_as_interrupt,
     start_all,
 )
-from monitor.datadir import LOCK_FILE, check_space, owned
+from monitor.datadir import DEMO_MARK, LOCK_FILE, check_space, owned
 from monitor.errors import ConfigurationError, MonitorError
 from monitor.settings import Settings
 
@@ -42,6 +41,9 @@ if TYPE_CHECKING:
 
 POLL_S = 0.5
 STORIES_SHOWN = 5
+# A week in 45 seconds: slow enough for the alerts to come one after the other. As fast as it goes, the partitions are
+# worked off one by one, and all of it is judged at the end.
+SPEED = 15_000
 # The stream has 806 keys and, each judged from its second day on, 2,742 key-days: the usual budget of 0.01 allows 27
 # false alarms in it (16 alerts were seen), which would bury what the demo is about.
 SURGE_BUDGET = 0.001
@@ -64,7 +66,8 @@ def _claim_data_dir(settings: Settings) -> None:
             "Give the demo a folder of its own: `sentiment-monitor --data-dir FOLDER demo`.",
         )
     try:
-        mark.write_text(json.dumps({"made_by": "sentiment-monitor demo"}))
+        kept = {"surge_budget": settings.surge_budget}
+        mark.write_text(json.dumps({"made_by": "sentiment-monitor demo", "settings": kept}))
     except OSError as error:
         raise ConfigurationError(f"The folder {settings.data_dir} cannot be written: {error.strerror}.") from error
 
@@ -180,10 +183,10 @@ class _Run:
             for line in rest:
                 out.print(line, markup=False)
 
-    def fired(self, key: str = "") -> int:
-        """How many episodes the receiver was told of, with a good signature; if `key` is given, those about it."""
-        notices = (message.payload for message in self.receiver.received if message.type == "alert.firing")
-        return len({notice["data"]["id"] for notice in notices if key in ("", notice["data"]["key"])})
+    def fired(self, key: str = "") -> list[str]:
+        """Ids of the alerts that the receiver was told of, with a good signature; if `key` is given, those about it."""
+        alerts = (message.payload["data"] for message in self.receiver.received if message.type == "alert.firing")
+        return list(dict.fromkeys(str(alert["id"]) for alert in alerts if key in ("", alert["key"])))
 
     def replay(self, stream: _Stream, deadline: float, until_alert: bool, progress: Progress, task: TaskID) -> None:
         """Watch until the whole stream is stored, counted and judged, and an alert has arrived."""
@@ -220,8 +223,13 @@ def demo(
         ),
     ] = False,
     speed: Annotated[
-        float, typer.Option(min=0, help="Seconds of event time replayed in a second; 0: as fast as it goes.")
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            min=0,
+            show_default=f"{SPEED:,}, with --until-alert 0",
+            help="Seconds of event time replayed in a second; 0: as fast as it goes.",
+        ),
+    ] = None,
     limit: Annotated[
         float, typer.Option("--timeout", min=1, help="With --until-alert: seconds that this may take.")
     ] = 600.0,
@@ -251,11 +259,12 @@ def demo(
             kind = "an embedded development broker" if settings.embedded else f"Kafka at {settings.bootstrap_servers}"
             err.print(f"Starting {kind} and the processes; data and logs in {settings.data_dir}", markup=False)
             start_all(supervisor, settings)
+            pace = speed if speed is not None else 0 if until_alert else SPEED
             deadline = time.monotonic() + limit
             supervisor.add(
                 ProcessSpec(
                     "feed",
-                    (sys.executable, "-m", "monitor.cli.app", "feed", "jsonl", str(stream.path), "--speed", str(speed)),
+                    (sys.executable, "-m", "monitor.cli.app", "feed", "jsonl", str(stream.path), "--speed", str(pace)),
                     restart=False,
                 )
             )
@@ -274,14 +283,14 @@ def demo(
                 task = progress.add_task(f"{stream.items} items of real news", total=stream.items)
                 run.replay(stream, deadline, until_alert, progress, task)
             out.print(
-                f"\nThe whole stream is stored, counted and judged; {run.fired()} alerts were delivered, that about "
-                f"{stream.surge['key']} among them.",
+                f"\nThe whole stream is stored, counted and judged; {len(run.fired())} alerts were delivered, one of them "
+                f"about {stream.surge['key']}.",
                 markup=False,
             )
             if until_alert:
                 return
             out.print("The dashboard stays up until Ctrl-C, which stops everything. In another terminal:", markup=False)
-            for verb in ("status", "alerts list", f"alerts why {stream.surge['key']} --at {stream.surge['start']}"):
+            for verb in ("status", "alerts list", f"alerts why {run.fired(stream.surge['key'])[0][:8]}"):
                 out.print(f"    {_command(settings)} {verb}", markup=False)
             while True:
                 check_space(settings.data_dir)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import shutil
 import sys
@@ -79,45 +78,28 @@ def _kafka(settings: Settings) -> Iterator[Finding]:
 
 
 def _codecs(_settings: Settings) -> Iterator[Finding]:
-    """What the Kafka clients need to read and write records: a client without its codec ends at the first batch."""
-    import aiokafka.codec
-    import kafka.codec
+    from consumers.codecs import codecs
 
-    lz4 = "Records are sent in lz4."
-    for what, there, package, why in (
-        ("lz4 of worker and notifier", kafka.codec.has_lz4(), "lz4", lz4),
-        ("lz4 of the aggregator", aiokafka.codec.has_lz4(), "cramjam", lz4),
-        ("crc32c", _importable("crc32c"), "crc32c", "Kafka is 3 times faster with it."),
-    ):
-        yield Finding(what, there, "installed" if there else "missing", f"Install {package}. {why}")
-    for codec, there, package in (
-        ("zstd", kafka.codec.has_zstd(), "zstandard"),
-        ("snappy", kafka.codec.has_snappy(), "python-snappy"),
-    ):
-        yield Finding(
-            f"{codec} of worker and notifier",
-            True if there else None,
-            "installed" if there else "not installed",
-            f"Install {package} where other producers write in {codec}.",
-        )
-
-
-def _importable(package: str) -> bool:
-    try:
-        importlib.import_module(package)
-    except ImportError:
-        return False
-    return True
+    for codec in codecs():
+        ok = True if codec.there else False if codec.needed else None
+        seen = "installed" if codec.there else "missing" if codec.needed else "not installed"
+        yield Finding(codec.name, ok, seen, f"Install {codec.package}. {codec.why}")
 
 
 def _processes(settings: Settings) -> Iterator[Finding]:
     from monitor.cli.processes import supervised_processes
 
     now = datetime.now(UTC)
+    well = []
     for process in supervised_processes(settings):
         trouble = process.trouble(now)
-        seen = trouble or f"{process.state}, started again {process.restarts} times"
-        yield Finding(process.name, not trouble, seen, f"Look at {process.log}.")
+        if trouble:
+            yield Finding(process.name, False, trouble, f"Look at {process.log}.")
+        elif process.state == "running":
+            restarts = f" ({process.restarts} restarts)" if process.restarts else ""
+            well.append(f"{process.name}{restarts}")
+    if well:
+        yield Finding("processes", True, f"{', '.join(well)} running")
 
 
 def _model(settings: Settings) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from monitor.cli.context import current_settings, err, open_store
-from monitor.datadir import announced, check_space, owned, supervised
+from monitor.datadir import DEMO_MARK, announced, check_space, owned, supervised
 from monitor.errors import BrokerError, ConfigurationError, MonitorError
 from monitor.settings import ENV_PREFIX
 
@@ -41,7 +41,6 @@ __all__ = [
 # Those that serve metrics and health.
 MEASURED = ("worker", "aggregator", "notifier", "scheduler")
 ROLES = (*MEASURED, "dashboard")
-DEMO_MARK = "demo.json"
 # For what a process has left to do once its work is stored.
 END_WITHIN_S = 1.0
 

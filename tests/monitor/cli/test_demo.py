@@ -21,8 +21,8 @@ from monitor.alerts.records import (
     Notice,
     expectation,
 )
-from monitor.cli.context import root_flags
-from monitor.cli.demo import STORIES_SHOWN, SURGE_BUDGET, _demo_settings, _stream, told
+from monitor.cli.context import current_settings, root_flags
+from monitor.cli.demo import STORIES_SHOWN, SURGE_BUDGET, _claim_data_dir, _demo_settings, _stream, told
 from scripts.build_demo_stream import planted
 from tests.monitor.alerts.builders import AT, an_alert
 
@@ -97,6 +97,14 @@ def test_the_demo_has_a_budget_of_its_own_unless_one_is_set(
     token = root_flags.set({"data_dir": tmp_path})
     with DemoReceiver() as receiver:
         settings = _demo_settings(receiver)
+    # Other commands on its folder go by it, unless they are told something else; so does the next demo.
+    _claim_data_dir(settings)
+    assert current_settings().surge_budget == held
+    assert current_settings(surge_budget=0.5).surge_budget == 0.5
+    _claim_data_dir(settings)
+    # The next demo begins afresh.
+    monkeypatch.delenv("SENTIMENT_MONITOR_SURGE_BUDGET", raising=False)
+    assert "surge_budget" not in current_settings("demo").model_fields_set
     root_flags.reset(token)
     assert settings.surge_budget == held
     # The processes get it too.
