@@ -16,8 +16,8 @@ from kafka.errors import KafkaError
 from consumers.clients import broker_errors, producer
 from consumers.intake import WATERMARK_HEADER, clip
 from consumers.topics import CHARTS, NEWS, ensure_topics
+from monitor.egress.policy import feed_policy
 from monitor.errors import BrokerError, RecordTooLargeError
-from monitor.feeds.egress import feed_policy
 from monitor.feeds.jsonl import BadLine, Line
 from monitor.feeds.rss import RssFeed, open_client
 from monitor.records import Chart, NewsItem, encode

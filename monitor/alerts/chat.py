@@ -11,12 +11,12 @@ from urllib.parse import quote
 
 import apprise
 
-from monitor.alerts.egress import EgressBlockedError, EgressPolicy
 from monitor.alerts.messages import Message, message_of
 from monitor.alerts.pinning import pinned
 from monitor.alerts.receivers import Receiver, ReceiverKind
 from monitor.alerts.records import AlertState
 from monitor.alerts.senders import TIMEOUT_S, Outcome
+from monitor.egress.policy import EgressBlockedError, EgressPolicy
 from monitor.errors import ConfigurationError
 
 __all__ = ["AppriseSender"]

@@ -11,12 +11,12 @@ import msgspec
 
 from monitor.alerts.calendars import WEEKDAYS, calendar_hours, weekly_hours
 from monitor.alerts.durations import parse_duration
-from monitor.alerts.egress import EgressPolicy
 from monitor.alerts.receivers import Receiver, receivers_from_entries, receivers_from_settings
 from monitor.alerts.records import SEVERITIES
 from monitor.alerts.routing import EVENTS, GROUP_FIELDS, Mute, Route
 from monitor.alerts.rules import Rules, load_rules
 from monitor.alerts.tomlfile import Entry, read_entries
+from monitor.egress.policy import EgressPolicy
 from monitor.errors import ConfigurationError, RuleError
 from monitor.settings import Settings
 from monitor.surges.judge import JudgeConfig

@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from monitor.alerts.egress import EgressBlockedError, EgressPolicy
 from monitor.alerts.tomlfile import Entry
+from monitor.egress.policy import EgressBlockedError, EgressPolicy
 from monitor.errors import ConfigurationError
 from monitor.settings import Settings
 

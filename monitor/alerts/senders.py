@@ -15,8 +15,9 @@ import msgspec
 from standardwebhooks.webhooks import Webhook
 
 from monitor.alerts.config import NotificationConfig
-from monitor.alerts.egress import EgressBlockedError, EgressPolicy, GuardedTransport, Resolver, resolve
 from monitor.alerts.receivers import Receiver, ReceiverKind
+from monitor.egress.policy import EgressBlockedError, EgressPolicy, Resolver, resolve
+from monitor.egress.transport import GuardedTransport
 
 __all__ = ["TIMEOUT_S", "Outcome", "Sender", "WebhookSender", "open_senders"]
 

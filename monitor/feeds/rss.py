@@ -20,9 +20,9 @@ import feedparser
 import httpx
 import trafilatura
 
-from monitor.alerts.egress import EgressPolicy
+from monitor.egress.policy import EgressPolicy
+from monitor.egress.transport import guarded_transport
 from monitor.errors import ConfigurationError
-from monitor.feeds.egress import guarded_transport
 from monitor.records import NewsItem, Rejected, derive_id, news_item
 
 __all__ = ["Polled", "RssFeed", "check_url", "open_client", "parse_feed", "plain_text"]

@@ -14,10 +14,10 @@ from sqlalchemy import Engine
 from monitor.alerts.config import NotificationConfig
 from monitor.alerts.delivery import Dispatcher
 from monitor.alerts.demo_receiver import new_secret
-from monitor.alerts.egress import EgressPolicy
 from monitor.alerts.receivers import Receiver, ReceiverKind
 from monitor.alerts.routing import Route
 from monitor.alerts.senders import open_senders
+from monitor.egress.policy import EgressPolicy
 from monitor.storage import deliveries
 from monitor.storage.alerts import record_decisions
 from monitor.storage.engine import reading, writing

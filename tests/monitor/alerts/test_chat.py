@@ -20,12 +20,12 @@ import requests
 
 from monitor.alerts import pinning
 from monitor.alerts.chat import AppriseSender
-from monitor.alerts.egress import EgressPolicy
 from monitor.alerts.lifecycle import notice_body
 from monitor.alerts.messages import message_of
 from monitor.alerts.receivers import Receiver, ReceiverKind
 from monitor.alerts.records import Alert, AlertState, Digest, DigestContent, DigestEntry, Notice
 from monitor.alerts.senders import Outcome
+from monitor.egress.policy import EgressPolicy
 from monitor.errors import ConfigurationError
 from tests.monitor.alerts.builders import AT, an_alert
 from tests.monitor.alerts.test_records import story

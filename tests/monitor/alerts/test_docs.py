@@ -15,7 +15,6 @@ import typer
 
 from monitor.alerts.config import load_notifications
 from monitor.alerts.demo_receiver import new_secret
-from monitor.alerts.egress import EgressPolicy
 from monitor.alerts.lifecycle import notice_body
 from monitor.alerts.receivers import Receiver, ReceiverKind
 from monitor.alerts.records import Alert, Digest, DigestContent, DigestEntry, Notice
@@ -24,6 +23,7 @@ from monitor.alerts.schedule import ATTEMPTS, DELAYS_S
 from monitor.alerts.senders import WebhookSender
 from monitor.cli.alerts import app as alerts_app
 from monitor.cli.rules import app as rules_app
+from monitor.egress.policy import EgressPolicy
 from monitor.settings import Settings
 from tests.monitor.alerts.builders import AT, an_alert
 

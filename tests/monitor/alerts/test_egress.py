@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitor.alerts.demo_receiver import DemoReceiver, new_secret
-from monitor.alerts.egress import EgressBlockedError, EgressPolicy, GuardedTransport
 from monitor.alerts.receivers import Receiver, ReceiverKind
 from monitor.alerts.senders import Outcome, WebhookSender
+from monitor.egress.policy import EgressBlockedError, EgressPolicy
+from monitor.egress.transport import GuardedTransport
 from monitor.errors import ConfigurationError
 
 PUBLIC = EgressPolicy()

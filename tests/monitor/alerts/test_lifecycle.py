@@ -10,11 +10,11 @@ import pytest
 from sqlalchemy import Connection, Engine, select
 
 from monitor.alerts.config import NotificationConfig
-from monitor.alerts.egress import EgressPolicy
 from monitor.alerts.lifecycle import NOT_CONFIGURED, announce_again, release_held, request_trial, route_outbox
 from monitor.alerts.receivers import Receiver, ReceiverKind
 from monitor.alerts.routing import Route
 from monitor.alerts.rules import Rule, Rules
+from monitor.egress.policy import EgressPolicy
 from monitor.storage import deliveries, undelivered
 from monitor.storage.alerts import acknowledge, audit_trail, record_decisions
 from monitor.storage.audit import changes

@@ -10,8 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import pytest
 
+from monitor.egress.policy import feed_policy
+from monitor.egress.transport import guarded_transport
 from monitor.errors import ConfigurationError
-from monitor.feeds.egress import feed_policy, guarded_transport
 from monitor.feeds.rss import Polled, RssFeed, open_client
 
 NOW = datetime(2024, 1, 9, tzinfo=UTC)

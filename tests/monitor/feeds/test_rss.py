@@ -8,8 +8,8 @@ import httpx
 import pytest
 import respx
 
+from monitor.egress.policy import feed_policy
 from monitor.errors import ConfigurationError
-from monitor.feeds.egress import feed_policy
 from monitor.feeds.rss import MAX_FEED_BYTES, RssFeed, check_url, open_client, parse_feed, plain_text
 
 NOW = datetime(2024, 1, 9, tzinfo=UTC)

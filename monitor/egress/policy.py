@@ -5,6 +5,9 @@ https unless a host is allowed by name or network, no credentials in the address
 name resolves to is checked, and the connection goes to an address that was checked, not to the name again. Metadata
 services and other link-local addresses are refused even when a network that holds them is allowed.
 
+The address of a feed is the operator's own word and may be private (`feed_policy`). What its server redirects to is
+somebody else's, and is checked as receivers are.
+
 References: OWASP Server-Side Request Forgery Prevention Cheat Sheet; the Standard Webhooks specification, "Server side
 request forgery"; WHATWG URL, "ends in a number checker" for addresses written as 2130706433, 0x7f.1 or 0177.0.0.1.
 """
@@ -15,21 +18,18 @@ import asyncio
 import ipaddress
 import re
 import socket
-import ssl
 import unicodedata
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
 
-import httpcore
 import httpx
 import idna
 
 from monitor.errors import ConfigurationError, DeliveryError
 
-__all__ = ["EgressBlockedError", "EgressPolicy", "GuardedTransport", "resolve"]
+__all__ = ["EgressBlockedError", "EgressPolicy", "Resolver", "feed_policy", "resolve"]
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -225,115 +225,31 @@ class EgressPolicy:
                 f"Allow it if it is meant: egress_allow = {host}:{port}.",
             )
 
-    async def addresses(self, host: str, port: int, resolver: Resolver = resolve) -> list[str]:
-        """Checked addresses of `host`, in the resolver's order.
+    def checked(self, host: str, port: int, found: Sequence[str]) -> list[str]:
+        """The addresses `found` for `host`, in their order.
 
         Raises `EgressBlockedError` when any of them may not be called, `OSError` when there is none.
         """
-        literal = _literal(host)
-        found = [str(literal)] if literal is not None else await resolver(host, port)
         if not found:
             raise OSError(f"{host} has no address")
         for address in found:
             self.check_address(host, port, address)
-        return found
+        return list(found)
+
+    async def addresses(self, host: str, port: int, resolver: Resolver = resolve) -> list[str]:
+        """Checked addresses of `host`, as `checked` says."""
+        literal = _literal(host)
+        return self.checked(host, port, [str(literal)] if literal is not None else await resolver(host, port))
 
 
-class _GuardedBackend(httpcore.AsyncNetworkBackend):
-    """Connects to checked addresses only. Host header and TLS server name stay those of the URL."""
+def feed_policy(urls: Iterable[str], egress_allow: str) -> EgressPolicy:
+    """What may be called: public addresses, what `egress_allow` names, and the hosts and ports of the feeds themselves.
 
-    def __init__(self, policy: EgressPolicy, resolver: Resolver) -> None:
-        self._policy = policy
-        self._resolver = resolver
-        self._network = httpcore.AnyIOBackend()
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        try:
-            addresses = await self._policy.addresses(host, port, self._resolver)
-        except OSError as error:
-            raise httpcore.ConnectError(f"The name {host} cannot be resolved.") from error
-        failure: Exception | None = None
-        for address in addresses:
-            try:
-                return await self._network.connect_tcp(address, port, timeout, local_address, socket_options)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-                failure = error
-        raise failure or httpcore.ConnectError(f"{host} has no address.")
-
-    async def connect_unix_socket(self, *_: Any, **__: Any) -> httpcore.AsyncNetworkStream:
-        raise EgressBlockedError("A receiver cannot be a local socket.")
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-
-
-class _Body(httpx.AsyncByteStream):
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    async def __aiter__(self) -> Any:
-        async for part in self._stream:
-            yield part
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-
-@cache
-def _tls() -> ssl.SSLContext:
-    """One for all receivers: to read the certificates of all authorities takes longer than to send a notice."""
-    return httpx.create_ssl_context()
-
-
-class GuardedTransport(httpx.AsyncBaseTransport):
-    """An httpx transport through which nothing but allowed addresses can be reached, whatever the client asks for.
-
-    Raises `EgressBlockedError` for a forbidden address and `httpx.TransportError` when the network fails.
+    Raises `ConfigurationError` when `egress_allow` cannot be read.
     """
-
-    def __init__(self, policy: EgressPolicy, *, resolver: Resolver = resolve, max_connections: int = 16) -> None:
-        self._policy = policy
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=_tls(),
-            max_connections=max_connections,
-            max_keepalive_connections=0,
-            network_backend=_GuardedBackend(policy, resolver),
-        )
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send one request, having checked its address once more."""
-        self._policy.check_url(str(request.url))
-        assert isinstance(request.stream, httpx.AsyncByteStream)
-        outgoing = httpcore.Request(
-            method=request.method,
-            url=httpcore.URL(
-                scheme=request.url.raw_scheme,
-                host=request.url.raw_host,
-                port=request.url.port,
-                target=request.url.raw_path,
-            ),
-            headers=request.headers.raw,
-            content=request.stream,
-            extensions=request.extensions,
-        )
-        try:
-            response = await self._pool.handle_async_request(outgoing)
-        except (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError) as error:
-            raise httpx.TransportError(f"{type(error).__name__}: {error}", request=request) from error
-        return httpx.Response(
-            status_code=response.status,
-            headers=response.headers,
-            stream=_Body(response.stream),
-            extensions=response.extensions,
-        )
-
-    async def aclose(self) -> None:
-        """Close all connections."""
-        await self._pool.aclose()
+    own = []
+    for url in map(httpx.URL, urls):
+        host = url.raw_host.decode("ascii")
+        port = url.port or DEFAULT_PORTS[url.scheme]
+        own.append(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    return EgressPolicy.parse(",".join([egress_allow, *own]))
