@@ -283,8 +283,8 @@ def demo(
                 task = progress.add_task(f"{stream.items} items of real news", total=stream.items)
                 run.replay(stream, deadline, until_alert, progress, task)
             out.print(
-                f"\nThe whole stream is stored, counted and judged; {len(run.fired())} alerts were delivered, one of them "
-                f"about {stream.surge['key']}.",
+                f"\nThe whole stream is stored, counted and judged. {len(run.fired())} alerts were delivered, one of "
+                f"them about {stream.surge['key']}.",
                 markup=False,
             )
             if until_alert:
