@@ -53,6 +53,47 @@ def rules_of(tmp_path: Path, text: str) -> Settings:
     return Settings(data_dir=tmp_path, rules_file=str(file))
 
 
+def test_a_rule_takes_surges_of_the_sort_that_it_watches(tmp_path: Path) -> None:
+    text = """
+[[rules]]
+name = "good news"
+surge = "positive"
+min_positive_stories = 5
+min_share = 0.5
+
+[[rules]]
+name = "busy"
+surge = "volume"
+min_stories = 30
+
+[[rules]]
+name = "off"
+surge = "volume"
+enabled = false
+"""
+    rules = load_rules(rules_of(tmp_path, text))
+    assert rules.watched == ("negative", "positive", "volume")
+    assert [rule.name for rule in rules.rules] == ["negative-surge", "good news", "busy", "off"], (
+        "the built-in one stays"
+    )
+
+    def taken(**changes: Any) -> list[str]:
+        return [rule.name for rule in rules.verdict(msgspec.structs.replace(an_alert(), **changes), AT).taken_by]
+
+    assert taken() == ["negative-surge"]
+    assert taken(surge="positive") == ["good news"]
+    assert taken(surge="positive", observed=4) == taken(surge="positive", share=0.4) == []
+    assert taken(surge="volume", total=30) == ["busy"]
+    few = rules.verdict(msgspec.structs.replace(an_alert(), surge="volume", total=29), AT)
+    assert few.objection == "rule busy wants 30 stories; off is switched off"
+    alone = load_rules(rules_of(tmp_path, "[[rules]]\nname = 'bad'\n"))
+    assert alone.watched == ("negative",)
+    good = alone.verdict(msgspec.structs.replace(an_alert(), surge="positive"), AT)
+    assert good.objection == "there is no rule that watches positive stories"
+    for rule in rules.rules:
+        assert rule_from(rule.definition, rules.judge) == rule
+
+
 def test_rules_say_what_is_announced(tmp_path: Path) -> None:
     rules = load_rules(rules_of(tmp_path, RULES))
     assert (rules.judge.min_stories, rules.judge.windows) == (4, (15, 60))
@@ -109,6 +150,12 @@ def test_without_a_file_the_built_in_rule_takes_everything(tmp_path: Path) -> No
         ("\nrules = [{name = 'a'}, {name = 'a'}]\n", 2, "another rule of this name"),
         ("\njudge.windows = [7]\n", 2, "multiple of 15 minutes"),
         ("[[rules]]\nname = 'x'\n[[rules]\n", 3, "not valid TOML"),
+        ("[[rules]]\nname = 'x'\nsurge = 'neutral'\n", 3, "'neutral' is none of negative, positive, volume"),
+        ("[[rules]]\nname = 'x'\nsurge = 3\n", 3, "surge"),
+        ("[[rules]]\nsurge = 'positive'\nname = 'x'\nmin_negative_stories = 2\n", 4, "surge = 'negative'"),
+        ("[[rules]]\nname = 'x'\nmin_positive_stories = 2\n", 3, "this one watches 'negative'"),
+        ("[[rules]]\nname = 'x'\nsurge = 'volume'\n\nmin_share = 0.2\n", 5, "says nothing about a surge of volume"),
+        ("[[rules]]\nname = 'x'\nmin_stories = -2\n", 3, "must not be below 0"),
         ("[[rules]]\nname = 'x", 2, "not valid TOML"),
         ("[[rules]]\nname = " + "[" * 5000, 1, "nested too deeply"),
         ("[[rules]]\nkeys = ['*']\n", 1, "name"),

@@ -76,6 +76,16 @@ def test_rules_take_a_surge_when_its_evidence_suffices(judged: Engine) -> None:
             assert (other.announced_at, "more wants 10000 negative stories" in other.objection) == (None, True)
 
 
+def test_a_trial_judges_the_sorts_that_its_rules_watch(judged: Engine) -> None:
+    trial = try_rules(judged, Rules(JudgeConfig(), (Rule("busy", surge="volume"), Rule("good", surge="positive"))))
+    assert trial.firings
+    assert {(firing.alert.surge, firing.alert.rule, *firing.taken) for firing in trial.firings} == {
+        ("volume", "volume-surge", "busy")
+    }
+    for firing in trial.firings:
+        assert firing.alert.observed == firing.alert.total
+
+
 def test_a_trial_looks_at_the_time_it_is_asked_about(judged: Engine) -> None:
     before = try_rules(judged, Rules(JudgeConfig()), until=FIRED)
     assert not [firing for firing in before.firings if firing.alert.key == KEY]

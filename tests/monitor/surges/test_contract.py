@@ -1,9 +1,10 @@
-"""What every detector promises: the judge of stories and the judge of one count series."""
+"""What every detector promises: the judge of each sort of surge, and the judge of one count series."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from monitor.surges.decisions import MinuteCounts
 from monitor.surges.judge import Judge, JudgeConfig
 from monitor.surges.series import Row, SeriesJudge
+from monitor.surges.sorts import POSITIVE, SURGES
 
 STEPS, WEEK = 480, 7 * 24 * 60
 START = 2922 * WEEK
@@ -24,14 +26,17 @@ Counts = NDArray[np.int64]
 Detector = Callable[[Counts, int], list[tuple[int, float]]]
 
 
-def of_stories(counts: Counts, start: int) -> list[tuple[int, float]]:
-    """The counts are one ticker's negative stories, beside a quiet one and three other stories in ten minutes."""
-    judge, alarms = Judge(CONFIG), []
+def of_stories(surge: str, counts: Counts, start: int) -> list[tuple[int, float]]:
+    """The counts are one ticker's stories of the sort, beside a quiet ticker; and three other stories in ten minutes,
+    of the opposite sort now and then, which count where the volume is watched."""
+    judge, alarms = Judge(CONFIG.watching(surge)), []
     keys = ["ticker:A", "ticker:B"]
-    for step, negative in enumerate(counts):
+    for step, number in enumerate(counts):
         other = int(step % 10 < 3)
-        row = np.array([negative + other, other])
-        decided = judge.step(start + step, MinuteCounts(keys, row, np.array([negative, 0])))
+        row = np.array([number + other, other])
+        mine, opposite = np.array([number, 0]), np.array([other * (step % 3 == 0), 0])
+        negative, positive = (opposite, mine) if surge == POSITIVE else (mine, opposite)
+        decided = judge.step(start + step, MinuteCounts(keys, row, negative, positive))
         alarms += [(step, decision.score) for decision in decided if decision.action == "fire"]
         assert all(0.0 <= decision.score <= 300.0 and 0.0 <= decision.p_value <= 1.0 for decision in decided)
     return alarms
@@ -58,7 +63,10 @@ def surging(seed: int) -> Counts:
     return counts
 
 
-detectors = pytest.mark.parametrize("detector", [of_stories, of_series])
+detectors = pytest.mark.parametrize(
+    "detector",
+    [*(pytest.param(partial(of_stories, surge), id=surge) for surge in SURGES), pytest.param(of_series, id="series")],
+)
 
 
 @detectors

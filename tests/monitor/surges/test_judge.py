@@ -12,18 +12,20 @@ from hypothesis import strategies as st
 
 from monitor.surges.decisions import Decision, MinuteCounts, episode_id
 from monitor.surges.judge import Judge, JudgeConfig
+from monitor.surges.sorts import SURGES
 
 WEEK = 7 * 24 * 60
 DAY = 24 * 60
 # Short windows and a few hours of history are enough to judge by here, so that the tests need not replay weeks.
 CONFIG = JudgeConfig(windows=(5, 15, 60), min_age_minutes=240, calm_minutes=20, bar=3.5)
 
-Minute = Mapping[str, tuple[int, int]]
+# Stories, negatives and, where there are any, positives.
+Minute = Mapping[str, tuple[int, ...]]
 
 
 def counts(minute: Minute) -> MinuteCounts:
-    rows = np.array(list(minute.values()), dtype=np.int64).reshape(-1, 2)
-    return MinuteCounts(list(minute), rows[:, 0], rows[:, 1])
+    rows = [(*row, 0)[:3] for row in minute.values()]
+    return MinuteCounts(list(minute), *np.array(rows, dtype=np.int64).reshape(-1, 3).T)
 
 
 def scenario(seed: int, minutes: int = 480, keys: int = 8, surge: bool = True) -> dict[int, Minute]:
@@ -85,6 +87,46 @@ def test_the_score_is_the_harmonic_mean_of_the_windows_p_values_weighed_by_their
     assert standing.score > 1.0
     assert standing.score == pytest.approx(np.log10((weights / weights.sum() / p).sum()))
     assert standing.score < -np.log10(p.min())
+
+
+def of_sort(made: Mapping[int, Minute], surge: str) -> dict[int, Minute]:
+    """The same stories with what is negative positive instead, or with as many more neutral ones."""
+    change: dict[str, Callable[[int, int], tuple[int, ...]]] = {
+        "negative": lambda n, y: (n, y),
+        "positive": lambda n, y: (n, 0, y),
+        "volume": lambda n, y: (n + y, 0, 0),
+    }
+    return {m: {key: change[surge](*row[:2]) for key, row in minute.items()} for m, minute in made.items()}
+
+
+@pytest.mark.parametrize("surge", SURGES)
+def test_a_planted_surge_is_found_by_the_judge_of_its_sort_alone(surge: str) -> None:
+    made = {m: dict(minute) for m, minute in scenario(1, surge=False).items()}
+    for m, minute in made.items():
+        n, y = minute.get("ticker:K1", (0, 0))
+        # A story a minute, which turns negative or positive; or three, which say nothing.
+        more = (
+            {"negative": (1, 1, 0), "positive": (1, 0, 1), "volume": (3, 0, 0)}[surge] if 360 <= m < 390 else (1, 0, 0)
+        )
+        minute["ticker:K1"] = (n + more[0], y + more[1], more[2])
+    found = {}
+    for watched in SURGES:
+        decisions, judge = judged(made, START, CONFIG.watching(watched))
+        found[watched] = {d.key for d in decisions if d.action == "fire"}
+        for d in decisions:
+            assert (d.surge, d.rule) == (watched, f"{watched}-surge")
+            assert d.share == pytest.approx(d.observed / d.stories)
+            assert watched != "volume" or (d.share, d.expected_share) == (1.0, 1.0)
+        assert judge.explain("ticker:K1").surge == watched
+    assert found == {sort: {"ticker:K1"} if sort == surge else set() for sort in SURGES}
+
+
+def test_negative_and_positive_are_judged_by_the_same_statistic() -> None:
+    made = scenario(1)
+    negative = judged(made, START)[0]
+    positive = judged(of_sort(made, "positive"), START, CONFIG.watching("positive"))[0]
+    assert shape(positive) == shape(negative)
+    assert len({d.episode_id for d in (*negative, *positive)}) == 2 * len({d.episode_id for d in negative})
 
 
 def test_quiet_keys_raise_nothing() -> None:
@@ -158,10 +200,10 @@ def test_whole_weeks_later_all_is_the_same(seed: int, weeks: int) -> None:
     assert all((b.at - a.at).days == 7 * weeks for a, b in zip(first, later, strict=True))
 
 
-@settings(max_examples=4, deadline=None)
-@given(st.integers(0, 100), st.randoms(use_true_random=False))
-def test_names_and_order_of_keys_do_not_matter(seed: int, r: st.DataObject) -> None:
-    made = scenario(seed)
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 100), st.randoms(use_true_random=False), st.sampled_from(SURGES))
+def test_names_and_order_of_keys_do_not_matter(seed: int, r: st.DataObject, surge: str) -> None:
+    made, config = of_sort(scenario(seed), surge), CONFIG.watching(surge)
     names = [f"ticker:K{k}" for k in range(8)]
     others = names.copy()
     r.shuffle(others)  # type: ignore[attr-defined]
@@ -169,22 +211,22 @@ def test_names_and_order_of_keys_do_not_matter(seed: int, r: st.DataObject) -> N
     back = {new: old for old, new in to.items()}
     renamed = {m: {to.get(key, key): value for key, value in minute.items()} for m, minute in made.items()}
     reversed_ = {m: dict(reversed(minute.items())) for m, minute in made.items()}
-    first = judged(made, START)[0]
-    assert judged(reversed_, START)[0] == first
-    assert shape(judged(renamed, START)[0], lambda key: back.get(key, key)) == shape(first)
+    first = judged(made, START, config)[0]
+    assert judged(reversed_, START, config)[0] == first
+    assert shape(judged(renamed, START, config)[0], lambda key: back.get(key, key)) == shape(first)
 
 
 @settings(max_examples=5, deadline=None)
-@given(st.integers(0, 100), st.lists(st.integers(0, 479), min_size=1, max_size=4))
-def test_snapshot_and_restore_anywhere_change_nothing(seed: int, cuts: list[int]) -> None:
-    made = scenario(seed)
-    whole, end = judged(made, START)
-    judge = Judge(CONFIG)
+@given(st.integers(0, 100), st.lists(st.integers(0, 479), min_size=1, max_size=4), st.sampled_from(SURGES))
+def test_snapshot_and_restore_anywhere_change_nothing(seed: int, cuts: list[int], surge: str) -> None:
+    made, config = of_sort(scenario(seed), surge), CONFIG.watching(surge)
+    whole, end = judged(made, START, config)
+    judge = Judge(config)
     decisions: list[Decision] = []
     for minute in sorted(made):
         decisions += judge.step(START + minute, counts(made[minute]))
         if minute in cuts:
-            judge = Judge.restore(CONFIG, judge.snapshot())
+            judge = Judge.restore(config, judge.snapshot())
     assert decisions == whole
     assert judge.snapshot() == end.snapshot()
 
@@ -194,6 +236,8 @@ def test_a_snapshot_of_another_configuration_is_refused() -> None:
     judge.step(START, counts({}))
     with pytest.raises(ValueError, match="another configuration"):
         Judge.restore(msgspec.structs.replace(CONFIG, min_stories=4), judge.snapshot())
+    with pytest.raises(ValueError, match="another configuration"):
+        Judge.restore(CONFIG.watching("volume"), judge.snapshot())
 
 
 def test_minutes_must_follow_each_other() -> None:
@@ -204,7 +248,7 @@ def test_minutes_must_follow_each_other() -> None:
             judge.step(minute, counts({}))
 
 
-@pytest.mark.parametrize("wrong", [{"windows": (15, 100)}, {"windows": ()}, {"budget": 0.0}])
+@pytest.mark.parametrize("wrong", [{"windows": (15, 100)}, {"windows": ()}, {"budget": 0.0}, {"surge": "odd"}])
 def test_a_wrong_configuration_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="must be"):
         JudgeConfig(**wrong)  # type: ignore[arg-type]
