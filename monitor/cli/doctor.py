@@ -124,7 +124,6 @@ def _topics(model: Taxonomy, configured: Taxonomy) -> Finding:
 def _optional(_settings: Settings) -> Iterator[Finding]:
     for package, extra, why in (
         ("psycopg", "postgresql", "PostgreSQL"),
-        ("captum", "explain", "integrated gradients"),
         ("tensorboard", "training", "TensorBoard logs"),
     ):
         there = importlib.util.find_spec(package) is not None
