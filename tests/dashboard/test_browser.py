@@ -142,6 +142,19 @@ def test_pages_load(visit: Visit, path: str, title: str, words: tuple[str, ...])
     visit.settle()
 
 
+def test_the_form_asks_for_the_evidence_of_what_a_rule_watches(visit: Visit) -> None:
+    visit.open("/rules")
+    visit.see("Negative share, at least")
+    visit.settle()
+    for words, asked in (("positive stories", "Positive share, at least"), ("all stories", "Stories, at least")):
+        buttons = visit.all('[data-testid="stButtonGroup"] button')
+        chosen = next(button for button in buttons if button.text.startswith(words))
+        visit.driver.execute_script("arguments[0].click()", chosen)
+        visit.see(asked)
+        visit.settle()
+    assert "share, at least" not in visit.text()
+
+
 def test_charts_are_drawn(visit: Visit) -> None:
     visit.open("/?key=ticker:BA")
     visit.wait(lambda _: len(visit.all('[data-testid="stVegaLiteChart"] canvas, .vega-embed svg')) >= 2, "two charts")

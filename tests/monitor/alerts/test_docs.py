@@ -91,7 +91,9 @@ def test_the_files_shown_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
     config = load_notifications(settings)
     assert len(config.routes) == len(tomllib.loads(receivers)["routes"]) == 2
-    assert [rule.name for rule in load_rules(settings).rules] == ["tickers", "wide"]
+    found = load_rules(settings)
+    assert [rule.name for rule in found.rules] == ["tickers", "wide", "good news", "much talked of"]
+    assert found.watched == ("negative", "positive", "volume")
 
 
 @pytest.mark.parametrize(("verb", "app"), [("alerts", alerts_app), ("rules", rules_app)])

@@ -152,10 +152,12 @@ def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[byte
 
 def test_the_verb_reads_a_pipe_and_prints_alerts() -> None:
     items, _ = stream(5, 6, 3, surges=3, factor=40.0, quiet_days=1)
-    got = run("-", "--budget", "0.5", stdin=b"\n".join(lines(items)))
+    got = run("-", "--budget", "0.5", "--surge", "negative", "--surge", "volume", stdin=b"\n".join(lines(items)))
     assert got.returncode == 0, got.stderr
-    alerts = [json.loads(line) for line in got.stdout.splitlines()]
-    assert alerts
+    told = [json.loads(line) for line in got.stdout.splitlines()]
+    assert {alert["surge"] for alert in told} == {"negative", "volume"}
+    assert b"negative alerts at a bar of" in got.stderr
+    alerts = [alert for alert in told if alert["surge"] == "negative"]
     assert {"id", "key", "fired_at", "resolved_at", "severity", "stories", "observed", "expected"} <= set(alerts[0])
     assert [a["fired_at"] for a in alerts] == sorted(a["fired_at"] for a in alerts)
     again = alerts_of(items, JudgeConfig(budget=0.5))
@@ -170,3 +172,6 @@ def test_the_verb_names_a_wrong_line_and_refuses_scores_of_items(tmp_path: Path)
     refused = run("-", "--scores", str(tmp_path / "s.csv"), stdin=b"{}\n")
     assert refused.returncode == 2
     assert b"--scores is for a CSV" in refused.stderr
+    unknown = run("-", "--surge", "neutral", stdin=b"{}\n")
+    assert unknown.returncode == 2
+    assert b"There are: negative, positive, volume" in unknown.stderr

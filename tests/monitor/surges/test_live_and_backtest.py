@@ -1,4 +1,4 @@
-"""The live way of scored items, over partitions and the store, and the back-test give the same alerts."""
+"""The live way of scored items, over partitions and the store, and the back-test give the same alerts of every sort."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from sqlalchemy import Engine, func, select, update
 
@@ -20,13 +21,17 @@ from monitor.surges.judge import JudgeConfig
 from monitor.surges.keys import contributions, epoch_ms, partition_of
 from monitor.surges.lines import read_scored
 from monitor.surges.live import LiveJudge
+from monitor.surges.sorts import SURGES
 from tests.monitor.surges.builders import stream
 
 PARTITIONS, BATCH = 4, 150
 
 
+RULES = "".join(f"[[rules]]\nname = '{surge}'\nsurge = '{surge}'\n" for surge in SURGES)
+
+
 def back_tested(items: list[ScoredItem], settings: Settings) -> list[BacktestAlert]:
-    run = Backtest(CountingConfig.of(settings), JudgeConfig.of(settings))
+    run = Backtest(CountingConfig.of(settings), *(JudgeConfig.of(settings).watching(surge) for surge in SURGES))
     for item in items:
         run.add(item)
     run.finish()
@@ -73,13 +78,23 @@ class Live:
 
 
 def test_a_replay_through_the_store_gives_the_alerts_of_the_back_test(
-    store: Engine, make_settings: Callable[..., Settings]
+    store: Engine, make_settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
     made, _ = stream(3, 12, 4, surges=4, quiet_days=2)
+    for item in made:
+        # What is bad news for one half of the companies is good news for the other.
+        if item["sentiment"] == "negative" and int(str(item["tickers"])[3:-2]) % 2:
+            item |= {"sentiment": "positive", "p_negative": 0.1}
     items = list(read_scored((json.dumps(item).encode() for item in made), "made"))
-    settings = make_settings(surge_budget=0.5, judge_snapshot_s=1e-9)
+    (tmp_path / "rules.toml").write_text(RULES)
+    settings = make_settings(surge_budget=0.5, judge_snapshot_s=1e-9, rules_file=str(tmp_path / "rules.toml"))
     expected = back_tested(items, settings)
     assert {alert.key.partition(":")[0] for alert in expected} == {"ticker", "topic", "market"}
+    assert {alert.surge for alert in expected} == set(SURGES)
+    assert len({alert.id for alert in expected}) == len(expected)
+    for alert in expected:
+        sure = {"negative": [s.p_negative for s in alert.stories], "positive": [s.p_positive for s in alert.stories]}
+        assert min(sure.get(alert.surge, [0.9])) == 0.9
     assert any(alert.resolved_at for alert in expected)
 
     live = Live(store, settings)
@@ -102,4 +117,9 @@ def test_a_replay_through_the_store_gives_the_alerts_of_the_back_test(
         ((alert.id, alert.key, alert.fired_at, alert.resolved_at) for alert in expected), key=lambda a: (a[2], a[0])
     )
     assert {row.id: row.severity for row in episodes} == {alert.id: alert.severity for alert in expected}
+    evidence = {row.id: row.evidence for row in episodes}
+    for alert in expected:
+        told = evidence[alert.id]
+        assert (told["surge"], told["observed"], told["total"]) == (alert.surge, alert.observed, alert.total)
+        assert alert.surge != "positive" or {story["p_positive"] for story in told["stories"]} == {0.9}
     assert events == {"firing": len(expected), "resolved": sum(alert.resolved_at is not None for alert in expected)}
