@@ -41,7 +41,7 @@ WORDS = [f"word{number}" for number in range(3000)]
 def make_records(items: int, batch: int, tickers: int) -> dict[int, list[bytes]]:
     """Encoded records by partition: two keys an item, 100 items a minute of event time."""
     rnd = random.Random(1)
-    told: list[tuple[str, tuple[str, str]]] = []
+    told: list[tuple[str, bytes, tuple[str, str]]] = []
     records: dict[int, list[bytes]] = {partition: [] for partition in range(PARTITIONS)}
     for start in range(0, items, batch):
         found: dict[int, list[Contribution]] = {partition: [] for partition in range(PARTITIONS)}
@@ -52,9 +52,9 @@ def make_records(items: int, batch: int, tickers: int) -> dict[int, list[bytes]]
                 told.append(rnd.choice(told[-200:]))
             else:
                 keys = (f"ticker:T{rnd.randrange(tickers)}", f"topic:{rnd.randrange(20)}")
-                told.append((" ".join(rnd.choices(WORDS, k=10)), keys))
-            title, keys = told[-1]
-            sketch = signature(title)
+                title = " ".join(rnd.choices(WORDS, k=10))
+                told.append((title, signature(title), keys))
+            title, sketch, keys = told[-1]
             for key in keys:
                 found[partition_of(key, PARTITIONS)].append(
                     Contribution(
@@ -129,7 +129,8 @@ def main() -> None:
         tracemalloc.stop()
         del loaded
         with reading(engine) as connection:
-            keys = connection.scalar(select(func.count(t.stories.c.key.distinct())))
+            keys = connection.scalars(select(func.count(t.stories.c.key.distinct()))).one()
+            stories = connection.scalars(select(func.count()).select_from(t.stories)).one()
         engine.dispose()
     print(
         json.dumps(
@@ -140,6 +141,7 @@ def main() -> None:
                 "contributions_per_cpu_s": round(contributions / cpu_s),
                 "counting_only_per_cpu_s": round(contributions / counting_s),
                 "keys": keys,
+                "open_stories_per_key": round(stories / keys, 1),
                 "recovery_s": round(recovery_s, 2),
                 "bytes_per_key": round(held / keys),
                 "database": engine.dialect.name,

@@ -198,8 +198,8 @@ EventMs = Annotated[int, msgspec.Meta(ge=0, lt=1 << 42)]
 class Contribution(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, array_like=True, gc=False):
     """What one item adds to one window key. Internal: lists of these travel on `contributions`.
 
-    `at` is the event time in epoch milliseconds. `signature` are the story signature's hash values
-    (`monitor.stories.signature`), by which copies of a story are found. `retracted` says that the item no longer
+    `at` is the event time in epoch milliseconds. `signature` is the story's (`monitor.stories.signature`), by which
+    copies of it are found. `retracted` says that the item no longer
     counts under the key: it was scored again, to another topic or with other tickers. `negative` and `positive` are
     the label's; a neutral item is neither.
     """
@@ -210,7 +210,7 @@ class Contribution(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     p_negative: Annotated[float, msgspec.Meta(ge=0, le=1)]
     score: Annotated[float, msgspec.Meta(ge=-1, le=1)]
     negative: bool
-    signature: tuple[int, ...]
+    signature: Annotated[bytes, msgspec.Meta(max_length=48)]
     source: str = ""
     title: str = ""
     url: str = ""

@@ -1,10 +1,10 @@
 """Stories: near-duplicate texts of one news event, found inside a window key.
 
 A signature is a MinHash sketch (Broder 1997) of the text's shingles: `VALUES` minima, 16 bits kept of each (b-bit
-minwise hashing, Li and König 2010), packed three to an integer. One such integer is a *band*: texts that share a band
-are candidates (locality-sensitive hashing), and the share of equal minima estimates their Jaccard similarity.
+minwise hashing, Li and König 2010). Three neighbours are a *band*: texts that share a band are candidates
+(locality-sensitive hashing), and the share of equal minima estimates their Jaccard similarity.
 With 8 bands of 3 a pair of similarity .9 becomes a candidate with probability .9999, one of .6 with .86, one of .15
-with .03. Bands stay below 2**53, so that every JSON reader keeps them exact.
+with .03. `monitor.open_stories` finds them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -23,9 +23,11 @@ __all__ = [
     "BANDS",
     "MAX_ITEM_IDS",
     "MAX_SOURCES",
+    "SIGNATURE_BYTES",
     "VALUES",
-    "OpenStories",
+    "Copies",
     "Story",
+    "add_copies",
     "signature",
     "similarity",
     "story_id",
@@ -34,6 +36,7 @@ __all__ = [
 BANDS: Final = 8
 ROWS: Final = 3
 VALUES: Final = BANDS * ROWS
+SIGNATURE_BYTES: Final = 2 * VALUES
 MAX_SOURCES: Final = 32
 MAX_ITEM_IDS: Final = 100
 
@@ -69,7 +72,9 @@ _MIXED = re.compile(f"[{_UNSPACED}]|[^{_UNSPACED}]+")
 _generator = np.random.Generator(np.random.PCG64(20260105))
 _MULTIPLIERS = _generator.integers(1, 1 << 63, size=(VALUES, 1), dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 _INCREMENTS = _generator.integers(0, 1 << 63, size=(VALUES, 1), dtype=np.uint64)
-_LOW, _MIDDLE = 0xFFFF, 0xFFFF0000
+# The lower 15 bits of every value of a signature that is read as one integer, and the highest one.
+_LOWER = int.from_bytes(b"\xff\x7f" * VALUES, "little")
+_HIGHEST = _LOWER + int.from_bytes(b"\x01\x00" * VALUES, "little")
 
 
 def _tokens(text: str) -> list[str]:
@@ -101,8 +106,8 @@ def _shingles(title: str, body: str) -> set[str]:
     return shingles or set(tokens)
 
 
-def signature(title: str, body: str = "") -> tuple[int, ...]:
-    """MinHash signature of a text, `BANDS` integers below 2**48; empty for a text without words.
+def signature(title: str, body: str = "") -> bytes:
+    """MinHash signature of a text, `VALUES` unsigned integers of two bytes, little end first; empty without words.
 
     Copies of a story get equal or nearly equal signatures: agency prefixes, the publisher's name at the end, letter
     case, punctuation, addresses and Unicode compatibility forms do not count. Works for any language; the same in
@@ -111,13 +116,13 @@ def signature(title: str, body: str = "") -> tuple[int, ...]:
     return signatures([(title, body)])[0]
 
 
-def signatures(texts: Sequence[tuple[str, str]]) -> list[tuple[int, ...]]:
+def signatures(texts: Sequence[tuple[str, str]]) -> list[bytes]:
     """The signatures of many texts (title, body), as `signature` gives them one by one, several times as fast."""
     parts = (texts[first : first + SIGN_TOGETHER] for first in range(0, len(texts), SIGN_TOGETHER))
     return [sketch for part in parts for sketch in _signatures(part)]
 
 
-def _signatures(texts: Sequence[tuple[str, str]]) -> list[tuple[int, ...]]:
+def _signatures(texts: Sequence[tuple[str, str]]) -> list[bytes]:
     digest = xxhash.xxh3_64_intdigest
     hashes: list[int] = []
     starts: list[int] = []
@@ -128,30 +133,26 @@ def _signatures(texts: Sequence[tuple[str, str]]) -> list[tuple[int, ...]]:
             signed.append(number)
             starts.append(len(hashes))
             hashes += [digest(shingle.encode("utf-8", "surrogatepass")) for shingle in shingles]
-    sketches: list[tuple[int, ...]] = [()] * len(texts)
+    sketches = [b""] * len(texts)
     if not signed:
         return sketches
     # Multiplication wraps around at 2**64, which is the universal hash that is wanted.
     mixed = _MULTIPLIERS * np.array(hashes, dtype=np.uint64) + _INCREMENTS
     minima = np.minimum.reduceat(mixed, starts, axis=1).T
-    values = ((minima >> np.uint64(13)) & np.uint64(_LOW)).reshape(-1, BANDS, ROWS)
-    packed = values[:, :, 0] | (values[:, :, 1] << np.uint64(16)) | (values[:, :, 2] << np.uint64(32))
-    for number, row in zip(signed, packed.tolist(), strict=True):
-        sketches[number] = tuple(row)
+    values = (minima >> np.uint64(13)).astype("<u2")
+    for number, row in zip(signed, values, strict=True):
+        sketches[number] = row.tobytes()
     return sketches
 
 
-def similarity(a: tuple[int, ...], b: tuple[int, ...]) -> float:
+def similarity(a: bytes, b: bytes) -> float:
     """Estimated Jaccard similarity of two signatures, in [0, 1]; 0 when one is empty."""
     if not a or not b:
         return 0.0
-    if a == b:
-        return 1.0
-    equal = 0
-    for x, y in zip(a, b, strict=True):
-        d = x ^ y
-        equal += (not d & _LOW) + (not d & _MIDDLE) + (not d >> 32)
-    return equal / VALUES
+    differ = int.from_bytes(a, "little") ^ int.from_bytes(b, "little")
+    # The highest bit of every value that is not 0; the sum of two lower parts does not reach the next value.
+    unequal = (((differ & _LOWER) + _LOWER) | differ) & _HIGHEST
+    return (VALUES - unequal.bit_count()) / VALUES
 
 
 def story_id(key: str, item_id: str, at: int) -> str:
@@ -183,90 +184,25 @@ class Story(msgspec.Struct, gc=False):
     item_id: str
     item_ids: tuple[str, ...]
     p_negative: float
-    signature: tuple[int, ...]
+    signature: bytes
     positive: bool = False
     p_positive: float = 0.0
 
 
-class OpenStories:
-    """The stories of one key that a copy may still join, indexed by their bands.
+class Copies(msgspec.Struct, gc=False):
+    """What copies add to a story that was begun before them: as the fields of `Story` of the same names."""
 
-    Finding takes time in proportion to the few candidates, not to the open stories.
-    """
+    key: str
+    last_at: int
+    items: int
+    sources: tuple[str, ...]
+    item_ids: tuple[str, ...]
 
-    __slots__ = ("_bands", "stories")
 
-    def __init__(self, stories: Iterable[Story] = ()) -> None:
-        self.stories: dict[str, Story] = {}
-        self._bands: dict[int, Story | list[Story]] = {}
-        for story in stories:
-            self.add(story)
-
-    def __len__(self) -> int:
-        return len(self.stories)
-
-    def __iter__(self) -> Iterator[Story]:
-        return iter(self.stories.values())
-
-    def add(self, story: Story) -> None:
-        """Open a story. One without signature is never found again and therefore not kept."""
-        if not story.signature:
-            return
-        self.stories[story.id] = story
-        bands = self._bands
-        for band in story.signature:
-            there = bands.setdefault(band, story)
-            if there is story:
-                continue
-            if isinstance(there, list):
-                there.append(story)
-            else:
-                bands[band] = [there, story]
-
-    def find(self, sketch: tuple[int, ...], at: int, window: int, threshold: float, open_from: int) -> Story | None:
-        """The open story most like `sketch`, at least `threshold`; of equals the earliest. None when there is none.
-
-        A story takes items up to `window` ms after its last and before its first; one last seen before `open_from`
-        has expired.
-        """
-        bands = self._bands
-        best: Story | None = None
-        best_rank: tuple[float, int, str] = (0.0, 0, "")
-        seen: set[str] = set()
-        for band in sketch:
-            there = bands.get(band)
-            if there is None:
-                continue
-            for story in there if isinstance(there, list) else (there,):
-                if story is best or story.id in seen:
-                    continue
-                seen.add(story.id)
-                if story.last_at < open_from or not story.first_at - window <= at <= story.last_at + window:
-                    continue
-                alike = similarity(sketch, story.signature)
-                if alike < threshold:
-                    continue
-                rank = (-alike, story.first_at, story.id)
-                if best is None or rank < best_rank:
-                    best, best_rank = story, rank
-            if best is not None and best_rank[0] == -1.0:
-                # Nothing is more alike; equals were all in this band, too.
-                break
-        return best
-
-    def expire(self, open_from: int) -> None:
-        """Forget the stories last seen before `open_from` (epoch ms)."""
-        expired = [story for story in self.stories.values() if story.last_at < open_from]
-        if len(expired) == len(self.stories):
-            self.stories.clear()
-            self._bands.clear()
-            return
-        for story in expired:
-            del self.stories[story.id]
-            for band in set(story.signature):
-                there = self._bands[band]
-                rest = [s for s in there if s is not story] if isinstance(there, list) else []
-                if not rest:
-                    del self._bands[band]
-                else:
-                    self._bands[band] = rest if len(rest) > 1 else rest[0]
+def add_copies(story: Story | Copies, more: Copies) -> None:
+    """Let copies join a story, or earlier copies of it, in place."""
+    story.items += more.items
+    story.last_at = max(story.last_at, more.last_at)
+    new = [source for source in more.sources if source not in story.sources]
+    story.sources = (*story.sources, *new)[:MAX_SOURCES]
+    story.item_ids = (*story.item_ids, *more.item_ids)[:MAX_ITEM_IDS]

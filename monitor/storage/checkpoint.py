@@ -8,30 +8,33 @@ again. No other fencing is needed against a process that wakes up late.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec.structs import astuple
 from sqlalchemy import Connection, Engine, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from monitor.open_stories import OpenStory
 from monitor.records import Contribution, ContributionBatch, SourceWatermark
 from monitor.storage import tables as t
 from monitor.storage.engine import reading, writing
 from monitor.storage.ledger import StoredLedger
 from monitor.storage.trends import add_to_rollups
-from monitor.storage.upsert import bulk_upsert, upsert
-from monitor.surges.counting import Changes, Counter, CounterState, CountingConfig, Story
+from monitor.storage.upsert import bulk_update, bulk_upsert, upsert
+from monitor.stories import Copies, Story, add_copies
+from monitor.surges.counting import Changes, Counter, CounterState, CountingConfig
 from monitor.surges.ticks import MINUTE_MS, TickDelta
 
 __all__ = ["Applied", "ContributionRecord", "GapError", "PartitionCheckpoint", "partition_watermarks"]
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[Contribution])
-_signature_decoder = msgspec.msgpack.Decoder(tuple[int, ...])
 _NOTHING = TickDelta()
+# Ids in one statement: PostgreSQL and SQLite take tens of thousands, but compile one for every number of them.
+IDS_TOGETHER: Final = 500
 
 
 class ContributionRecord(NamedTuple):
@@ -162,6 +165,7 @@ class PartitionCheckpoint:
         bulk_upsert(connection, t.ticks, ticks, add=TickDelta.__struct_fields__)
         add_to_rollups(connection, changes.ticks)
         bulk_upsert(connection, t.stories, [_story_row(story, self.partition) for story in changes.stories.values()])
+        _add_copies(connection, changes.copies)
 
     def _store_waiting(self, connection: Connection, changes: Changes, begun: int, *, closed: bool) -> None:
         c = t.waiting.c
@@ -218,32 +222,35 @@ def _story_row(story: Story, partition: int) -> tuple[Any, ...]:
         story.item_id,
         _json(story.item_ids),
         story.p_negative,
-        _encoder.encode(story.signature),
+        story.signature,
         story.positive,
         story.p_positive,
     )
+
+
+def _add_copies(connection: Connection, copies: Mapping[str, Copies]) -> None:
+    """Let copies join the stored stories that they are of."""
+    c = t.stories.c
+    ids = list(copies)
+    rows: list[tuple[Any, ...]] = []
+    for start in range(0, len(ids), IDS_TOGETHER):
+        query = select(c.id, c.key, c.last_at, c["items"], c.sources, c.item_ids)
+        for id_, *values in connection.execute(query.where(c.id.in_(ids[start : start + IDS_TOGETHER]))):
+            stored = Copies(*values)
+            add_copies(stored, copies[id_])
+            rows.append((stored.last_at, stored.items, _json(stored.sources), _json(stored.item_ids), id_))
+    bulk_update(connection, t.stories, ("last_at", "items", "sources", "item_ids"), rows)
 
 
 def _json(value: object) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _open_stories(connection: Connection, partition: int, since: int) -> list[Story]:
-    """Stories of a partition last seen at or after `since` (epoch ms), in the order in which they began."""
+def _open_stories(connection: Connection, partition: int, since: int) -> Iterator[OpenStory]:
+    """Stories of a partition last seen at or after `since` (epoch ms)."""
     c = t.stories.c
-    columns = [c[name] for name in Story.__struct_fields__]
-    query = select(*columns).where(c.partition == partition, c.last_at >= since).order_by(c.first_at, c.id)
-    return [
-        Story(
-            **{
-                **row,
-                "sources": tuple(row["sources"]),
-                "item_ids": tuple(row["item_ids"]),
-                "signature": _signature_decoder.decode(row["signature"]),
-            }
-        )
-        for row in connection.execute(query).mappings()
-    ]
+    query = select(*(c[name] for name in OpenStory._fields)).where(c.partition == partition, c.last_at >= since)
+    return map(OpenStory._make, connection.execute(query))
 
 
 def _waiting(connection: Connection, partition: int) -> dict[int, list[Contribution]]:

@@ -51,6 +51,16 @@ class StoredLedger:
         else:
             new.append(counted)
 
+    def put_all(self, minute: int, counted: list[Counted]) -> None:
+        """See `Ledger`."""
+        if minute in self._known:
+            for one in counted:
+                self.put(minute, one)
+        elif minute in self._new:
+            self._new[minute].extend(counted)
+        elif counted:
+            self._new[minute] = counted
+
     def flush(self) -> None:
         """Write what was put. Call it once, at the end of the transaction."""
         rows: dict[tuple[int, int], list[Counted]] = {place: [] for place in self._changed}

@@ -6,13 +6,16 @@ The market is not counted itself: an item has one topic, so the market is the su
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import astuple
 from sqlalchemy import ColumnElement, Connection, Select, Table, func, select, union_all
 
 from monitor.storage.tables import rollups, ticks
 from monitor.storage.upsert import bulk_upsert
+from monitor.surges.ticks import TickDelta
 
 __all__ = [
     "DAY",
@@ -89,30 +92,39 @@ class KeyTotals(msgspec.Struct, frozen=True):
         return shrunk(self.now) - shrunk(self.before)
 
 
-def add_to_rollups(connection: Connection, deltas: Mapping[tuple[str, int], Any]) -> None:
+def add_to_rollups(connection: Connection, deltas: Mapping[tuple[str, int], TickDelta]) -> None:
     """Add what a batch added to the ticks, by key and epoch minute, to the hours and days they lie in.
 
     Topics have quarters of an hour, too: the market is read as the sum of all topics, over days by the quarter.
-    Belongs into the transaction that writes the ticks. A delta has the attributes of `TickSums`.
+    Belongs into the transaction that writes the ticks.
     """
-    quarters: dict[tuple[int, str], list[float]] = {}
-    hours: dict[tuple[int, str], list[float]] = {}
+    quarters: dict[tuple[int, str], TickDelta] = {}
+    hours: dict[tuple[int, str], TickDelta] = {}
     for (key, minute), delta in deltas.items():
-        values = [getattr(delta, name) for name in _SUMS]
-        _add(hours, (minute - minute % HOUR, key), values)
+        _add(hours, (minute - minute % HOUR, key), delta)
         if key.startswith(_TOPIC):
-            _add(quarters, (minute - minute % QUARTER, key), values)
-    days: dict[tuple[int, str], list[float]] = {}
-    for (minute, key), values in hours.items():
-        _add(days, (minute - minute % DAY, key), values)
+            _add(quarters, (minute - minute % QUARTER, key), delta)
+    days: dict[tuple[int, str], TickDelta] = {}
+    for (minute, key), delta in hours.items():
+        _add(days, (minute - minute % DAY, key), delta)
     # In one order, so that two aggregators never wait for each other crosswise.
     for width, sums in ((QUARTER, quarters), (HOUR, hours), (DAY, days)):
-        bulk_upsert(connection, rollups, [(width, *place, *sums[place]) for place in sorted(sums)], add=_SUMS)
+        rows = [(width, minute, key, *astuple(sums[minute, key])) for minute, key in sorted(sums)]
+        bulk_upsert(connection, rollups, rows, add=_SUMS)
 
 
-def _add(sums: dict[tuple[int, str], list[float]], place: tuple[int, str], values: list[float]) -> None:
+def _add(sums: dict[tuple[int, str], TickDelta], place: tuple[int, str], more: TickDelta) -> None:
     known = sums.get(place)
-    sums[place] = values if known is None else [a + b for a, b in zip(known, values, strict=True)]
+    if known is None:
+        sums[place] = copy(more)
+        return
+    known.stories += more.stories
+    known.negative_stories += more.negative_stories
+    known.items += more.items
+    known.negative_items += more.negative_items
+    known.score_sum += more.score_sum
+    known.late += more.late
+    known.positive_stories += more.positive_stories
 
 
 def newest_minute(connection: Connection, *, not_after: int | None = None) -> int | None:

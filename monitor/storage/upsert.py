@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import JSON, Connection, Dialect, Table
+from sqlalchemy import JSON, Column, Connection, Dialect, Table
 from sqlalchemy.dialects import postgresql, sqlite
 
-__all__ = ["bulk_upsert", "insert_missing", "upsert"]
+__all__ = ["bulk_update", "bulk_upsert", "insert_missing", "upsert"]
 
 
 def _insert(connection: Connection, table: Table) -> Any:
@@ -61,12 +61,34 @@ def bulk_upsert(
         connection.exec_driver_sql(_bulk_statement(table, connection.dialect, add), list(rows))
 
 
+def bulk_update(
+    connection: Connection, table: Table, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]]
+) -> None:
+    """Overwrite `columns` of rows that are there: each of `rows` has their values, then the primary key's.
+
+    Values are as the driver takes them (see `bulk_upsert`).
+    """
+    if not rows:
+        return
+    dialect = connection.dialect
+    quote = dialect.identifier_preparer.quote
+    changes = ", ".join(f"{quote(name)} = {_place(table.c[name], dialect)}" for name in columns)
+    places = " AND ".join(f"{quote(c.name)} = {_place(c, dialect)}" for c in table.primary_key)
+    # Names of our own tables and columns; values are bound.
+    statement = f"UPDATE {quote(table.name)} SET {changes} WHERE {places}"  # noqa: S608
+    connection.exec_driver_sql(statement, list(rows))
+
+
+def _place(column: Column[Any], dialect: Dialect) -> str:
+    if dialect.name != "postgresql":
+        return "?"
+    return "%s::jsonb" if isinstance(column.type, JSON) else "%s"
+
+
 @cache
 def _bulk_statement(table: Table, dialect: Dialect, add: tuple[str, ...]) -> str:
     quote = dialect.identifier_preparer.quote
-    postgres = dialect.name == "postgresql"
-    place = "%s" if postgres else "?"
-    values = [f"{place}::jsonb" if postgres and isinstance(c.type, JSON) else place for c in table.columns]
+    values = [_place(c, dialect) for c in table.columns]
     key = {column.name for column in table.primary_key}
     name = quote(table.name)
     changes = ", ".join(

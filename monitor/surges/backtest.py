@@ -16,8 +16,9 @@ import numpy as np
 
 from monitor.alerts.records import MAX_STORIES, AlertStory, AlertWindow
 from monitor.records import ContributionBatch, ScoredItem, SourceWatermark
+from monitor.stories import Story, add_copies
 from monitor.surges.budget import bar_from_history, tail_of
-from monitor.surges.counting import Changes, Counter, CounterState, CountingConfig, Story
+from monitor.surges.counting import Changes, Counter, CounterState, CountingConfig
 from monitor.surges.decisions import Decision, MinuteCounts
 from monitor.surges.judge import Judge, JudgeConfig
 from monitor.surges.keys import MARKET, TOPIC, contributions_of, epoch_ms
@@ -143,6 +144,10 @@ class Backtest:
         for story in changes.stories.values():
             if any(_is_of(story, surge) for surge in self._sorts):
                 self._stories.setdefault(story.key, {})[story.id] = story
+        for id_, copies in changes.copies.items():
+            begun = self._stories.get(copies.key, {}).get(id_)
+            if begun is not None:
+                add_copies(begun, copies)
 
     def _judge_closed(self) -> None:
         first_open = self._counter.state.watermark // MINUTE_MS

@@ -27,15 +27,16 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from monitor.open_stories import OpenStories, OpenStory
 from monitor.records import Contribution, ContributionBatch
-from monitor.stories import MAX_ITEM_IDS, MAX_SOURCES, OpenStories, Story, story_id
+from monitor.stories import SIGNATURE_BYTES, Copies, Story, add_copies, story_id
 from monitor.surges.ledger import STALE, Counted, Ledger
 from monitor.surges.ticks import MINUTE_MS, CounterState, TickDelta, advance, merge_sources
 
 if TYPE_CHECKING:
     from monitor.settings import Settings
 
-__all__ = ["Changes", "Counter", "CounterState", "CountingConfig", "Story", "TickDelta"]
+__all__ = ["Changes", "Counter", "CounterState", "CountingConfig", "TickDelta"]
 
 HOUR_MS: Final = 60 * MINUTE_MS
 # Expired stories are passed over at once and dropped this often.
@@ -65,10 +66,10 @@ class CountingConfig(msgspec.Struct, frozen=True, kw_only=True):
 class Changes(msgspec.Struct):
     """What records change, to be stored in one transaction.
 
-    `ticks` are added to the stored ones, by key and epoch minute; `stories` (by id) replace the stored ones. `waiting`
+    `ticks` are added to the stored ones, by key and epoch minute. `stories` (by id) are new, with the copies that have
+    joined them already; `copies` (by the story's id) join stories of earlier changes (`add_copies`). `waiting`
     are the contributions that have come and are not counted yet, by the minute that they will be counted in, in the
     order in which they came; those of minutes before `open_minute` have been counted, or taken back, and wait no more.
-    The stories are the counter's own: store them before the next `apply`.
 
     `counted` is by how many the pairs of key and item grew that are counted or stale; `late`, `stale` and `duplicates`
     are numbers of contributions.
@@ -76,6 +77,7 @@ class Changes(msgspec.Struct):
 
     ticks: dict[tuple[str, int], TickDelta] = {}
     stories: dict[str, Story] = {}
+    copies: dict[str, Copies] = {}
     waiting: dict[int, list[Contribution]] = {}
     open_minute: int = 0
     counted: int = 0
@@ -99,15 +101,19 @@ class Counter:
         self,
         config: CountingConfig,
         state: CounterState,
-        open_stories: Iterable[Story] = (),
+        open_stories: Iterable[OpenStory] = (),
         waiting: Mapping[int, Sequence[Contribution]] | None = None,
     ) -> None:
         self.config = config
         self.state = state
         self._open: dict[str, OpenStories] = {}
         self._swept = state.watermark
-        for story in open_stories:
-            self._open.setdefault(story.key, OpenStories()).add(story)
+        for key, id_, first_at, last_at, sketch in open_stories:
+            if len(sketch) == SIGNATURE_BYTES:
+                stories = self._open.get(key)
+                if stories is None:
+                    stories = self._open[key] = OpenStories()
+                stories.add(id_, first_at, last_at, sketch)
         # By minute, then by pair: a pair that comes again before it is counted is here once.
         self._waiting: dict[int, dict[tuple[str, str], Contribution]] = {}
         for minute, contributions in (waiting or {}).items():
@@ -129,8 +135,24 @@ class Counter:
         Adds to `changes` where given, those of the records before it that are stored in the same transaction.
         """
         changes = Changes() if changes is None else changes
+        first_open = self.state.watermark // MINUTE_MS
         for contribution in batch.contributions:
-            self._take(contribution, ledger, changes)
+            minute = contribution.at // MINUTE_MS
+            waiting = self._waiting.get(minute)
+            if waiting is None or minute < first_open or contribution.retracted:
+                self._take(contribution, ledger, changes)
+                continue
+            # What nearly all are: new ones of a minute that is open.
+            pair = contribution.key, contribution.item_id
+            if pair in waiting:
+                self._take(contribution, ledger, changes)
+                continue
+            waiting[pair] = contribution
+            told = changes.waiting.get(minute)
+            if told is None:
+                changes.waiting[minute] = [contribution]
+            else:
+                told.append(contribution)
         merge_sources(self.state, batch.sources, batch.source_count)
         if advance(self.state, self.config.lateness_ms):
             self._close(ledger, changes)
@@ -199,58 +221,71 @@ class Counter:
         first_open = self.state.watermark // MINUTE_MS
         for minute in sorted(minute for minute in self._waiting if minute < first_open):
             # Each key's in order of event time; the order among keys is of no consequence.
-            for contribution in sorted(self._waiting.pop(minute).values(), key=_in_order):
-                self._count(contribution, minute, ledger, changes)
+            self._count(sorted(self._waiting.pop(minute).values(), key=_in_order), minute, ledger, changes)
             changes.waiting.pop(minute, None)
 
-    def _count(self, c: Contribution, minute: int, ledger: Ledger, changes: Changes) -> None:
-        tick = _tick(changes, c.key, minute)
-        story = self._join(c, minute, tick)
-        changes.stories[story.id] = story
-        tick.items += 1
-        tick.negative_items += c.negative
-        tick.score_sum += c.score
-        own = c.at // MINUTE_MS
-        tick.late += own < minute
-        changes.counted += 1
-        ledger.put(own, Counted(c.key, c.item_id, minute, c.score, c.negative))
+    def _count(self, contributions: list[Contribution], minute: int, ledger: Ledger, changes: Changes) -> None:
+        begin = minute * MINUTE_MS
+        ticks: dict[str, TickDelta] = {}
+        in_time: list[Counted] = []
+        for c in contributions:
+            key = c.key
+            tick = ticks.get(key)
+            if tick is None:
+                tick = ticks[key] = _tick(changes, key, minute)
+            self._join(c, minute, tick, changes)
+            tick.items += 1
+            tick.negative_items += c.negative
+            tick.score_sum += c.score
+            counted = Counted(key, c.item_id, minute, c.score, c.negative)
+            if c.at < begin:
+                tick.late += 1
+                ledger.put(c.at // MINUTE_MS, counted)
+            else:
+                in_time.append(counted)
+        ledger.put_all(minute, in_time)
+        changes.counted += len(contributions)
 
-    def _join(self, c: Contribution, minute: int, tick: TickDelta) -> Story:
-        stories = self._open.get(c.key)
+    def _join(self, c: Contribution, minute: int, tick: TickDelta, changes: Changes) -> None:
+        key, at, sketch, source = c.key, c.at, c.signature, c.source
+        stories = self._open.get(key)
         if stories is None:
-            stories = self._open[c.key] = OpenStories()
-        window = self.config.story_window_ms
-        if c.signature:
+            stories = self._open[key] = OpenStories()
+        signed = len(sketch) == SIGNATURE_BYTES
+        if signed:
+            window = self.config.story_window_ms
             # What has expired hangs on the minute alone, not on how far the watermark has jumped meanwhile.
-            open_from = minute * MINUTE_MS - window
-            story = stories.find(c.signature, c.at, window, self.config.similarity, open_from)
-            if story is not None:
-                _add_copy(story, c)
-                return story
-        story = Story(
-            id=story_id(c.key, c.item_id, c.at),
-            key=c.key,
-            first_at=c.at,
-            last_at=c.at,
+            found = stories.find(sketch, at, window, self.config.similarity, minute * MINUTE_MS - window)
+            if found is not None:
+                stories.see(found, at)
+                _add_copy(stories.id(found), c, changes)
+                return
+        id_ = story_id(key, c.item_id, at)
+        changes.stories[id_] = Story(
+            id=id_,
+            key=key,
+            first_at=at,
+            last_at=at,
             minute=minute,
             negative=c.negative,
             items=1,
-            sources=(c.source,) if c.source else (),
+            sources=(source,) if source else (),
             title=c.title,
             url=c.url,
-            source=c.source,
+            source=source,
             item_id=c.item_id,
             item_ids=(c.item_id,),
             p_negative=c.p_negative,
-            signature=c.signature,
+            signature=sketch,
             positive=c.positive,
             p_positive=_p_positive(c),
         )
-        stories.add(story)
+        if signed:
+            # One without a signature is never found again and therefore not held.
+            stories.add(id_, at, at, sketch)
         tick.stories += 1
         tick.negative_stories += c.negative
         tick.positive_stories += c.positive
-        return story
 
     def _sweep(self) -> None:
         self._swept = self.state.watermark
@@ -262,14 +297,13 @@ class Counter:
                 del self._open[key]
 
 
-def _add_copy(story: Story, c: Contribution) -> None:
-    story.items += 1
-    if c.at > story.last_at:
-        story.last_at = c.at
-    if c.source and c.source not in story.sources and len(story.sources) < MAX_SOURCES:
-        story.sources = (*story.sources, c.source)
-    if len(story.item_ids) < MAX_ITEM_IDS:
-        story.item_ids = (*story.item_ids, c.item_id)
+def _add_copy(id_: str, c: Contribution, changes: Changes) -> None:
+    copy = Copies(c.key, c.at, 1, (c.source,) if c.source else (), (c.item_id,))
+    story = changes.stories.get(id_) or changes.copies.get(id_)
+    if story is None:
+        changes.copies[id_] = copy
+    else:
+        add_copies(story, copy)
 
 
 def _p_positive(c: Contribution) -> float:

@@ -90,6 +90,6 @@ def retraction(key: str, item_id: str, published_at: datetime) -> Contribution:
         p_negative=0.0,
         score=0.0,
         negative=False,
-        signature=(),
+        signature=b"",
         retracted=True,
     )

@@ -40,6 +40,9 @@ class Ledger(Protocol):
     def put(self, minute: int, counted: Counted) -> None:
         """Remember a pair whose own epoch minute is `minute`; replaces what was remembered of it."""
 
+    def put_all(self, minute: int, counted: list[Counted]) -> None:
+        """`put` for many pairs of one minute; the list is the ledger's own from then on."""
+
 
 class MemoryLedger:
     """A ledger in memory, for replays."""
@@ -57,6 +60,10 @@ class MemoryLedger:
         if pairs is None:
             pairs = self._minutes[minute] = {}
         pairs[counted.key, counted.item_id] = counted
+
+    def put_all(self, minute: int, counted: list[Counted]) -> None:
+        """See `Ledger`."""
+        self._minutes.setdefault(minute, {}).update({(one.key, one.item_id): one for one in counted})
 
     def forget(self, before: int) -> None:
         """Forget items of epoch minutes before `before`: if they came again they would be stale."""

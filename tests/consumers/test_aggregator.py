@@ -26,7 +26,7 @@ AT = 28_400_000 * 60_000
 
 def value(key: str = "topic:earnings", item_id: str = "a", at: int = AT, score: float = -0.5) -> bytes:
     """An encoded batch with one contribution."""
-    one = Contribution(key=key, item_id=item_id, at=at, p_negative=0.7, score=score, negative=True, signature=(1, 2, 3))
+    one = Contribution(key=key, item_id=item_id, at=at, p_negative=0.7, score=score, negative=True, signature=bytes(48))
     sources = (SourceWatermark("news:0", AT, False),)
     return encode(ContributionBatch(contributions=(one,), sources=sources, source_count=1))
 

@@ -65,7 +65,7 @@ def count_to(store: Engine, offset: int, log: str) -> None:
         "stale": 0,
         "updated_at": datetime.now(UTC),
     }
-    waits = Contribution(key="k", item_id="i", at=0, p_negative=0.0, score=0.0, negative=False, signature=())
+    waits = Contribution(key="k", item_id="i", at=0, p_negative=0.0, score=0.0, negative=False, signature=b"")
     with writing(store) as connection:
         connection.execute(insert(t.partitions).values(**values))
         for at in range(2):

@@ -241,7 +241,8 @@ def test_a_large_share_goes_in_several_records_and_only_the_last_tells_the_progr
             p_negative=0.5,
             score=0.0,
             negative=True,
-            signature=tuple(range(10**9, 10**9 + 128)),
+            signature=bytes(48),
+            source="s" * 1000,
             title="t" * 5000,
         )
         for n in range(9000)

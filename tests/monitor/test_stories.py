@@ -9,29 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor.stories import BANDS, OpenStories, Story, signature, signatures, similarity, story_id
+from monitor.stories import (
+    MAX_ITEM_IDS,
+    MAX_SOURCES,
+    SIGNATURE_BYTES,
+    Copies,
+    add_copies,
+    signature,
+    signatures,
+    similarity,
+)
 
 HEADLINE = "Apple shares fall 5% after weak iPhone sales in China"
-
-
-def story(number: int, text: str, at: int = 0) -> Story:
-    return Story(
-        id=story_id("k", str(number), 0),
-        key="k",
-        first_at=at,
-        last_at=at,
-        minute=at // 60_000,
-        negative=True,
-        items=1,
-        sources=(),
-        title=text,
-        url="",
-        source="",
-        item_id=str(number),
-        item_ids=(str(number),),
-        p_negative=0.9,
-        signature=signature(text),
-    )
 
 
 @pytest.mark.parametrize(
@@ -83,8 +72,8 @@ def test_a_short_title_is_read_with_its_body_and_a_long_one_without() -> None:
 
 
 def test_text_without_words_has_no_signature() -> None:
-    assert signature("!!! ... ", "") == ()
-    assert similarity((), ()) == 0.0
+    assert signature("!!! ... ", "") == b""
+    assert similarity(b"", b"") == 0.0
 
 
 def test_the_signature_is_the_same_in_another_process() -> None:
@@ -96,10 +85,8 @@ def test_the_signature_is_the_same_in_another_process() -> None:
 
 
 @given(st.text(max_size=200), st.text(max_size=200))
-def test_any_text_gives_bands_that_fit_a_json_number(title: str, body: str) -> None:
-    bands = signature(title, body)
-    assert len(bands) in (0, BANDS)
-    assert all(0 <= band < 2**53 for band in bands)
+def test_any_text_gives_a_signature_of_one_length(title: str, body: str) -> None:
+    assert len(signature(title, body)) in (0, SIGNATURE_BYTES)
 
 
 def test_similarity_estimates_the_jaccard_index() -> None:
@@ -113,46 +100,28 @@ def test_similarity_estimates_the_jaccard_index() -> None:
     assert sum(estimates) / len(estimates) == pytest.approx(29 / 49, abs=0.08)
 
 
-def test_finding_is_exact_among_thousands_of_open_stories() -> None:
-    texts = [" ".join(f"w{(i * 7919 + j * 104729) % 6007}" for j in range(9)) for i in range(3000)]
-    stories = OpenStories(story(i, text) for i, text in enumerate(texts))
-    for i in range(0, 3000, 97):
-        found = stories.find(signature("UPDATE 3-" + texts[i]), 0, 1, 0.6, 0)
-        assert found is not None
-        assert found.item_id == str(i)
-    assert stories.find(signature("nothing like any of these at all"), 0, 1, 0.6, 0) is None
-
-
-def test_a_story_is_open_for_its_window_only() -> None:
-    stories = OpenStories([story(1, HEADLINE, at=1000)])
-    sketch = signature(HEADLINE)
-    assert stories.find(sketch, 1100, 100, 0.6, 0) is not None
-    assert stories.find(sketch, 1101, 100, 0.6, 0) is None
-    assert stories.find(sketch, 899, 100, 0.6, 0) is None
-    assert stories.find(sketch, 1000, 100, 0.6, open_from=1001) is None
-
-
-def test_expired_stories_leave_nothing_behind() -> None:
-    stories = OpenStories(
-        [story(1, HEADLINE, at=10), story(2, HEADLINE, at=20), story(3, "something else entirely", at=5)]
-    )
-    stories.expire(15)
-    assert [s.item_id for s in stories] == ["2"]
-    found = stories.find(signature(HEADLINE), 20, 100, 0.6, 0)
-    assert found is not None
-    assert found.item_id == "2"
-    stories.expire(21)
-    assert len(stories) == 0
-    assert stories._bands == {}
-
-
 @given(st.lists(st.tuples(st.text(max_size=60), st.text(max_size=30)), max_size=12))
 def test_signed_together_or_one_by_one_is_the_same(texts: list[tuple[str, str]]) -> None:
     texts = [*texts, (HEADLINE, ""), ("", "")]
     assert signatures(texts) == [signature(title, body) for title, body in texts]
-    assert signatures(texts)[-2:] == [signature(HEADLINE), ()]
+    assert signatures(texts)[-2:] == [signature(HEADLINE), b""]
 
 
 def test_more_than_are_signed_at_once() -> None:
     texts = [(f"{HEADLINE} number {number}", "") for number in range(600)]
     assert signatures(texts) == [signature(*text) for text in texts]
+
+
+def test_copies_join_together_as_they_would_one_by_one() -> None:
+    names = [str(number % 50) for number in range(150)]
+    one_by_one, together = (Copies("k", 5, 1, ("0",), ("0",)) for _ in range(2))
+    for number, name in enumerate(names):
+        add_copies(one_by_one, Copies("k", number, 1, (name,), (name,)))
+    first, rest = Copies("k", 0, 0, (), ()), Copies("k", 0, 0, (), ())
+    for number, name in enumerate(names):
+        add_copies(first if number < 40 else rest, Copies("k", number, 1, (name,), (name,)))
+    add_copies(together, first)
+    add_copies(together, rest)
+    assert together == one_by_one
+    assert (together.items, together.last_at) == (151, 149)
+    assert (len(together.sources), len(together.item_ids)) == (MAX_SOURCES, MAX_ITEM_IDS)

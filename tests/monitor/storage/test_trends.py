@@ -4,6 +4,7 @@ import random
 from typing import Any
 
 import pytest
+from msgspec.structs import astuple
 from sqlalchemy import Engine
 
 from monitor.storage.engine import reading, writing
@@ -25,6 +26,7 @@ from monitor.storage.trends import (
     totals,
 )
 from monitor.storage.upsert import upsert
+from monitor.surges.ticks import TickDelta
 from tests.monitor.storage.rows import tick_row
 
 COUNTS = ("stories", "negative_stories", "items", "negative_items", "score_sum", "late", "positive_stories")
@@ -40,7 +42,7 @@ def store_ticks(store: Engine, deltas: dict[tuple[str, int], TickSums]) -> None:
     ]
     with writing(store) as connection:
         upsert(connection, ticks, rows, add=COUNTS)
-        add_to_rollups(connection, deltas)
+        add_to_rollups(connection, {place: TickDelta(*astuple(delta)) for place, delta in deltas.items()})
 
 
 def sums(stories: int, negative: int = 0, score: float = 0.0, items: int | None = None) -> TickSums:

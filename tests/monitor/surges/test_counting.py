@@ -8,8 +8,9 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from monitor.open_stories import OpenStory
 from monitor.records import Contribution, SourceWatermark
-from monitor.stories import Story
+from monitor.stories import Story, add_copies
 from monitor.surges.counting import Changes, Counter, CounterState, CountingConfig
 from monitor.surges.ledger import STALE, MemoryLedger
 from monitor.surges.ticks import TickDelta, advance, merge_sources
@@ -41,6 +42,8 @@ class Store:
         for minute, told in changes.waiting.items():
             self.waiting.setdefault(minute, []).extend(told)
         self.stories |= changes.stories
+        for story, copies in changes.copies.items():
+            add_copies(self.stories[story], copies)
         self.counted += changes.counted
         return changes
 
@@ -53,7 +56,11 @@ class Store:
         """A new counter from what is stored."""
         state = self.counter.state
         open_from = self.counter.open_from(state.watermark)
-        still_open = [s for s in self.stories.values() if s.last_at >= open_from]
+        still_open = [
+            OpenStory(s.key, s.id, s.first_at, s.last_at, s.signature)
+            for s in self.stories.values()
+            if s.last_at >= open_from
+        ]
         self.counter = Counter(self.config, state, still_open, self.waiting)
 
     def shown(self) -> dict[tuple[str, int], tuple[int, int, int, int, float, int]]:
