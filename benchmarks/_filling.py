@@ -43,6 +43,7 @@ Rows = Iterator[tuple[Any, ...]]
 Ints = NDArray[np.int64]
 LABELS: Final = ("negative", "neutral", "positive")
 P_NEGATIVE: Final = (0.8, 0.1, 0.1)
+P_POSITIVE: Final = (0.1, 0.1, 0.8)
 SCORES: Final = (-0.7, 0.0, 0.75)
 
 
@@ -131,8 +132,8 @@ class _Days:
                 "[]",
                 LABELS[labels[n]],
                 p,
-                0.9 - p,
-                0.1,
+                1.0 - p - P_POSITIVE[labels[n]],
+                P_POSITIVE[labels[n]],
                 self.topics[topics[n]],
                 self._probabilities[topics[n]],
                 "[]",
@@ -155,7 +156,8 @@ class _Days:
         p, score = np.array(P_NEGATIVE)[label[item]], np.array(SCORES)[label[item]]
         names = [self.keys[k] for k in key.tolist()]
         item_ids = [ids[i] for i in item.tolist()]
-        negative = (label[item] == 0).tolist()
+        negative, positive = (label[item] == 0).tolist(), (label[item] == 2).tolist()
+        p_positive = np.array(P_POSITIVE)[label[item]]
         times, minutes = at[item].tolist(), minute.tolist()
         writer(t.item_keys, zip(names, item_ids, times, p.tolist(), score.tolist(), strict=True))
         last = np.append(np.flatnonzero(begins)[1:], len(item)).tolist()
@@ -178,17 +180,17 @@ class _Days:
                     item_ids[n],
                     json.dumps(item_ids[n:end]),
                     float(p[n]),
-                    b"\0" * 16,
+                    b"\0" * 48,
+                    positive[n],
+                    float(p_positive[n]),
                 )
                 for n, end in zip(np.flatnonzero(begins).tolist(), last, strict=True)
             ),
         )
         for width in (1, HOUR, DAY):
-            self._counts(writer, width, key, minute, begins, label[item] == 0, score)
+            self._counts(writer, width, key, minute, begins, label[item], score)
         topics = key < len(self.topics)
-        self._counts(
-            writer, QUARTER, key[topics], minute[topics], begins[topics], (label[item] == 0)[topics], score[topics]
-        )
+        self._counts(writer, QUARTER, key[topics], minute[topics], begins[topics], label[item][topics], score[topics])
 
     def _counts(
         self,
@@ -197,7 +199,7 @@ class _Days:
         key: Ints,
         minute: Ints,
         begins: NDArray[np.bool_],
-        negative: NDArray[np.bool_],
+        label: Ints,
         score: NDArray[np.float64],
     ) -> None:
         start = minute - minute % width
@@ -206,18 +208,20 @@ class _Days:
             np.add.reduceat(values.astype(kind), changes).tolist()
             for values, kind in (
                 (begins, np.int64),
-                (begins & negative, np.int64),
+                (begins & (label == 0), np.int64),
                 (np.ones(len(key)), np.int64),
-                (negative, np.int64),
+                (label == 0, np.int64),
                 (score, np.float64),
+                (np.zeros(len(key)), np.int64),
+                (begins & (label == 2), np.int64),
             )
         ]
         names = [self.keys[k] for k in key[changes].tolist()]
-        starts, none = start[changes].tolist(), [0] * len(changes)
+        starts = start[changes].tolist()
         if width == 1:
-            writer(t.ticks, zip(names, starts, *sums, none, strict=True))
+            writer(t.ticks, zip(names, starts, *sums, strict=True))
         else:
-            writer(t.rollups, zip([width] * len(names), starts, names, *sums, none, strict=True))
+            writer(t.rollups, zip([width] * len(names), starts, names, *sums, strict=True))
 
 
 def _secondary(engine: Engine, *, make: bool) -> None:
