@@ -122,7 +122,7 @@ class Settings(BaseSettings):
     judge_snapshot_s: float = Field(30.0, gt=0, description="Seconds between snapshots of the judge's state.")
 
     # Surges
-    surge_budget: float = Field(0.01, gt=0, le=1, description="False alarms allowed a key and day, of each sort watched.")
+    surge_budget: float = Field(0.01, gt=0, le=1, description="False alarms a key and day, of each sort of surge.")
     rules_file: str = Field("", description="TOML file of alert rules; empty: the built-in rule.")
 
     # Alerts
