@@ -25,7 +25,7 @@ from monitor.records import Contribution, ContributionBatch, SourceWatermark, en
 from monitor.settings import Settings
 from monitor.storage import tables as t
 from monitor.storage.engine import reading
-from monitor.stories import signature
+from monitor.stories import Story, add_copies, signature
 from monitor.surges.counting import Counter, CounterState, CountingConfig
 from monitor.surges.keys import partition_of
 from monitor.surges.ledger import MemoryLedger
@@ -112,7 +112,7 @@ def expected(settings: Settings, stream: Sequence[list[Record]]) -> Outcome:
     counters: dict[int, Counter] = {}
     ledgers: dict[int, MemoryLedger] = {}
     ticks: dict[tuple[str, int], list[float]] = {}
-    stories: dict[str, tuple[Any, ...]] = {}
+    stories: dict[str, Story] = {}
     for record in (record for batch in stream for record in batch):
         counter = counters.setdefault(record.partition, Counter(config, CounterState(sources={})))
         changes = counter.apply(record.batch, ledgers.setdefault(record.partition, MemoryLedger()))
@@ -120,14 +120,15 @@ def expected(settings: Settings, stream: Sequence[list[Record]]) -> Outcome:
             tick = ticks.setdefault(place, [0.0] * 7)
             delta = (d.stories, d.negative_stories, d.items, d.negative_items, d.score_sum, d.late, d.positive_stories)
             ticks[place] = [a + b for a, b in zip(tick, delta, strict=True)]
-        for story in changes.stories.values():
-            stories[story.id] = (story.key, story.minute, story.negative, story.items, story.item_id, story.sources)
+        stories |= changes.stories
+        for story_id, copies in changes.copies.items():
+            add_copies(stories[story_id], copies)
     return {
         "ticks": {place: tuple(tick) for place, tick in ticks.items()},
         "counted": {
             (one.key, one.item_id): (one.minute, one.negative) for ledger in ledgers.values() for one in ledger
         },
-        "stories": stories,
+        "stories": {s.id: (s.key, s.minute, s.negative, s.items, s.item_id, s.sources) for s in stories.values()},
         "watermarks": {partition: counter.state.watermark for partition, counter in counters.items()},
     }
 
