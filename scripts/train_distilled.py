@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Trains the shipped model `default` from the packaged backbone and sets: python scripts/train_default.py OUT
+"""Trains a model that learns from two others: python scripts/train_distilled.py OUT
 
 Three runs: the recipe `default`; `longer` from there; and one pass from the mean of both, which also learns from what
 both say (`models/training/distillation.py`), with the fusion. About two hours on one core. Interrupted, it goes on
-where it stopped when it is started again.
+where it stopped when it is started again. What it gave: docs/decisions/text-model.md.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ def stages(out: Path) -> list[tuple[Path, TrainingConfig]]:
         keep="last",
         patience=99,
     )
-    return [(one, fresh), (two, further), (out / "mean", mean), (out / "default", last)]
+    return [(one, fresh), (two, further), (out / "mean", mean), (out / "distilled", last)]
 
 
 def main() -> None:
     """Run what has not been run yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, help="folder; the model ends up in its `default`")
+    parser.add_argument("out", type=Path, help="folder; the model ends up in its `distilled`")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 leaves torch's choice")
     given = parser.parse_args()
     for folder, config in stages(given.out):
         if not (folder / "model.json").is_file():
             print(f"{folder} ...", flush=True)
             chosen = msgspec.structs.replace(config, threads=given.threads)
-            train(chosen, folder, resume=(folder / "checkpoint.pt").is_file(), recipe="scripts/train_default.py")
+            train(chosen, folder, resume=(folder / "checkpoint.pt").is_file(), recipe="scripts/train_distilled.py")
         file = read_model_file(folder)
         print(file.version, {name: value for name, value in file.metrics.items() if name.endswith(".accuracy")})
 
