@@ -2,7 +2,8 @@
 
 Every input partition is a *source* that reports how far it has been worked off. The watermark of a contributions
 partition is the smallest report less the allowed lateness; quiet sources (read to their end) do not hold it up, and
-when all are quiet it moves just past the last event, so that the last minute is closed, too. It never goes back.
+when all have ended (quiet for a minute and the lateness) it moves just past the last event, so that the last minute is
+closed, too. It never goes back.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def test_a_replay_through_the_store_gives_the_alerts_of_the_back_test(
         announced = connection.execute(
             select(t.outbox.c.event, func.count()).where(t.outbox.c.event.in_(["firing", "resolved"])).group_by("event")
         )
-        events = dict(announced.tuples().all())
+        events = {event: count for event, count in announced.all()}  # noqa: C416 - a Row is no pair to `dict`
     assert [(row.id, row.key, row.fired_at, row.resolved_at) for row in episodes] == sorted(
         ((alert.id, alert.key, alert.fired_at, alert.resolved_at) for alert in expected), key=lambda a: (a[2], a[0])
     )

@@ -51,7 +51,7 @@ def recorded(store: Engine) -> dict[str, str]:
     """State of each episode."""
     with reading(store) as connection:
         assert set(connection.scalars(select(t.episodes.c.rule))) <= {"volume-surge"}
-        return dict(connection.execute(select(t.episodes.c.id, t.episodes.c.state)).tuples().all())
+        return {row.id: row.state for row in connection.execute(select(t.episodes.c.id, t.episodes.c.state))}
 
 
 def watch(store: Engine) -> None:
@@ -61,7 +61,8 @@ def watch(store: Engine) -> None:
 
 def rows(store: Engine) -> list[tuple[str, int]]:
     with reading(store) as connection:
-        return connection.execute(select(t.watchers.c.surge, t.watchers.c.judged_to)).tuples().all()  # type: ignore[return-value]
+        found = connection.execute(select(t.watchers.c.surge, t.watchers.c.judged_to))
+        return [(row.surge, row.judged_to) for row in found]
 
 
 def test_nobody_watches_unless_a_rule_does(
