@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["current_settings", "err", "open_store", "out", "root_flags"]
 
+# The next demo begins afresh; a backtest is about the file that it is given.
+NOT_THE_DEMOS: Final = ("demo", "backtest")
+
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -26,8 +29,8 @@ root_flags: ContextVar[dict[str, Any] | None] = ContextVar("root_flags", default
 def current_settings(role: str = "cli", **flags: Any) -> Settings:
     """Settings in force for this command: file, environment, root flags, then the verb's own `flags`.
 
-    In a demo's folder what the demo has set for it holds below all of these, so that other commands judge as it does.
-    Also sets up logging for `role`. Raises `ConfigurationError`.
+    In a demo's folder what the demo has set for it holds below all of these, so that other commands that look at its
+    store judge as it does; it holds neither on another store or broker nor in a replay of a file. Also sets up logging for `role`. Raises `ConfigurationError`.
     """
     from monitor.telemetry import configure_logging
 
@@ -35,7 +38,8 @@ def current_settings(role: str = "cli", **flags: Any) -> Settings:
     config: Path | None = given.pop("config", None)
     given |= {name: value for name, value in flags.items() if value is not None}
     settings = load_settings(config, **given)
-    kept = {} if role == "demo" else _demo_settings(settings)
+    own = settings.embedded and not settings.database_url
+    kept = _demo_settings(settings) if own and role not in NOT_THE_DEMOS else {}
     made = {name: value for name, value in kept.items() if name not in settings.model_fields_set}
     if made:
         settings = load_settings(config, **(made | given))

@@ -66,7 +66,8 @@ def _claim_data_dir(settings: Settings) -> None:
             "Give the demo a folder of its own: `sentiment-monitor --data-dir FOLDER demo`.",
         )
     try:
-        kept = {"surge_budget": settings.surge_budget}
+        # In a database of its own none of the demo's data lies here.
+        kept = {} if settings.database_url else {"surge_budget": settings.surge_budget}
         mark.write_text(json.dumps({"made_by": "sentiment-monitor demo", "settings": kept}))
     except OSError as error:
         raise ConfigurationError(f"The folder {settings.data_dir} cannot be written: {error.strerror}.") from error

@@ -23,6 +23,7 @@ from monitor.alerts.records import (
 )
 from monitor.cli.context import current_settings, root_flags
 from monitor.cli.demo import STORIES_SHOWN, SURGE_BUDGET, _claim_data_dir, _demo_settings, _stream, told
+from monitor.settings import Settings
 from scripts.build_demo_stream import planted
 from tests.monitor.alerts.builders import AT, an_alert
 
@@ -101,6 +102,11 @@ def test_the_demo_has_a_budget_of_its_own_unless_one_is_set(
     _claim_data_dir(settings)
     assert current_settings().surge_budget == held
     assert current_settings(surge_budget=0.5).surge_budget == 0.5
+    # Another store or broker is not the demo's, nor is the file of a backtest.
+    usual = float(given or Settings.model_fields["surge_budget"].default)
+    assert current_settings("backtest").surge_budget == usual
+    assert current_settings(database_url=f"sqlite:///{tmp_path / 'own.db'}").surge_budget == usual
+    assert current_settings(kafka_bootstrap_servers="kafka:9092").surge_budget == usual
     _claim_data_dir(settings)
     # The next demo begins afresh.
     monkeypatch.delenv("SENTIMENT_MONITOR_SURGE_BUDGET", raising=False)
