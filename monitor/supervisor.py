@@ -117,6 +117,8 @@ class _Child:
     process: subprocess.Popen[bytes]
     started: float
     history: _History
+    # Where in its log the output of this start begins.
+    log_start: int
     restart_at: float | None = None
     finished: bool = False
     gave_up: bool = False
@@ -173,7 +175,7 @@ class Supervisor:
         """Call often: restarts what has died, with growing pauses. Raises `MonitorError` when one never stays up."""
         now = time.monotonic()
         for child in self._children.values():
-            self._shorten(self._log(child.spec))
+            self._shorten(child)
             code = child.process.poll()
             if code is None or child.finished:
                 continue
@@ -217,7 +219,9 @@ class Supervisor:
         children = list(self._children.values())
         killed = []
         if not any(child.gave_up for child in children):
-            (self.log_dir / REPORT_FILE).unlink(missing_ok=True)
+            # Whatever the disk says, the processes have to be stopped.
+            with suppress(OSError):
+                (self.log_dir / REPORT_FILE).unlink(missing_ok=True)
         try:
             for serving in (False, True):
                 # The broker stays up until its clients have flushed and left.
@@ -249,18 +253,20 @@ class Supervisor:
     def _log(self, spec: ProcessSpec) -> Path:
         return self.log_dir / f"{spec.name}.log"
 
-    @staticmethod
-    def _shorten(log: Path) -> None:
+    def _shorten(self, child: _Child) -> None:
+        log = self._log(child.spec)
         if not log.exists() or log.stat().st_size < LOG_BYTES:
             return
         # The child goes on writing at the end of the same file, so that it is emptied and not renamed. What it writes
         # between the two is lost: a line or two.
         shutil.copyfile(log, log.with_name(f"{log.name}.1"))
         os.truncate(log, 0)
+        child.log_start = 0
 
     def _launch(self, spec: ProcessSpec, past: _History | None = None) -> _Child:
         self.log_dir.mkdir(parents=True, exist_ok=True)
         with self._log(spec).open("ab") as log:
+            log_start = log.tell()
             process = subprocess.Popen(
                 list(spec.argv),
                 stdin=subprocess.DEVNULL,
@@ -270,7 +276,7 @@ class Supervisor:
                 start_new_session=True,
                 preexec_fn=partial(die_with, os.getpid()),
             )
-        return _Child(spec, process, time.monotonic(), past or _History())
+        return _Child(spec, process, time.monotonic(), past or _History(), log_start)
 
     def _note_end(self, child: _Child) -> None:
         past, code = child.history, child.process.poll()
@@ -300,8 +306,14 @@ class Supervisor:
             draft.replace(self.log_dir / REPORT_FILE)
 
     def _last_words(self, child: _Child) -> str:
-        log = self._log(child.spec)
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
+        """The last error that this start of the process has told, else its last line."""
+        try:
+            with self._log(child.spec).open("rb") as log:
+                log.seek(child.log_start)
+                told = log.read().decode("utf-8", "replace")
+        except OSError:
+            told = ""
+        lines = [line for line in told.splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("error: ")]
         return (errors or lines or ["no output"])[-1].removeprefix("error: ")
 

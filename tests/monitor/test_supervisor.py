@@ -161,6 +161,27 @@ def test_one_that_has_been_up_is_tried_again_and_again(tmp_path: Path, monkeypat
     assert process_reports(tmp_path) == []
 
 
+def test_what_an_earlier_start_has_told_is_not_named_as_the_cause(tmp_path: Path) -> None:
+    (tmp_path / "bad.log").write_text("error: The port 1 is in use.\n")
+    bad = (sys.executable, "-c", "import sys; sys.exit('No memory.')")
+    supervisor = Supervisor([ProcessSpec("bad", bad, ready=lambda: False)], {}, tmp_path, 1)
+    with pytest.raises(MonitorError, match=r"The bad does not stay up: No memory\."):
+        supervisor.start()
+    supervisor.stop()
+
+
+def test_what_cannot_be_removed_keeps_nothing_running(tmp_path: Path) -> None:
+    supervisor = Supervisor([ProcessSpec("a", SLEEP)], {}, tmp_path, 5)
+    supervisor.start()
+    pid = supervisor.pid("a")
+    report = tmp_path / supervisor_module.REPORT_FILE
+    report.unlink()
+    # Not removed like a file: stands for one on a disk that has become read-only.
+    report.mkdir()
+    assert supervisor.stop() == []
+    assert not alive(pid)
+
+
 def test_only_what_ends_often_is_trouble() -> None:
     now = datetime(2026, 3, 6, 12, tzinfo=UTC)
     once = ProcessReport(
