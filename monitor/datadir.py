@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,9 @@ LOCK_FILE: Final = "supervisor.lock"
 DEMO_MARK: Final = "demo.json"
 # Below this the processes only retry what cannot be written.
 LEAST_FREE_BYTES: Final = 256 << 10
+# Whoever asks whether a supervisor runs (`supervised`) holds the lock for a moment.
+LOCK_TRIES: Final = 10
+LOCK_PAUSE_S: Final = 0.1
 
 
 def check_space(folder: Path) -> None:
@@ -64,12 +68,17 @@ def owned(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise ConfigurationError(f"The folder {folder} cannot be written: {error.strerror}.") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigurationError(
-                f"Another `demo` or `up` runs in {folder}.", "Stop it first, or give this one a folder of its own."
-            ) from error
+        for tries_left in reversed(range(LOCK_TRIES)):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if not tries_left:
+                    raise ConfigurationError(
+                        f"Another `demo` or `up` runs in {folder}.",
+                        "Stop it first, or give this one a folder of its own.",
+                    ) from error
+                time.sleep(LOCK_PAUSE_S)
         yield
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
+import threading
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
-from monitor.datadir import LEAST_FREE_BYTES, announce, announced, check_space, owned, supervised
+from monitor.datadir import LEAST_FREE_BYTES, LOCK_FILE, announce, announced, check_space, owned, supervised
 from monitor.errors import ConfigurationError, StorageError
 
 
@@ -21,6 +23,16 @@ def test_a_folder_is_free_again_when_its_owner_has_left(tmp_path: Path) -> None:
         assert folder.is_dir()
         assert supervised(folder)
     assert not supervised(folder)
+
+
+def test_one_who_only_looks_keeps_no_owner_out(tmp_path: Path) -> None:
+    with owned(tmp_path):
+        pass
+    looking = (tmp_path / LOCK_FILE).open()
+    fcntl.flock(looking, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    threading.Timer(0.2, looking.close).start()
+    with owned(tmp_path):
+        assert looking.closed
 
 
 def test_an_address_counts_while_its_process_lives(tmp_path: Path) -> None:
