@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -189,6 +190,11 @@ def write_card(
     own = " --data FILES" if any(name not in config.sets for name in file.data) else ""
     groups = _groups(file.metrics)
     settings = msgspec.to_builtins(config)
+    # By what they are called: where they lay on the machine that trained is nobody's business.
+    settings["base"] = Path(config.base).name
+    for field in ("average_with", "teachers"):
+        settings[field] = [Path(name).name for name in getattr(config, field)]
+    command = f"sentiment-monitor train --config {recipe or 'FILE'}{own} --out DIR"
     return _BODY.format(
         base=file.text_backbone.removeprefix("package:"),
         licence=_licence(sources, file.data),
@@ -205,7 +211,7 @@ def write_card(
         validation=rows.get("validation", 0),
         test=rows.get("test", 0),
         use=_use(sources, file.data),
-        command=f"sentiment-monitor train --config {recipe or 'FILE'}{own} --out DIR",
+        command=f"python {recipe} DIR" if recipe.endswith(".py") else command,
         lineage=f"\nThe run went on from the model {base}." if base else "",
         figures="\n".join(_figures(groups)) if file.metrics else "Not measured: the run held nothing out.",
         failures="\n".join(_failures(groups)) or "Not measured.",

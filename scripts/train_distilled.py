@@ -54,7 +54,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 leaves torch's choice")
     given = parser.parse_args()
     for folder, config in stages(given.out):
-        if not (folder / "model.json").is_file():
+        card = folder / "README.md"
+        # A run writes its model before it is measured, and the card after.
+        if not (card.is_file() and card.stat().st_size):
             print(f"{folder} ...", flush=True)
             chosen = msgspec.structs.replace(config, threads=given.threads)
             train(chosen, folder, resume=(folder / "checkpoint.pt").is_file(), recipe="scripts/train_distilled.py")

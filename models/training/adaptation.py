@@ -71,6 +71,7 @@ def adapt(
     rows: Sequence[TokenizedRow],
     folder: Path,
     *,
+    fingerprint: str,
     resume: bool,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
@@ -78,14 +79,24 @@ def adapt(
     """Adapt the trainable weights of `network.text` in place to the texts of `rows`.
 
     The outcome is kept in `folder`, where `resume` takes it up; interrupted in between, the stage begins anew and ends
-    with the same weights. Raises `Cancelled`.
+    with the same weights. Raises `Cancelled`, and `InputError` when what is kept is damaged or of another run
+    (`fingerprint`).
     """
     named = {name: value for name, value in network.text.named_parameters() if value.requires_grad}
     kept = folder / _DONE
     device = network.device()
     if resume and kept.is_file():
+        try:
+            state = torch.load(kept, map_location=device, weights_only=True)
+        except Exception as error:
+            raise InputError(f"The checkpoint {kept} is damaged.", "Start anew in another folder.") from error
+        if state["fingerprint"] != fingerprint:
+            raise InputError(
+                f"The checkpoint {kept} belongs to another config or other data.",
+                "Resume with the same, or start anew in another folder.",
+            )
         with torch.no_grad():
-            for name, value in torch.load(kept, map_location=device, weights_only=True).items():
+            for name, value in state["weights"].items():
                 named[name].copy_(value)
         return
     plan = config.adaptation
@@ -128,5 +139,6 @@ def adapt(
             raise Cancelled
     folder.mkdir(parents=True, exist_ok=True)
     written = kept.with_suffix(".part")
-    torch.save({name: value.detach().cpu() for name, value in named.items()}, written)
+    weights = {name: value.detach().cpu() for name, value in named.items()}
+    torch.save({"fingerprint": fingerprint, "weights": weights}, written)
     written.replace(kept)

@@ -257,17 +257,22 @@ class TextStage:
 
     def _loss(self, batch: Batch, sentiment: Tensor, topic: Tensor, score: Tensor, rows: list[int]) -> Tensor:
         logits: Logits = self.network(batch)
-        loss = self._supervised(logits, sentiment, topic, score)
-        if self.train_data.soft is not None:
-            soft = SoftLabels(*(held[rows].to(self.device) for held in self.train_data.soft))
-            share = self.config.distillation
-            asked = self.train_data.asked[rows].to(self.device)
-            loss = (1.0 - share) * loss + share * distillation_loss(logits, soft, asked)
+        loss = self._taught(logits, sentiment, topic, score, rows)
         if not self.config.consistency:
             return loss
         second: Logits = self.network(batch)
-        supervised = (loss + self._supervised(second, sentiment, topic, score)) / 2
+        supervised = (loss + self._taught(second, sentiment, topic, score, rows)) / 2
         return supervised + self.config.consistency * consistency_loss(logits, second)
+
+    def _taught(self, logits: Logits, sentiment: Tensor, topic: Tensor, score: Tensor, rows: list[int]) -> Tensor:
+        """The loss against the labels and, where there are teachers, against their answers."""
+        loss = self._supervised(logits, sentiment, topic, score)
+        if self.train_data.soft is None:
+            return loss
+        soft = SoftLabels(*(held[rows].to(self.device) for held in self.train_data.soft))
+        asked = self.train_data.asked[rows].to(self.device)
+        share = self.config.distillation
+        return (1.0 - share) * loss + share * distillation_loss(logits, soft, asked)
 
     def _supervised(self, logits: Logits, sentiment: Tensor, topic: Tensor, score: Tensor) -> Tensor:
         return supervised_loss(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,6 +41,7 @@ from models.training.datasets import (
     select,
 )
 from models.training.distillation import soft_labels
+from models.training.lineage import fingerprint_of, learned_from
 from models.training.losses import class_weights
 from models.training.measure import measure
 from models.training.report_sentences import report_sentences
@@ -101,24 +101,6 @@ def _encode(examples: Sequence[Example], tokenizer: RowTokenizer) -> Encoded:
     )
 
 
-_TEXT_FIELDS = (
-    "seed", "text_backbone", "adapter", "max_tokens", "epochs", "learning_rate", "head_learning_rate_factor",
-    "weight_decay", "warmup", "token_budget", "label_smoothing", "class_weight_power", "consistency", "gradient_norm",
-    "averaging", "precision", "patience", "backbone_dropout", "token_dropout", "validations_per_epoch", "teachers",
-    "distillation", "adaptation",
-)  # fmt: skip
-
-
-def _fingerprint(config: TrainingConfig, examples: Sequence[Example], base: str = "") -> str:
-    """What a checkpoint of the text part depends on: the config's part for it, the data and the model begun with."""
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(msgspec.json.encode([msgspec.to_builtins(getattr(config, name)) for name in _TEXT_FIELDS]))
-    digest.update(base.encode())
-    for example in examples:
-        digest.update(msgspec.json.encode(example))
-    return digest.hexdigest()
-
-
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -139,11 +121,22 @@ def _run_text_stage(
     """Train the text part in place; returns the encoded validation part."""
     tokenizer = RowTokenizer(backbone, config.max_tokens)
     train_rows, validation = _encode(data.train, tokenizer), _encode(data.validation or data.train, tokenizer)
+    fingerprint = fingerprint_of(config, data.train, base)
     if config.adaptation.epochs:
         texts = [row for row in train_rows.rows if row.span is None]
         further = [Row(text) for path in config.adaptation.files for text in read_unlabelled(Path(path))]
         texts += [row for row in tokenizer(further) if row.ids]
-        adapt(network, backbone, config, texts, out, resume=resume, progress=progress, cancelled=cancelled)
+        adapt(
+            network,
+            backbone,
+            config,
+            texts,
+            out,
+            fingerprint=fingerprint,
+            resume=resume,
+            progress=progress,
+            cancelled=cancelled,
+        )
     if config.teachers:
         known = [example for example in data.train if tokenizer([example.row])[0].ids]
         train_rows.soft = soft_labels(config.teachers, known, topics, progress=progress, cancelled=cancelled)
@@ -158,7 +151,7 @@ def _run_text_stage(
         sentiment_weight=class_weights(sentiment, config.class_weight_power),
         topic_weight=class_weights(topic, config.class_weight_power),
         folder=out,
-        fingerprint=_fingerprint(config, data.train, base),
+        fingerprint=fingerprint,
     )
     if resume:
         stage.restore()
@@ -231,7 +224,7 @@ def train(
         max_tokens=config.max_tokens,
         sentiment_prior=_three(class_shares([row.sentiment for row in held.train if row.entity is None], 3)),
         topic_prior=class_shares([row.topic for row in held.train], len(topics.topics)),
-        data=held.names,
+        data=learned_from(config, held.names),
     )
     if config.base:
         network, backbone, file, base = _begin_with(config, file)

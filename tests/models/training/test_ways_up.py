@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from models.bundle import load_model
+from models.bundle import load_model, read_model_file
 from models.classifier import Logits
 from models.tokens import Row
 from models.training.adaptation import hide, read_unlabelled
@@ -121,6 +121,43 @@ def test_the_distillation_loss_is_least_at_the_teachers_answer() -> None:
     other = soft.topic.log().clone()
     other[1] = torch.tensor([0.0, 5.0])
     assert distillation_loss(Logits(soft.sentiment.log(), other), soft, asked) == least
+
+
+def test_the_card_names_the_data_of_every_model_that_went_in(tmp_path: Path, small_backbone: Path, rows: Path) -> None:
+    bank = tmp_path / "phrasebank.jsonl"
+    bank.write_text(rows.read_text())
+    restricted = train(config_of(small_backbone, epochs=1, trackers=()), tmp_path / "restricted", data=[bank])
+    free = config_of(small_backbone, epochs=1, trackers=(), sets=("sentfin",), set_share=0.002)
+    ways: list[dict[str, Any]] = [
+        {"teachers": (str(restricted),), "distillation": 0.5},
+        {"average_with": (str(restricted),)},
+    ]
+    for number, changes in enumerate(ways):
+        out = train(msgspec.structs.replace(free, **changes), tmp_path / str(number))
+        card = (out / "README.md").read_text()
+        assert "license: cc-by-nc-sa-3.0" in card
+        assert str(tmp_path) not in card
+        assert "phrasebank" in read_model_file(out).data
+
+
+def test_an_adaptation_of_another_run_is_not_taken_up(tmp_path: Path, small_backbone: Path, rows: Path) -> None:
+    config = config_of(small_backbone, epochs=1, trackers=(), adaptation=Adaptation(1))
+    out, steps = tmp_path / "out", 0
+
+    def cancelled() -> bool:
+        nonlocal steps
+        steps += 1
+        return (out / "adapted.pt").exists()
+
+    with pytest.raises(Cancelled):
+        train(config, out, data=[rows], cancelled=cancelled)
+    (out / "checkpoint.pt").unlink()
+    other = msgspec.structs.replace(config, adaptation=Adaptation(1, learning_rate=1e-4))
+    with pytest.raises(InputError, match="belongs to another config"):
+        train(other, out, data=[rows], resume=True)
+    (out / "adapted.pt").write_bytes(b"torn")
+    with pytest.raises(InputError, match="is damaged"):
+        train(config, out, data=[rows], resume=True)
 
 
 def test_averaging_gives_the_mean_of_models_begun_alike(tmp_path: Path, small_backbone: Path, rows: Path) -> None:
