@@ -4,6 +4,7 @@ bookmarked and sent on. Ranges end at the newest news in the store: a replay of 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -14,6 +15,7 @@ from dashboard.store import engine, settings, taxonomy
 from monitor.alerts.records import key_title
 from monitor.storage.engine import reading
 from monitor.storage.trends import DAY, HOUR, MARKET, keys_by_volume, newest_minute, oldest_minute, topic_keys
+from monitor.taxonomy import Taxonomy
 
 __all__ = ["Span", "choose_key", "choose_span", "choose_step", "empty_store", "newest", "span_of", "title_of"]
 
@@ -52,11 +54,12 @@ class Span(msgspec.Struct, frozen=True):
         return f"{clock(self.begins)} to {clock(self.ends)} UTC"
 
 
-def title_of(key: str) -> str:
-    """A key as a person reads it: its kind, too, where it is not plain."""
+def title_of(key: str, topics: Taxonomy | None = None) -> str:
+    """A key as a person reads it: its kind, too, where it is not plain. `topics` are those of this installation, read
+    anew if not given."""
     kind, _, name = key.partition(":")
     if kind == "topic":
-        return f"Topic: {key_title(key, taxonomy())}"
+        return f"Topic: {key_title(key, topics or taxonomy())}"
     return name if kind == "ticker" else key_title(key)
 
 
@@ -91,7 +94,7 @@ def choose_key(*, place: Any = st, name: str = "key") -> str:
         known,
         key=name,
         bind="query-params",
-        format_func=title_of,
+        format_func=partial(title_of, topics=taxonomy()),
         accept_new_options=True,
         help="Type to search; a ticker that is not listed may be typed in full.",
     )

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import altair as alt
 
-from dashboard.markup import at_minute, clock
+from dashboard.markup import at_minute, clock, signed
 from monitor.alerts.records import Alert, expectation
 from monitor.storage.trends import Bucket, TickSums
 from monitor.surges.sorts import NEGATIVE as NEGATIVE_SURGE
@@ -134,6 +134,7 @@ def sentiment_chart(
     rows = [row for row in _rows(buckets, step) if row["mean"] is not None]
     for row in rows:
         row["t"] = row["middle"]
+        row["told"] = signed(row["mean"])
         row["low"], row["high"] = min(row["mean"], 0), max(row["mean"], 0)
     base = alt.Chart(alt.InlineData(values=rows))
 
@@ -151,7 +152,7 @@ def sentiment_chart(
 
     tooltip = [
         alt.Tooltip("when:N", title="from (UTC)"),
-        alt.Tooltip("mean:Q", title="mean sentiment", format="+.2f"),
+        alt.Tooltip("told:N", title="mean sentiment"),
         alt.Tooltip("items:Q", title="items"),
         alt.Tooltip("stories:Q", title="stories"),
     ]

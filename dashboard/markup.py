@@ -31,6 +31,8 @@ __all__ = [
     "markup",
     "plain",
     "sentiment_chip",
+    "settled",
+    "signed",
     "style",
     "table",
     "web_link",
@@ -89,6 +91,16 @@ def clock(at: datetime | None) -> str:
 def at_minute(minute: int) -> datetime:
     """The moment at which an epoch minute begins."""
     return _EPOCH + timedelta(minutes=minute)
+
+
+def settled(value: float | None) -> float | None:
+    """`value` to two decimals, as a column of numbers shows it; what rounds to nothing loses its minus."""
+    return None if value is None else round(value, 2) + 0.0
+
+
+def signed(value: float) -> str:
+    """`value` with its sign and two decimals; 0.00 for what rounds to nothing."""
+    return f"{rounded:+.2f}" if (rounded := round(value, 2)) else "0.00"
 
 
 def web_link(url: str, text: str) -> str:

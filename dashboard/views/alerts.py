@@ -25,7 +25,7 @@ from dashboard.markup import (
     web_link,
 )
 from dashboard.navigation import page
-from dashboard.store import change, guarded, read
+from dashboard.store import change, guarded, read, taxonomy
 from dashboard.views.delivery import deliveries_table
 from dashboard.views.why import show_why
 from monitor.alerts.records import SEVERITIES, Alert, AlertState, AlertStory, expectation
@@ -73,12 +73,13 @@ def _list() -> None:
         if rows:
             st.session_state["open-alert"] = shown[rows[0]].id
 
+    topics = taxonomy()
     st.dataframe(
         [
             {
                 "state": STATE_MARKS.get(alert.state, alert.state),
                 "severity": alert.severity,
-                "about": title_of(alert.key),
+                "about": title_of(alert.key, topics),
                 "fired": clock(alert.fired_at),
                 "surge of": stories_of(alert.surge),
                 "stories": alert.observed,

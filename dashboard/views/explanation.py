@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import streamlit as st
 
-from dashboard.markup import SENTIMENT_MARKS, escape, markup, plain, table
+from dashboard.markup import SENTIMENT_MARKS, escape, markup, plain, signed, table
 from dashboard.store import engine, settings
 from monitor.records import ScoredItem, Sentiment
 from monitor.storage.articles import ChartImage
@@ -65,7 +65,7 @@ def _words(found: Explanation) -> None:
         )
     markup(f'<p class="words">{" ".join(marked)}</p>')
     strongest = sorted(found.words, key=lambda word: -abs(word.share))[:TOLD]
-    told = ", ".join(f"{plain(word.text, 40)} {word.share:+.2f}" for word in strongest)
+    told = ", ".join(f"{plain(word.text, 40)} {signed(word.share)}" for word in strongest)
     st.caption(f"Orange speaks for {found.label}, underlined blue against it; strongest: {told}.")
 
 

@@ -152,6 +152,7 @@ def _history(labels: list[Label]) -> None:
     if not labels:
         st.caption("None.")
         return
+    known = taxonomy()
     table(
         ("made (UTC)", "by", "sentiment", "topic", "entities", "comment"),
         (
@@ -159,7 +160,7 @@ def _history(labels: list[Label]) -> None:
                 f"<time>{clock(label.created_at)}</time>",
                 escape(label.author),
                 sentiment_chip(label.sentiment) if label.sentiment else "–",
-                escape(taxonomy().title(label.topic)) if label.topic else "–",
+                escape(known.title(label.topic)) if label.topic else "–",
                 escape(", ".join(f"{name}: {value}" for name, value in label.entities.items())) or "–",
                 escape(label.comment),
             )

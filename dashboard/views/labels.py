@@ -49,13 +49,14 @@ def show() -> None:
         if rows and labels[rows[0]].item_id:
             st.session_state["follow"] = labels[rows[0]].item_id
 
+    topics = taxonomy()
     st.dataframe(
         [
             {
                 "made": clock(label.created_at),
                 "author": clean_text(label.author),
                 "sentiment": label.sentiment.value if label.sentiment else "",
-                "topic": taxonomy().title(label.topic) if label.topic else "",
+                "topic": topics.title(label.topic) if label.topic else "",
                 "entities": [f"{clean_text(name, 60)}: {value}" for name, value in label.entities.items()],
                 "text": clean_text(label.text),
                 "comment": clean_text(label.comment),

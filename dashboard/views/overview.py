@@ -11,7 +11,7 @@ import streamlit as st
 
 from dashboard.filters import Span, choose_key, choose_span, choose_step, empty_store, title_of
 from dashboard.graphs import sentiment_chart, volume_chart
-from dashboard.markup import alert_link, at_minute, chip, clock, plain, table
+from dashboard.markup import alert_link, at_minute, chip, clock, plain, settled, signed, table
 from dashboard.navigation import page
 from dashboard.store import engine, guarded, read, settings, taxonomy
 from monitor.alerts.records import Alert, expectation, key_title
@@ -29,6 +29,7 @@ from monitor.storage.trends import (
     totals,
 )
 from monitor.surges.sorts import counted
+from monitor.taxonomy import Taxonomy
 
 __all__ = ["show"]
 
@@ -70,11 +71,11 @@ def _metrics(now: TickSums, before: TickSums, open_alerts: int) -> None:
     shown = f"{now.negative_share:.1%}" if now.negative_share is not None else "–"
     share.metric("Negative share", shown, points, delta_color="off", border=True, height="stretch")
     moved = (
-        f"{now.mean_score - before.mean_score:+.2f}"
+        signed(now.mean_score - before.mean_score)
         if now.mean_score is not None and before.mean_score is not None
         else None
     )
-    shown = f"{now.mean_score:+.2f}" if now.mean_score is not None else "–"
+    shown = signed(now.mean_score) if now.mean_score is not None else "–"
     mean.metric(
         "Mean sentiment",
         shown,
@@ -129,14 +130,14 @@ def _key_table(rows: Sequence[dict[str, Any]], keys: Sequence[str], *, name: str
     )
 
 
-def _row(name: str, each: KeyTotals) -> dict[str, Any]:
+def _row(name: str, each: KeyTotals, topics: Taxonomy) -> dict[str, Any]:
     return {
-        name: key_title(each.key, taxonomy()),
+        name: key_title(each.key, topics),
         "stories": each.now.stories,
         "negative": each.now.negative_stories,
         "share": each.now.negative_share,
-        "mean": each.now.mean_score,
-        "change": each.change if each.before.items else None,
+        "mean": settled(each.now.mean_score),
+        "change": settled(each.change) if each.before.items else None,
     }
 
 
@@ -145,9 +146,9 @@ def _moved(each: KeyTotals) -> dict[str, Any]:
         "ticker": key_title(each.key),
         "stories": each.now.stories,
         "negative": each.now.negative_stories,
-        "mean": each.now.mean_score,
-        "before": each.before.mean_score,
-        "change": each.change,
+        "mean": settled(each.now.mean_score),
+        "before": settled(each.before.mean_score),
+        "change": settled(each.change),
     }
 
 
@@ -155,8 +156,10 @@ def _topics(span: Span, found: Sequence[KeyTotals]) -> None:
     step = next((step for step in TREND_STEPS if span.minutes <= TREND_POINTS * step), TREND_STEPS[-1])
     with read() as connection:
         lines = series_by_key(connection, [each.key for each in found], span.start, span.end, step)
+    known = taxonomy()
     rows = [
-        _row("topic", each) | {"trend": [b.sums.mean_score for b in lines[each.key] if b.sums.mean_score is not None]}
+        _row("topic", each, known)
+        | {"trend": [b.sums.mean_score for b in lines[each.key] if b.sums.mean_score is not None]}
         for each in found
     ]
     st.subheader("Topics")

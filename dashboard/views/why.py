@@ -114,14 +114,14 @@ def show_why() -> None:
     on = day.date_input("Day (UTC)", end.date(), key="why-day")
     by = time.time_input("Up to (UTC)", end.time(), key="why-time", step=60)
     if button.button("Ask", icon=":material/help:", type="primary", width="stretch"):
-        shown = st.progress(0.0, "Judging again …")
+        shown, doing = st.progress(0.0, "Judging again …"), plain(f"Judging {title_of(key)} again …")
         try:
             st.session_state["why"] = ask(
                 engine(),
                 load_rules(settings()).judge.watching(surge),
                 key,
                 min(datetime.combine(on, by, UTC), end),
-                lambda share: shown.progress(min(share, 1.0), plain(f"Judging {title_of(key)} again …")),
+                lambda share: shown.progress(min(share, 1.0), doing),
             )
         finally:
             shown.empty()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dashboard.markup import Html, cells, clock, details, item_link, plain, web_link
+from dashboard.markup import Html, cells, clock, details, item_link, plain, settled, signed, web_link
 
 
 class Links(HTMLParser):
@@ -80,6 +80,16 @@ def test_bare_addresses_and_emoji_names_are_broken(text: str) -> None:
 def test_times_are_utc_to_the_minute() -> None:
     assert clock(datetime(2026, 3, 2, 14, 5, 59, tzinfo=UTC)) == "2026-03-02 14:05"
     assert clock(None) == "–"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(-0.004, "0.00"), (0.004, "0.00"), (0.0, "0.00"), (-0.006, "-0.01"), (0.25, "+0.25")]
+)
+def test_a_figure_of_about_nothing_has_no_sign(value: float, text: str) -> None:
+    assert signed(value) == text
+    shown = settled(value)
+    # As a column of numbers writes it.
+    assert f"{shown:+.2f}" == ("+0.00" if text == "0.00" else text)
 
 
 def test_cells_escape_all_but_html() -> None:

@@ -13,18 +13,21 @@ from sqlalchemy import Engine
 from streamlit.testing.v1 import AppTest
 
 import dashboard
+from dashboard import store as dashboard_store
 from monitor.records import Sentiment
 from monitor.settings import Settings
 from monitor.storage import deliveries
-from monitor.storage.alerts import get_alert
+from monitor.storage.alerts import get_alert, record_decisions
 from monitor.storage.audit import changes
 from monitor.storage.deliveries import Delivery
 from monitor.storage.engine import reading, writing
-from monitor.storage.labels import label_history
+from monitor.storage.labels import Label, add_labels, label_history
 from monitor.storage.receivers import disable, list_receivers, sync
 from monitor.storage.rules import list_rules
 from monitor.storage.silences import list_silences
+from monitor.surges.decisions import episode_id
 from monitor.surges.live import LiveJudge
+from monitor.taxonomy import Taxonomy, taxonomy_of
 from tests.dashboard import sample
 
 PAGES = ("overview", "alerts", "rules", "delivery", "articles", "labels", "system")
@@ -105,6 +108,29 @@ def test_topics_are_those_of_this_installation(filled: Engine, tmp_path: Path, m
     assert label.topic == "gossip"
     assert list(view("labels").dataframe[0].value["topic"]) == ["Talk of the town"]
     assert "Topic: Bazaars" in next(box for box in view("overview").selectbox if "topic" in box.label).options
+
+
+@pytest.mark.parametrize("name", ["overview", "alerts", "labels"])
+def test_the_topics_are_read_a_few_times_a_page_and_not_once_a_row(
+    name: str, filled: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with writing(filled) as connection:
+        for n in range(12):
+            fired = sample.surge_decision(episode_id=episode_id("surge", f"topic:t{n}", 1), key=f"topic:t{n}")
+            record_decisions(connection, [fired], dashboard_url="http://127.0.0.1:8501")
+            label = Label(id=f"l{n}", text=f"text {n}", topic="markets", author="Anna", created_at=sample.END)
+            add_labels(connection, [label])
+    reads = []
+
+    def counted(settings: Settings) -> Taxonomy:
+        reads.append(settings)
+        return taxonomy_of(settings)
+
+    monkeypatch.setattr(dashboard_store, "taxonomy_of", counted)
+    test = view(name)
+    assert not test.exception
+    assert test.dataframe[0].value.shape[0] >= 10
+    assert 1 <= len(reads) <= 3
 
 
 @pytest.mark.parametrize("name", PAGES)
