@@ -30,7 +30,8 @@ def current_settings(role: str = "cli", **flags: Any) -> Settings:
     """Settings in force for this command: file, environment, root flags, then the verb's own `flags`.
 
     In a demo's folder what the demo has set for it holds below all of these, so that other commands that look at its
-    store judge as it does; it holds neither on another store or broker nor in a replay of a file. Also sets up logging for `role`. Raises `ConfigurationError`.
+    store judge as it does; it holds neither on another store or broker nor in a replay of a file. Also sets up
+    logging for `role`. Raises `ConfigurationError`.
     """
     from monitor.telemetry import configure_logging
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from rich.progress import Progress
+from sqlalchemy import Engine, insert
 
 from monitor.alerts.demo_receiver import DemoReceiver
 from monitor.alerts.records import (
@@ -21,9 +26,21 @@ from monitor.alerts.records import (
     Notice,
     expectation,
 )
-from monitor.cli.context import current_settings, root_flags
-from monitor.cli.demo import STORIES_SHOWN, SURGE_BUDGET, _claim_data_dir, _demo_settings, _stream, told
-from monitor.settings import Settings
+from monitor.cli.context import current_settings, open_store, root_flags
+from monitor.cli.demo import (
+    STORIES_SHOWN,
+    SURGE_BUDGET,
+    _claim_data_dir,
+    _demo_settings,
+    _Run,
+    _stream,
+    told,
+)
+from monitor.errors import MonitorError
+from monitor.settings import Settings, load_settings
+from monitor.storage import tables
+from monitor.storage.engine import writing
+from monitor.supervisor import ProcessSpec, Supervisor
 from scripts.build_demo_stream import planted
 from tests.monitor.alerts.builders import AT, an_alert
 
@@ -115,3 +132,59 @@ def test_the_demo_has_a_budget_of_its_own_unless_one_is_set(
     assert settings.surge_budget == held
     # The processes get it too.
     assert float(settings.environment()["SENTIMENT_MONITOR_SURGE_BUDGET"]) == held
+
+
+Replay = Callable[..., str]
+
+
+@pytest.fixture
+def replay(tmp_path: Path) -> Any:
+    """`replay(until_alert, patience, **settings)` with the feed at its end: a demo that has stored all there is."""
+    engine = open_store(load_settings(data_dir=tmp_path))
+    supervisor = Supervisor([ProcessSpec("feed", (sys.executable, "-c", ""), restart=False)], {}, tmp_path)
+    supervisor.start()
+    supervisor._children["feed"].process.wait()
+
+    def run(until_alert: bool, patience: float = 60, *, stored: bool = True, **settings: Any) -> str:
+        # Every item is stored when there is none.
+        stream = _stream()._replace(items=0 if stored else 5)
+        settings = {"data_dir": tmp_path, "surge_budget": SURGE_BUDGET} | settings
+        with DemoReceiver() as receiver, Progress(disable=True) as progress:
+            shown = _Run(load_settings(None, **settings), receiver, engine, supervisor)
+            deadline = time.monotonic() + patience
+            return shown.replay(stream, deadline, until_alert, progress, progress.add_task(""))
+
+    yield run, engine
+    supervisor.stop()
+    engine.dispose()
+
+
+def judge_all(engine: Engine) -> None:
+    last = int(_stream().last_minute.timestamp()) // 60
+    row = {"name": "surges", "judged_to": last, "version": 1, "lease_holder": "", "lease_until": AT}
+    with writing(engine) as connection:
+        connection.execute(insert(tables.judge).values(row))
+
+
+def test_a_demo_that_finds_nothing_says_so_and_which_settings_are_its_own(replay: tuple[Replay, Engine]) -> None:
+    run, engine = replay
+    judge_all(engine)
+    said = run(False, model="own", surge_budget=1e-9)
+    assert said.endswith(
+        "no alert about ticker:INFY came: the judge has found no surge. This demo has settings of its own: model, "
+        "surge_budget."
+    )
+    with pytest.raises(MonitorError, match="the judge has found no surge") as told_once:
+        run(True)
+    assert "alerts why ticker:INFY --at 2026-03-06T15:26" in str(told_once.value)
+    assert "of its own" not in str(told_once.value)
+
+
+def test_a_demo_that_takes_too_long_says_what_is_missing(replay: tuple[Replay, Engine]) -> None:
+    run, _ = replay
+    with pytest.raises(MonitorError) as late:
+        run(True, 0, stored=False)
+    assert str(late.value).startswith(
+        "The demo was not done within the time allowed: 0 of 5 items are stored; nothing is judged; no alert about "
+        "ticker:INFY has arrived."
+    )
