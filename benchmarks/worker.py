@@ -221,7 +221,7 @@ def one_round(given: dict[str, Any], texts: list[str], count: int, prefix: str, 
 
 
 def latency(given: dict[str, Any], texts: list[str], per_s: float) -> dict[str, Any]:
-    """Milliseconds from append to commit, for at most half a minute of items at `per_s`."""
+    """Milliseconds from append to commit, for at most half a minute of items at `per_s`, once the worker works."""
     mine = given | {"topic_prefix": "latency-", "database_url": f"sqlite:///{given['data_dir']}/latency.db"}
     settings = load_settings(**mine)
     store = open_engine(settings.database)
@@ -229,14 +229,16 @@ def latency(given: dict[str, Any], texts: list[str], per_s: float) -> dict[str, 
     ensure_topics(settings)
     some = items_of(texts, "latency")[: max(20, int(30 * per_s))]
     appended: dict[str, float] = {}
+    first = items_of(texts, "first")[:64]
     with workers(mine, 1) as stored:
-        time.sleep(3.0)
+        # The first items find a worker that has not joined its group and computed nothing yet.
+        send(settings, first)
+        wait_until_stored(store, len(first))
         sender = threading.Thread(target=lambda: appended.update(send(settings, some, per_s)))
         sender.start()
         sender.join()
-        wait_until_stored(store, len(some))
+        wait_until_stored(store, len(first) + len(some))
     store.dispose()
-    # The first items find a worker that has computed nothing yet.
     taken = sorted(1000 * (at - appended[item_id]) for item_id, at in stored if item_id in appended)
     return {
         "items": len(taken),
