@@ -49,6 +49,7 @@ def list_command(
     """Show alerts, the youngest first."""
     from rich.text import Text
 
+    from monitor.alerts.records import expectation
     from monitor.records import encode
     from monitor.storage.alerts import list_alerts
     from monitor.storage.engine import reading
@@ -69,7 +70,7 @@ def list_command(
             alert.state.value,
             alert.severity,
             Text(alert.key),
-            f"{counted(alert.surge, alert.observed)} / {alert.expected:.1f}",
+            f"{counted(alert.surge, alert.observed)} / {expectation(alert.expected)}",
             moment(alert.fired_at),
             moment(alert.resolved_at),
         )

@@ -79,7 +79,7 @@ def _content_id(label: Mapping[str, Any], created_at: datetime | None) -> str:
 
 
 def _bad(where: str, what: str) -> InputError:
-    return InputError(f"{where}: {what}.", "`sentiment-monitor labels export` shows the format.")
+    return InputError(f"{where}: {what}.", "`sentiment-monitor labels import --help` shows the format.")
 
 
 def _sentiment(value: object, where: str, field: str) -> Sentiment | None:
