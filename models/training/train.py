@@ -90,15 +90,17 @@ def gather(config: TrainingConfig, extra: Sequence[Path] = (), taxonomy: Taxonom
     return Datasets(parts["train"], parts["validation"], parts["test"], names)
 
 
-def _encode(examples: Sequence[Example], tokenizer: RowTokenizer) -> Encoded:
+def _encode(examples: Sequence[Example], tokenizer: RowTokenizer) -> tuple[Encoded, list[Example]]:
+    """The examples that have a text, tokenized, and these examples."""
     rows = tokenizer([example.row for example in examples])
     kept = [index for index, row in enumerate(rows) if row.ids]
-    return Encoded(
+    encoded = Encoded(
         [rows[index] for index in kept],
         [examples[index].sentiment for index in kept],
         [examples[index].topic for index in kept],
         [examples[index].score for index in kept],
     )
+    return encoded, [examples[index] for index in kept]
 
 
 def _device() -> torch.device:
@@ -120,7 +122,8 @@ def _run_text_stage(
 ) -> Encoded:
     """Train the text part in place; returns the encoded validation part."""
     tokenizer = RowTokenizer(backbone, config.max_tokens)
-    train_rows, validation = _encode(data.train, tokenizer), _encode(data.validation or data.train, tokenizer)
+    train_rows, encoded = _encode(data.train, tokenizer)
+    validation, _ = _encode(data.validation or data.train, tokenizer)
     fingerprint = fingerprint_of(config, data.train, base)
     if config.adaptation.epochs:
         texts = [row for row in train_rows.rows if row.span is None]
@@ -138,8 +141,7 @@ def _run_text_stage(
             cancelled=cancelled,
         )
     if config.teachers:
-        known = [example for example in data.train if tokenizer([example.row])[0].ids]
-        train_rows.soft = soft_labels(config.teachers, known, topics, progress=progress, cancelled=cancelled)
+        train_rows.soft = soft_labels(config.teachers, encoded, topics, progress=progress, cancelled=cancelled)
     sentiment = class_shares(train_rows.sentiment.tolist(), 3)
     topic = class_shares(train_rows.topic.tolist(), network.topics)
     stage = TextStage(

@@ -25,6 +25,7 @@ def test_a_rebalance_longer_than_a_poll_is_not_forgotten(kafka_settings: Setting
             manager.create_topics([NewTopic(late, 2, 1)])
             client.subscribe([early, late])
             _poll_until_assigned(client, {early, late})
+            assert {partition.topic for partition in client.assignment()} == {early, late}
         finally:
             client.close(autocommit=False)
 
