@@ -166,11 +166,14 @@ def consumer(settings: Settings, group: str | None, topics: Sequence[str] = (), 
 def subscribe(client: KafkaConsumer, topics: Sequence[str], listener: ConsumerRebalanceListener | None = None) -> None:
     """Join the client's group for topics (full names).
 
-    The topics are asked for first: a group leader that joins before it has heard of them hands out nothing.
+    The topics are asked for first, and the coordinator is told what they have: a group leader that joins before it has
+    heard of them hands out nothing, and kafka-python 3.0.12 hears only of updates after `subscribe`. It would take the
+    first one, a moment after joining, for a change, and hand out everything once more.
     """
     for topic in topics:
         client.partitions_for_topic(topic)
     client.subscribe(topics, listener=listener)
+    client._coordinator._handle_metadata_update(client._cluster)
 
 
 def poll(client: KafkaConsumer, timeout_ms: int) -> dict[TopicPartition, list[ConsumerRecord]]:
