@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,6 +18,17 @@ from monitor.storage.engine import open_engine
 from monitor.storage.migrate import upgrade
 
 BOOTSTRAP_SERVERS = "SENTIMENT_MONITOR_TEST_BOOTSTRAP_SERVERS"
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """Takes away what a command has set up to log: it writes to an output that ends with the test."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    for handler in [one for one in root.handlers if type(one) is logging.StreamHandler]:
+        root.removeHandler(handler)
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,7 @@ def _headline(about: Alert | DigestEntry) -> str:
 
 def _figures(alert: Alert) -> str:
     time = f"in the {alert.window.minutes} minutes to {alert.window.end:%Y-%m-%d %H:%M} UTC"
-    rest = f"p = {alert.p_value:.1e}; {alert.sources} sources."
+    rest = f"p = {alert.p_value:.1e} over all windows; {alert.sources} sources."
     if alert.surge == VOLUME:
         return f"{alert.total} stories {time}, {expectation(alert.expected)} expected; {rest}"
     return (

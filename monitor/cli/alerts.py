@@ -107,7 +107,8 @@ def show(
     out.print(
         f"{counted(alert.surge, alert.observed)} of {alert.total} stories in the {window.minutes} minutes to "
         f"{moment(window.end)} UTC; {expectation(alert.expected)} expected, "
-        f"share {alert.share:.0%} against {alert.expected_share:.0%}, p = {alert.p_value:.1e}, {alert.sources} sources",
+        f"share {alert.share:.0%} against {alert.expected_share:.0%}, p = {alert.p_value:.1e} over all windows, "
+        f"{alert.sources} sources",
         markup=False,
     )
     out.print(alert.link, markup=False)

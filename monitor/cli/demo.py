@@ -342,7 +342,7 @@ def demo(
             out.print(
                 f"\n{silence}"
                 if silence
-                else f"\nThe whole stream is stored, counted and judged. {len(run.fired())} alerts were delivered, one "
+                else f"\nThe whole stream is stored, counted and judged. Alerts delivered: {len(run.fired())}, one "
                 f"of them about {stream.surge['key']}.",
                 markup=False,
             )

@@ -70,7 +70,7 @@ def _kafka(settings: Settings) -> Iterator[Finding]:
     counts = partition_counts(settings)
     yield Finding(kind, True, settings.bootstrap_servers)
     yield Finding(
-        "topics",
+        "topics of records",
         True if counts else None,
         ", ".join(f"{name} ({count})" for name, count in sorted(counts.items())) or "none yet",
         "The processes create them when they start.",
@@ -118,7 +118,7 @@ def _topics(model: Taxonomy, configured: Taxonomy) -> Finding:
     seen = (
         f"{len(model.topics)}, as the model knows them" if same else f"the model knows others: {', '.join(other[:5])}"
     )
-    return Finding("topics", same, seen, "Set taxonomy_file to the file that the model was trained with.")
+    return Finding("topics of news", same, seen, "Set taxonomy_file to the file that the model was trained with.")
 
 
 def _optional(_settings: Settings) -> Iterator[Finding]:

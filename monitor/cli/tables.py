@@ -23,10 +23,12 @@ def user_name(given: str) -> str:
 
 
 def plain_table(*headers: str) -> Table:
-    """A table without frames; what is too long goes on in the next line, so that ids can be copied whole."""
+    """A table without frames. What is too long goes on in the next line, but an id stays whole: it is copied."""
     from rich.table import Column, Table
 
-    return Table(*(Column(header, overflow="fold") for header in headers), box=None, pad_edge=False)
+    return Table(
+        *(Column(header, overflow="fold", no_wrap=header == "id") for header in headers), box=None, pad_edge=False
+    )
 
 
 def moment(at: datetime | None) -> str:
