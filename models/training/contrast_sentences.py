@@ -1,13 +1,25 @@
-"""Made-up headlines in which one word turns the sentiment: burdens, denials, and two companies that fare differently.
+"""Made-up headlines in which one word turns the sentiment: burdens, denials, figures that
+are told without a verb, and two companies that fare differently.
 
 None of their wordings is in the behaviour tests (`models/data/robustness.toml`).
 """
 
 from __future__ import annotations
 
-from models.training.report_grammar import BURDENS, CLIMBS, DROPS, GAINS, NEGATIVE, PLACES, POSITIVE, THINGS, Grammar
+from models.training.report_grammar import (
+    BURDENS,
+    CLIMBS,
+    DROPS,
+    GAINS,
+    LOSSES,
+    NEGATIVE,
+    PLACES,
+    POSITIVE,
+    THINGS,
+    Grammar,
+)
 
-__all__ = ["burden", "good_denied", "harm_denied", "rivals"]
+__all__ = ["burden", "figures_alone", "good_denied", "harm_denied", "rivals"]
 
 
 def burden(g: Grammar, name: str) -> tuple[str, int]:
@@ -26,6 +38,31 @@ def burden(g: Grammar, name: str) -> tuple[str, int]:
         )
     )
     return text, NEGATIVE if up else POSITIVE
+
+
+def figures_alone(g: Grammar, name: str) -> tuple[str, int]:
+    """A figure beside the one before it, and no word that says which is larger."""
+    up, loss = g.random.random() < 0.5, g.random.random() < 0.15
+    metric = g.one(LOSSES if loss else GAINS)
+    small, large = g.apart()
+    new, old = (large, small) if up else (small, large)
+    quarter = g.one(("first", "second", "third", "fourth"))
+    text = g.one(
+        (
+            f"{name} {metric} {new} vs {old}{g.before()}",
+            f"{name} Q{g.random.randint(1, 4)} {metric} {new} vs {old}",
+            f"{name} {metric} of {new} compares to {old}{g.before()}",
+            f"{metric} at {name} : {new} , last year : {old}",
+            f"{metric} for the {quarter} quarter {new} , after {old} in the one before , {name} says",
+            f"{name} moves from {metric} of {old} to {new}{g.period()}",
+            f"{name} 's {metric} {new} , against {old} in the same quarter of last year",
+            f"{name} , {quarter}-quarter {metric} : {new} ( {old} )",
+            f"{metric} at {name} {g.one(('went', 'moved', 'came'))} from {old} to {new}{g.period()} .",
+            f"{name} had {metric} of {old}{g.before()} ; now it is {new} .",
+            f"At {new} , {metric} of {name} compares with {old}{g.before()} .",
+        )
+    )
+    return text, POSITIVE if up != loss else NEGATIVE
 
 
 def harm_denied(g: Grammar, name: str) -> tuple[str, int]:

@@ -198,6 +198,26 @@ class Grammar:
         )
         return shape.format(f"{new:,.{digits}f}"), shape.format(f"{old:,.{digits}f}")
 
+    def apart(self) -> tuple[str, str]:
+        """A smaller and a larger amount of one currency and unit, a fifth apart or more, as short as in a headline."""
+        scale, digits = self.random.choice(((1.0, 1), (1.0, 2), (10.0, 0), (10.0, 1), (100.0, 0)))
+        small = self.random.uniform(1.0, 8.0) * scale
+        large = small * self.random.uniform(1.2, 2.5)
+        shape = self.one(
+            (
+                "EUR {}m",
+                "EUR {} mln",
+                "{} million euros",
+                "${}m",
+                "${} mln",
+                "$ {} million",
+                "USD {} bn",
+                "Rs {} cr",
+                "{}",
+            )
+        )
+        return shape.format(f"{small:.{digits}f}"), shape.format(f"{large:.{digits}f}")
+
     def percent(self) -> str:
         """A percentage."""
         return self.one(("{}%", "{} %", "{} percent", "{} per cent", "{} pct")).format(

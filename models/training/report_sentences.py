@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from models.training.contrast_sentences import burden, good_denied, harm_denied, rivals
+from models.training.contrast_sentences import burden, figures_alone, good_denied, harm_denied, rivals
 from models.training.datasets import Example
 from models.training.report_grammar import (
     DOWN,
@@ -218,11 +218,12 @@ def _bad(g: Grammar, name: str) -> tuple[str, int]:
 _RULES: tuple[tuple[Callable[[Grammar, str], tuple[str, int]], int], ...] = (
     (_change, 34),
     (_turn, 5),
-    (_level, 14),
-    (_fact, 18),
+    (_level, 22),
+    (_fact, 26),
     (_good, 18),
     (_bad, 11),
     (burden, 8),
+    (figures_alone, 50),
     (harm_denied, 14),
     (good_denied, 11),
     (rivals, 14),

@@ -7,6 +7,8 @@ from itertools import chain
 from pathlib import Path
 
 import models
+from models.training.contrast_sentences import figures_alone
+from models.training.report_grammar import Grammar
 from models.training.report_sentences import report_sentences
 
 _LOSS = re.compile(r"\b(loss|bad loans|net debt)\b", re.IGNORECASE)
@@ -67,3 +69,16 @@ def test_the_wordings_are_not_those_of_the_behaviour_tests() -> None:
     assert len(patterns) > 40
     for example in report_sentences(3000, seed=6):
         assert not any(pattern.fullmatch(example.text.rstrip(" .")) for pattern in patterns), example.text
+
+
+def test_figures_without_a_verb_are_labelled_by_which_is_larger() -> None:
+    grammar = Grammar(7)
+    seen: Counter[int] = Counter()
+    for _ in range(400):
+        text, sentiment = figures_alone(grammar, "Voltan")
+        found = re.search(r"([\d.]+)\D* vs \D*([\d.]+)", text.removeprefix("Voltan"))
+        if found:
+            new, old = map(float, found.groups())
+            assert sentiment == (2 if (new > old) != bool(_LOSS.search(text)) else 0), text
+            seen[sentiment] += 1
+    assert min(seen[0], seen[2]) > 10
