@@ -36,10 +36,11 @@ _UNKNOWN = _Source("a set of the user; its licence is the one that came with it"
 
 _COMMERCIAL_USE = "Its makers' licences allow commercial use; no text under a non-commercial licence was trained on."
 _RESEARCH_USE = """**For research only.** Financial PhraseBank is licensed for non-commercial use, and what is made from
-it is to be shared alike (CC BY-NC-SA 3.0); this model was trained on it. The model `default` was not."""
-_NO_LICENCE = (
-    "For FiQA no licence is stated: it is used here for research, and none of its texts is part of this model."
-)
+it is to be shared alike (CC BY-NC-SA 3.0); this model was trained on it, so its weights are to be under that licence.
+The model `default` was not."""
+_NO_LICENCE = """FiQA comes without any licence: nobody has said what may be done with what was learned from it. This
+model learned from its labels and holds none of its texts; who needs that settled takes `default`, which has not seen
+them. A row `fiqa.score` compares p(positive) - p(negative) with the score from -1 to 1 that a person gave to a text."""
 _OWN_USE = "What the user's own sets allow decides what this model may be used for."
 _BUNDLED_LIMITS = """Labels come from English headlines and tweets of 2015 to 2022, many about Indian and American
 companies: other markets, languages and kinds of text are read less well."""
