@@ -53,6 +53,8 @@ def pipeline_settings(data_dir: Path, receiver: DemoReceiver, **more: Any) -> Se
         "webhook_secret": receiver.secret,
         "egress_allow": f"127.0.0.1:{receiver.port}",
         "broker_port": 0,
+        # Each data folder measures for itself which precision is fastest here: two runs could choose differently.
+        "cpu_precision": "fp32",
         # A killed process's partitions are free after its session; Apache Kafka takes none below 6 s.
         "kafka_session_timeout_s": 6.0 if servers else 3.0,
     }
