@@ -20,10 +20,10 @@ from models.charts.negatives import not_a_chart
 from models.charts.prices import Bars, Part, load_prices, part_of
 from models.charts.render import CLOSES_ONLY, Viewport, render
 from models.charts.screens import worn
-from models.charts.styles import random_style
+from models.charts.styles import Kind, random_style
 from monitor.records import Trend
 
-__all__ = ["NOT_A_CHART", "Shard", "chart_picture", "prepare", "reshaped", "shards"]
+__all__ = ["NOT_A_CHART", "Drawing", "Shard", "chart_picture", "drawn_chart", "prepare", "reshaped", "shards"]
 
 # Class index of a picture that is no chart; 0, 1, 2 are down, flat, up.
 NOT_A_CHART: Final = 3
@@ -78,13 +78,18 @@ def _tickers(part: Part) -> tuple[str, ...]:
     return tuple(sorted(ticker for ticker in load_prices() if part_of(ticker) == part))
 
 
-def chart_picture(
-    rng: np.random.Generator, part: Part, wanted: Trend | None = None, *, clean: bool = False
-) -> tuple[Image.Image, Trend]:
-    """A drawn chart of a ticker of `part` and what it shows: `wanted`, where windows of that class are found.
+class Drawing(NamedTuple):
+    """A chart as it was drawn: its style's kind, the bars in view, their net move from -1 to 1, and what that is."""
 
-    `clean` leaves out what `screens.worn` does to a picture.
-    """
+    picture: Image.Image
+    kind: Kind
+    bars: int
+    move: float
+    trend: Trend
+
+
+def drawn_chart(rng: np.random.Generator, part: Part, wanted: Trend | None = None) -> Drawing:
+    """A clean chart of a ticker of `part` that shows `wanted`, where windows of that class are found."""
     prices, names = load_prices(), _tickers(part)
     style = random_style(rng)
     wide = bool(rng.random() < 0.25)
@@ -100,11 +105,22 @@ def chart_picture(
         shown = min(count, window.count)
         first = min(_CONTEXT, window.count - shown)
         view = Viewport(first, first + shown, own_scale=not (wide and rng.random() < 0.6))
-        trend = trend_of(net_move(window.between(view.first, view.last), closes_only=closes_only))
+        move = net_move(window.between(view.first, view.last), closes_only=closes_only)
+        trend = trend_of(move)
         if wanted is None or trend is wanted:
             break
-    picture = render(window, style, view)
-    return (picture if clean else worn(picture, rng)), trend
+    return Drawing(render(window, style, view), style.kind, shown, move, trend)
+
+
+def chart_picture(
+    rng: np.random.Generator, part: Part, wanted: Trend | None = None, *, clean: bool = False
+) -> tuple[Image.Image, Trend]:
+    """A drawn chart of a ticker of `part` and what it shows: `wanted`, where windows of that class are found.
+
+    `clean` leaves out what `screens.worn` does to a picture.
+    """
+    drawn = drawn_chart(rng, part, wanted)
+    return (drawn.picture if clean else worn(drawn.picture, rng)), drawn.trend
 
 
 def _make_shard(path: str, part: Part, number: int, count: int, seed: int) -> str:
