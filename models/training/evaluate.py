@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import SENTIMENTS, LoadedModel
-from models.calibration import expected_calibration_error
+from models.calibration import calibration_error_by_chance, expected_calibration_error
 from models.charts.images import decode_image
 from models.tokens import Row
 from models.training.datasets import find_entity
@@ -262,6 +262,8 @@ class _Gathered:
                 known = labels != _TRENDS.index(Trend.NOT_A_CHART)
             error = expected_calibration_error(probabilities[known], labels[known])
             found[part] = class_figures(predicted, labels, classes, error)
+            chance, bound = calibration_error_by_chance(probabilities[known])
+            found[part] |= {"ece_by_chance": round(chance, 4), "ece_by_chance_95": round(bound, 4)}
             if part == "chart":
                 found[part]["direction"] = _direction(probabilities, labels)
         if "score" in self.labels:

@@ -97,7 +97,8 @@ def _print_part(part: str, values: dict[str, Any]) -> None:
         return
     out.print(
         f"{part}: n {values['n']}, accuracy {values['accuracy']:.4f}, macro-F1 {values['macro_f1']:.4f}, "
-        f"calibration error {values['ece']:.4f}"
+        f"calibration error {values['ece']:.4f} (right probabilities would show {values['ece_by_chance']:.4f}, "
+        f"in 95 % of samples at most {values['ece_by_chance_95']:.4f})"
     )
     if "direction" in values:
         direction = values["direction"]

@@ -76,7 +76,9 @@ def test_every_part_that_a_file_labels(model: LoadedModel, tmp_path: Path) -> No
     }  # fmt: skip
     said = model.predict([Row("Profit rises"), Row("$AAPL chart", image=picture())]).sentiment.argmax(1)
     assert found["sentiment"]["accuracy"] == pytest.approx(float((said == [2, 1]).mean()))
-    assert set(found["sentiment"]) == {"n", "accuracy", "macro_f1", "ece", "per_class", "confusion"}
+    assert set(found["sentiment"]) == {
+        *("n", "accuracy", "macro_f1", "ece", "ece_by_chance", "ece_by_chance_95", "per_class", "confusion")
+    }
     assert json.loads(json.dumps(found)) == found
 
 

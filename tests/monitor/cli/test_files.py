@@ -26,7 +26,9 @@ def test_evaluate_prints_a_table_or_one_object(cli: Cli, tmp_path: Path, small_m
     assert told.code == 0
     assert "sentiment: n 2, accuracy" in told.out
     figures = json.loads(cli("evaluate", file, "--model", str(small_model), "--json").out)
-    assert set(figures["sentiment"]) == {"n", "accuracy", "macro_f1", "ece", "per_class", "confusion"}
+    assert set(figures["sentiment"]) == {
+        *("n", "accuracy", "macro_f1", "ece", "ece_by_chance", "ece_by_chance_95", "per_class", "confusion")
+    }
 
 
 @pytest.mark.parametrize(
