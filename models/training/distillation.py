@@ -33,12 +33,17 @@ def soft_labels(
 ) -> SoftLabels:
     """The mean of the teachers' calibrated probabilities. `topics` are the names that they must know, in this order.
 
-    A made-up sentence keeps its own sentiment, which is right by the way it was made.
+    The teachers are not asked about made-up sentences: such a one keeps its own sentiment, which is right by the way it
+    was made, and says nothing about topics (all zero).
 
     Raises `ModelError`, `ConfigurationError` for a teacher of other topics, and `Cancelled`.
     """
     sentiment, topic = torch.zeros(len(examples), 3), torch.zeros(len(examples), len(topics))
-    order = sorted(range(len(examples)), key=lambda index: len(examples[index].text))
+    made_up = [index for index, example in enumerate(examples) if example.origin == MADE_UP]
+    labels = torch.tensor([examples[index].sentiment for index in made_up], dtype=torch.long)
+    sentiment[made_up] = functional.one_hot(labels, 3).float()
+    asked = set(range(len(examples))) - set(made_up)
+    order = sorted(asked, key=lambda index: (len(examples[index].text), index))
     done = 0
     for name in teachers:
         model = load_model(model_folder(name))
@@ -54,7 +59,4 @@ def soft_labels(
             done += len(rows)
             if progress is not None:
                 progress("teachers", done, len(order) * len(teachers), name)
-    made_up = [index for index, example in enumerate(examples) if example.origin == MADE_UP]
-    labels = torch.tensor([examples[index].sentiment for index in made_up], dtype=torch.long)
-    sentiment[made_up] = functional.one_hot(labels, 3).float()
     return SoftLabels(sentiment, topic)

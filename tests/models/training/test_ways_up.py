@@ -18,7 +18,10 @@ from models.classifier import Logits
 from models.tokens import Row
 from models.training.adaptation import hide, read_unlabelled
 from models.training.config import Adaptation, TrainingConfig
+from models.training.datasets import Example
+from models.training.distillation import soft_labels
 from models.training.losses import SoftLabels, distillation_loss
+from models.training.report_sentences import MADE_UP
 from models.training.train import Cancelled, train
 from monitor.errors import InputError, ModelError
 from tests.models.tiny import tiny_backbone
@@ -108,6 +111,11 @@ def test_soft_labels_teach_a_task_that_no_row_has_a_label_for(tmp_path: Path, sm
     untaught = load_model(train(alone, tmp_path / "alone", data=[rows]), device="cpu").predict(asked).topic
     assert abs(taught - before).mean() < 0.85 * abs(untaught - before).mean()
     assert weights.keys() == load_file(teacher / "heads.safetensors").keys()
+    # About a made-up sentence the teacher is not asked.
+    texts = [Example(text="Firm1 says profit falls again"), Example(text="Sales 5 vs 3", sentiment=2, origin=MADE_UP)]
+    soft = soft_labels([str(teacher)], texts, read_model_file(teacher).taxonomy.labels)
+    assert soft.sentiment[1].tolist() == [0.0, 0.0, 1.0] and not soft.topic[1].any()
+    assert soft.topic[0].sum() == pytest.approx(1.0, abs=1e-4)
 
 
 def test_the_distillation_loss_is_least_at_the_teachers_answer() -> None:
