@@ -114,7 +114,8 @@ def test_soft_labels_teach_a_task_that_no_row_has_a_label_for(tmp_path: Path, sm
     # About a made-up sentence the teacher is not asked.
     texts = [Example(text="Firm1 says profit falls again"), Example(text="Sales 5 vs 3", sentiment=2, origin=MADE_UP)]
     soft = soft_labels([str(teacher)], texts, read_model_file(teacher).taxonomy.labels)
-    assert soft.sentiment[1].tolist() == [0.0, 0.0, 1.0] and not soft.topic[1].any()
+    assert soft.sentiment[1].tolist() == [0.0, 0.0, 1.0]
+    assert not soft.topic[1].any()
     assert soft.topic[0].sum() == pytest.approx(1.0, abs=1e-4)
 
 
