@@ -3,11 +3,14 @@
     python benchmarks/worker.py [--items 2000] [--rounds 3] [--workers 1 2 3] [--json]
 
 The broker is the embedded one in a process of its own, the store SQLite with full synchronisation (`--broker` and
-`--database` name others). In each round the engine alone scores the texts in batches as the worker does, without
-cache; then the same texts lie on the topic and a worker process works them off. A worker's rate is that between the
-first and the last batch that it stores. `share` is the worker's rate over the engine's in the same round. With half of
-the rate found, items are then sent one by one, and the time from the broker's append to the commit of the store is
-told. `--workers` measures several workers in one group; with more of them than processor cores they share these.
+`--database` name others). In each round the engine alone scores the texts in batches and from as many threads as the
+worker does, without cache; then the same texts lie on the topic and a worker process works them off. A worker's rate
+is that between the first and the last batch that it stores. `share` is the worker's rate over the engine's in the same
+round: broker and benchmark take their part of the same cores. `cpu_ms` is the processor time an item takes of each,
+`cpu_share` the engine's over the worker's: what the share comes to where the worker has the machine to itself, as far
+as it keeps all cores busy. With half of the rate found, items are then sent one by one, and the time from the broker's
+append to the commit of the store is told. `--workers` measures several workers in one group; with more of them than
+processor cores they share these.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -53,20 +57,41 @@ def items_of(texts: list[str], prefix: str) -> list[NewsItem]:
     return [NewsItem(id=f"{prefix}-{n}", published_at=now, title=text) for n, text in enumerate(texts)]
 
 
-def serve_broker(folder: str, port: Any, stop: Any) -> None:
-    """A broker until told to stop."""
+Stored = tuple[str, float, float]
+
+
+def serve_broker(folder: str, port: Any, asked: Any, spent: Any) -> None:
+    """A broker until told to stop by a False; to a True it tells the processor time that it has taken, in seconds."""
     with running_broker(Path(folder), default_partitions=4) as address:
         port.put(address)
-        stop.wait()
+        while asked.get():
+            spent.put(time.process_time())
+
+
+class Spending:
+    """Processor time of the broker (none when it is not ours) and of this process."""
+
+    def __init__(self, asked: Any, spent: Any, *, ours: bool) -> None:
+        self._asked = asked
+        self._spent = spent
+        self._ours = ours
+
+    def read(self) -> tuple[float, float]:
+        """Seconds up to now."""
+        broker = 0.0
+        if self._ours:
+            self._asked.put(True)
+            broker = self._spent.get(timeout=60)
+        return broker, time.process_time()
 
 
 def serve_worker(given: dict[str, Any], threads: int, ready: Any, stop: Any, out: Any) -> None:
-    """A worker until told to stop; gives (id, time of the commit) of what it stored."""
+    """A worker until told to stop; gives (id, time of the commit, processor time until then) of what it stored."""
     torch.set_num_threads(threads)
     settings = load_settings(**given)
     configure_logging(settings, "worker")
     store = open_engine(settings.database)
-    stored: list[tuple[str, float]] = []
+    stored: list[Stored] = []
     pending: list[str] = []
 
     def noted(connection: Connection, scored: Any, pictures: Any) -> Any:
@@ -75,20 +100,21 @@ def serve_worker(given: dict[str, Any], threads: int, ready: Any, stop: Any, out
 
     @event.listens_for(store, "commit")
     def committed(_connection: Connection) -> None:
-        now = time.time()
-        stored.extend((item_id, now) for item_id in pending)
+        now, spent = time.time(), time.process_time()
+        stored.extend((item_id, now, spent) for item_id in pending)
         pending.clear()
 
     pipeline.store_scored = noted
     scorer = open_scorer(settings, store)
+    scorer.warm_up()
     ready.put(os.getpid())
     Worker(settings, scorer, store, stop.is_set).run()
     out.put(stored)
 
 
 @contextlib.contextmanager
-def workers(given: dict[str, Any], count: int) -> Iterator[list[tuple[str, float]]]:
-    """Worker processes for the time of a block; what they stored is in the list afterwards."""
+def workers(given: dict[str, Any], count: int) -> Iterator[list[list[Stored]]]:
+    """Worker processes for the time of a block; what each of them stored is in the list afterwards."""
     context = multiprocessing.get_context("spawn")
     ready, out, stop = context.Queue(), context.Queue(), context.Event()
     threads = max(1, torch.get_num_threads() // count)
@@ -99,13 +125,12 @@ def workers(given: dict[str, Any], count: int) -> Iterator[list[tuple[str, float
         process.start()
     for _ in started:
         ready.get(timeout=WAIT_S)
-    stored: list[tuple[str, float]] = []
+    stored: list[list[Stored]] = []
     try:
         yield stored
     finally:
         stop.set()
-        for _ in started:
-            stored.extend(out.get(timeout=WAIT_S))
+        stored.extend(out.get(timeout=WAIT_S) for _ in started)
         for process in started:
             process.join(timeout=30)
 
@@ -136,22 +161,30 @@ def wait_until_stored(store: Engine, count: int) -> None:
     raise TimeoutError(f"fewer than {count} items were stored")
 
 
-def rate_of(stored: list[tuple[str, float]]) -> float:
-    """Items a second between the first and the last commit; those of the first do not count."""
-    times = sorted(at for _, at in stored)
-    return sum(at > times[0] for at in times) / max(times[-1] - times[0], 1e-9)
+def rate_of(stored: list[list[Stored]]) -> tuple[float, float]:
+    """Items a second between the first and the last commit, and processor time of the workers an item, milliseconds.
+
+    Items of the first commit do not count.
+    """
+    times = sorted(at for mine in stored for _, at, _ in mine)
+    rate = sum(at > times[0] for at in times) / max(times[-1] - times[0], 1e-9)
+    spent = sum(mine[-1][2] - mine[0][2] for mine in stored if mine)
+    counted = sum(at > mine[0][1] for mine in stored for _, at, _ in mine)
+    return rate, 1000 * spent / max(counted, 1)
 
 
-def engine_rate(settings: Settings, texts: list[str]) -> float:
-    """Items a second of the engine alone, in batches as the worker's."""
+def engine_rate(settings: Settings, texts: list[str]) -> tuple[float, float]:
+    """Items a second of the engine alone, called as the worker calls it, and its processor time an item, ms."""
     scorer = open_scorer(settings)
+    scorer.warm_up()
     requests = [ScoringRequest(item) for item in items_of(texts, "engine")]
     step = settings.worker_batch_items
     scorer.score(requests[:step])
-    began = time.perf_counter()
-    for start in range(0, len(requests), step):
-        scorer.score(requests[start : start + step])
-    return len(requests) / (time.perf_counter() - began)
+    began, spent = time.perf_counter(), time.process_time()
+    with ThreadPoolExecutor(pipeline.SCORING_THREADS) as pool:
+        list(pool.map(scorer.score, [requests[start : start + step] for start in range(0, len(requests), step)]))
+    taken, spent = time.perf_counter() - began, time.process_time() - spent
+    return len(requests) / taken, 1000 * spent / len(requests)
 
 
 def main() -> None:
@@ -165,11 +198,11 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     asked = parser.parse_args()
     context = multiprocessing.get_context("spawn")
-    address, stop = context.Queue(), context.Event()
+    address, ask, spent = context.Queue(), context.Queue(), context.Queue()
     found: dict[str, Any] = {"items": asked.items, "threads": torch.get_num_threads(), "rounds": []}
     texts = texts_of(None, asked.items)
     with tempfile.TemporaryDirectory() as folder:
-        broker = context.Process(target=serve_broker, args=(f"{folder}/broker", address, stop), daemon=True)
+        broker = context.Process(target=serve_broker, args=(f"{folder}/broker", address, ask, spent), daemon=True)
         if not asked.broker:
             broker.start()
         given: dict[str, Any] = {
@@ -179,27 +212,32 @@ def main() -> None:
             "cpu_precision": asked.precision,
             "log_level": "error",
         }
+        spending = Spending(ask, spent, ours=not asked.broker)
         try:
             for number in range(asked.rounds):
                 for count in asked.workers:
-                    found["rounds"].append(one_round(given, texts, count, f"r{number}w{count}-", asked.database))
+                    one = one_round(given, texts, count, f"r{number}w{count}-", asked.database, spending)
+                    found["rounds"].append(one)
             rates = [one["items_per_s"] for one in found["rounds"] if one["workers"] == 1]
             if rates:
                 found["latency_ms_at_half_load"] = latency(given, texts, statistics.median(rates) / 2)
         finally:
-            stop.set()
+            ask.put(False)
     for count in asked.workers:
-        shares = [one["share"] for one in found["rounds"] if one["workers"] == count]
-        found[f"share_with_{count}"] = [round(f(shares), 3) for f in (statistics.median, min, max)]
+        for name in ("share", "cpu_share"):
+            shares = [one[name] for one in found["rounds"] if one["workers"] == count]
+            found[f"{name}_with_{count}"] = [round(f(shares), 3) for f in (statistics.median, min, max)]
     print(json.dumps(found))
 
 
-def one_round(given: dict[str, Any], texts: list[str], count: int, prefix: str, database: str) -> dict[str, Any]:
+def one_round(
+    given: dict[str, Any], texts: list[str], count: int, prefix: str, database: str, spending: Spending
+) -> dict[str, Any]:
     """The engine alone, then workers on topics and a store of their own."""
     url = database or f"sqlite:///{given['data_dir']}/{prefix}.db"
     mine = given | {"topic_prefix": prefix, "database_url": url}
     settings = load_settings(**mine)
-    alone = engine_rate(settings, texts)
+    alone, engine_ms = engine_rate(settings, texts)
     store = open_engine(settings.database)
     upgrade(store)
     ensure_topics(settings)
@@ -209,14 +247,19 @@ def one_round(given: dict[str, Any], texts: list[str], count: int, prefix: str, 
         # What is there when they start would be handed out before all have joined.
         time.sleep(3.0)
         send(settings, items_of(texts, prefix))
+        spent = spending.read()
         wait_until_stored(store, before + len(texts))
+        broker_ms, benchmark_ms = (1000 * (b - a) / len(texts) for a, b in zip(spent, spending.read(), strict=True))
     store.dispose()
-    rate = rate_of(stored)
+    rate, worker_ms = rate_of(stored)
+    cpu_ms = {"engine": engine_ms, "worker": worker_ms, "broker": broker_ms, "benchmark": benchmark_ms}
     return {
         "workers": count,
         "engine_items_per_s": round(alone, 1),
         "items_per_s": round(rate, 1),
         "share": round(rate / alone, 3),
+        "cpu_ms": {name: round(value, 2) for name, value in cpu_ms.items()},
+        "cpu_share": round(engine_ms / worker_ms, 3),
     }
 
 
@@ -239,7 +282,7 @@ def latency(given: dict[str, Any], texts: list[str], per_s: float) -> dict[str, 
         sender.join()
         wait_until_stored(store, len(first) + len(some))
     store.dispose()
-    taken = sorted(1000 * (at - appended[item_id]) for item_id, at in stored if item_id in appended)
+    taken = sorted(1000 * (at - appended[item_id]) for mine in stored for item_id, at, _ in mine if item_id in appended)
     return {
         "items": len(taken),
         "per_s": round(per_s, 1),

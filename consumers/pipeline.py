@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -89,9 +89,19 @@ class Pipeline:
         return len(self._in_flight) < MAX_IN_FLIGHT
 
     @property
+    def holds(self) -> bool:
+        """A batch is being scored, or is scored and not stored yet."""
+        return bool(self._in_flight)
+
+    @property
     def busy(self) -> bool:
         """Something is being scored."""
-        return bool(self._in_flight)
+        return any(not batch.scored.done() for batch in self._in_flight)
+
+    def wait(self, seconds: float) -> None:
+        """Until the oldest batch is scored; not at all when there is none."""
+        if self._in_flight:
+            wait([self._in_flight[0].scored], timeout=seconds)
 
     @property
     def image_bytes(self) -> int:

@@ -42,7 +42,11 @@ log = get_logger(__name__)
 
 COMMIT_EVERY_S: Final = 0.5
 REPORT_EVERY_S: Final = 0.25
-BUSY_POLL_MS: Final = 10
+# A poll takes a millisecond of processor time, whether it finds something or not. While the engine is busy it comes now
+# and then, seldom when the next batch is there already.
+BUSY_WAIT_S: Final = 0.02
+READY_WAIT_S: Final = 0.1
+BUSY_POLL_MS: Final = 1
 IDLE_POLL_MS: Final = 100
 MAX_POLL_RECORDS: Final = 500
 FETCH_BYTES: Final = 4 << 20
@@ -140,6 +144,10 @@ class Worker:
         while not self._stopping():
             self._health.beat()
             full = self._throttle(client)
+            enough = full or len(self._ready) >= self._settings.worker_batch_items
+            self._pipeline.wait(READY_WAIT_S if enough else BUSY_WAIT_S)
+            # First what is there: the engine need not wait for the poll.
+            self._submit()
             self._poll(client)
             now = time.monotonic()
             if not full:
@@ -185,9 +193,8 @@ class Worker:
         return full
 
     def _poll(self, client: KafkaConsumer) -> None:
-        busy = self._pipeline.busy or self._ready
         try:
-            polled = poll(client, BUSY_POLL_MS if busy else IDLE_POLL_MS)
+            polled = poll(client, BUSY_POLL_MS if self._pipeline.holds or self._ready else IDLE_POLL_MS)
         except KafkaError as error:
             if not error.retriable:
                 with broker_errors(self._settings):
@@ -251,7 +258,10 @@ class Worker:
             self._ready_bytes += sum(len(chart.image) for chart in group.charts.values())
 
     def _submit(self) -> None:
-        """Hand the classifier what is there: at once when it is idle, else as full batches."""
+        """Hand the classifier what is there: at once when it is idle, else as full batches.
+
+        It is idle as soon as it has scored: while that is stored and sent, it has the next batch.
+        """
         size = self._settings.worker_batch_items
         while self._ready and self._pipeline.room and (not self._pipeline.busy or len(self._ready) >= size):
             groups = [self._ready.popleft() for _ in range(min(size, len(self._ready)))]
@@ -342,7 +352,8 @@ def run_worker(settings: Settings, scorer: Scoring | None = None) -> None:
         if scorer is None:
             from models.engine import open_scorer
 
-            scorer = open_scorer(settings, store)
+            scorer = opened = open_scorer(settings, store)
+            opened.warm_up()
         # Until here a signal ends the process at once: loading a model takes long, and nothing is at stake yet.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, on_signal)

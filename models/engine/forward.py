@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 import torch
 
 from models.bundle import LoadedModel, Predictions
 from models.engine.batching import plan
 from models.engine.cache import RowScore
+from models.engine.lanes import lanes, passes
 from models.tokens import Row, TokenizedRow
 from monitor.errors import ModelError
 from monitor.telemetry import get_logger
@@ -33,7 +36,9 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 class Forward:
-    """Runs a model over rows, in batches of about equal length.
+    """Runs a model over rows, in batches of about equal length: on a card one after the other, else one a core.
+
+    May be called from several threads: what came first is computed first.
 
     Parameters
     ----------
@@ -47,6 +52,9 @@ class Forward:
         self.image_budget = image_budget
         self.shrink = 1
         self._untroubled = 0
+        self._turn = threading.Lock()
+        self._cores = torch.get_num_threads() if model.device.type == "cpu" else 1
+        self._lanes = lanes(self._cores)
 
     def tokenize(self, rows: Sequence[Row]) -> list[TokenizedRow | RowFailure]:
         """Token ids of N rows; a row that the tokenizer cannot take is a failure, found by bisection."""
@@ -63,26 +71,33 @@ class Forward:
     def run(self, rows: Sequence[TokenizedRow]) -> list[RowScore | RowFailure]:
         """Scores of N rows, in their order. Raises `ModelError` when the device itself has failed."""
         results: dict[int, RowScore | RowFailure] = {}
-        waiting = self._plan(rows, list(range(len(rows))))
-        while waiting:
-            batch = waiting.pop(0)
-            try:
-                scored = self._scores(batch, rows)
-            except Exception as error:  # noqa: BLE001 - narrowed down below
-                waiting = self._after(error, batch, rows, results) + waiting
-                continue
-            results.update(zip(batch, scored, strict=True))
-            self._recover()
+        running = {self._start(batch, rows): batch for batch in self._plan(rows)}
+        try:
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    batch = running.pop(future)
+                    error = future.exception()
+                    if isinstance(error, Exception):
+                        parts = self._after(error, batch, rows, results)
+                        running |= {self._start(part, rows): part for part in parts}
+                    else:
+                        results.update(zip(batch, future.result(), strict=True))
+                        self._recover()
+        finally:
+            for future in running:
+                future.cancel()
         return [results[index] for index in range(len(rows))]
 
-    def _plan(self, rows: Sequence[TokenizedRow], indices: list[int]) -> list[list[int]]:
-        batches = plan(
-            [len(rows[i].ids) for i in indices],
-            [rows[i].pixels is not None for i in indices],
-            token_budget=max(1, self.token_budget // self.shrink),
-            image_budget=max(1, self.image_budget // self.shrink),
-        )
-        return [[indices[i] for i in batch] for batch in batches]
+    def _start(self, batch: list[int], rows: Sequence[TokenizedRow]) -> Future[list[RowScore]]:
+        return self._lanes.submit(self._scores, batch, rows)
+
+    def _plan(self, rows: Sequence[TokenizedRow]) -> list[list[int]]:
+        lengths, shown = [len(row.ids) for row in rows], [row.pixels is not None for row in rows]
+        tokens, images = max(1, self.token_budget // self.shrink), max(1, self.image_budget // self.shrink)
+        if self._cores > 1:
+            tokens = passes(sum(lengths), self._cores, tokens)
+            images = max(1, min(images, -(-sum(shown) // self._cores)))
+        return plan(lengths, shown, token_budget=tokens, image_budget=images)
 
     def _scores(self, batch: list[int], rows: Sequence[TokenizedRow]) -> list[RowScore]:
         chosen = [rows[i] for i in batch]
@@ -118,17 +133,20 @@ class Forward:
         if _out_of_memory(error):
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            self.shrink = min(2 * self.shrink, self.token_budget)
-            self._untroubled = 0
+            with self._turn:
+                self.shrink = min(2 * self.shrink, self.token_budget)
+                self._untroubled = 0
             log.warning("memory ran out, batches become smaller", token_budget=self.token_budget // self.shrink)
         half = len(batch) // 2
         return [batch[:half], batch[half:]]
 
     def _recover(self) -> None:
-        if self.shrink > 1:
+        if self.shrink == 1:
+            return
+        with self._turn:
             self._untroubled += 1
             if self._untroubled >= _RECOVER_AFTER:
-                self.shrink //= 2
+                self.shrink = max(1, self.shrink // 2)
                 self._untroubled = 0
 
 

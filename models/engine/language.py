@@ -74,6 +74,11 @@ class LanguageGuard:
         codes = [getattr(IsoCode639_1, code) for code in wanted if hasattr(IsoCode639_1, code)]
         return LanguageDetectorBuilder.from_iso_codes_639_1(*codes).build()
 
+    def load(self) -> None:
+        """Load the detector, which takes seconds in which no other thread runs, before it is wanted."""
+        if self.languages:
+            self._detector.compute_language_confidence_values("whatever")
+
     def unreadable(self, text: str) -> str | None:
         """The language (ISO 639-1) of a text that the model cannot read; None when it can, or when nothing tells.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from models.tokens import Row, TokenizedRow
 from monitor.companies import CompanyTable, bundled_companies, load_companies
 from monitor.errors import ModelError, StorageError
 from monitor.linking import link
-from monitor.records import Chart, Rejected, ScoredItem
+from monitor.records import Chart, NewsItem, Rejected, ScoredItem
 from monitor.telemetry import get_logger
 
 if TYPE_CHECKING:
@@ -80,9 +79,9 @@ class _Asked:
 class Scorer:
     """Scores items with the model in force.
 
-    `score` and `refresh` may be called from different threads. Forward passes run one after the other; while one
-    runs, the items of another call are decoded, linked and split into tokens, or its answers put together. As there
-    is no thread between the stages, an error in any of them is raised in the call that it belongs to.
+    `score` and `refresh` may be called from different threads. While the forward passes of one call run (one a core, or
+    one after the other on a card), the items of another call are decoded, linked and split into tokens, or its answers
+    put together. An error in any stage is raised in the call that it belongs to.
     """
 
     def __init__(self, settings: Settings, engine: Engine | None = None, name: str = "") -> None:
@@ -100,7 +99,6 @@ class Scorer:
             load_companies(Path(settings.companies_file)) if settings.companies_file else bundled_companies()
         )
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
-        self._turn = threading.Lock()
         # None, as "" is a version too: that of the shipped default.
         self._refused: str | None = None
         found = resolve(settings, engine, name)
@@ -170,6 +168,11 @@ class Scorer:
         read) or when the model fails on it alone (`unscorable`). Raises `ModelError` when the device has failed.
         """
         return self._score(requests, self._serving)
+
+    def warm_up(self) -> None:
+        """Load what is otherwise loaded when the first text needs it, which takes seconds."""
+        self._serving.guard.load()
+        self.score([ScoringRequest(NewsItem(id="first", published_at=datetime.now(UTC), title="Shares rise."))])
 
     def close(self) -> None:
         """Stop the threads that decode pictures."""
@@ -275,9 +278,7 @@ class Scorer:
             row.pixels = pixels
             ready.append(row)
             keys.append(key)
-        with self._turn:
-            scores = serving.forward.run(ready)
-        for key, score in zip(keys, scores, strict=True):
+        for key, score in zip(keys, serving.forward.run(ready), strict=True):
             found[key] = score
             if isinstance(score, RowScore):
                 serving.cache.put(key, score)

@@ -125,6 +125,16 @@ def test_a_batch_whose_scoring_has_not_begun_can_be_dropped(store: Engine) -> No
     assert (bench.progress.position, bench.progress.pending) == (3, 1)
 
 
+def test_the_next_batch_is_begun_before_the_last_one_is_stored(bench: Bench) -> None:
+    bench.pipeline.submit([bench.group(news(1))])
+    bench.pipeline.wait(20)
+    assert (bench.pipeline.busy, bench.pipeline.holds, stored(bench.store)) == (False, True, {})
+    bench.pipeline.submit([bench.group(news(2))])
+    bench.pipeline.finish([], wait=True)
+    assert list(bench.scorer.seen) == ["i1", "i2"]
+    assert (bench.pipeline.busy, bench.pipeline.holds, set(stored(bench.store))) == (False, False, {"i1", "i2"})
+
+
 def test_taking_in_a_batch_twice_changes_nothing(bench: Bench) -> None:
     groups = [(news(1), ()), (news(2), (chart("c", "i2"),)), (None, (chart("d"),))]
     outcomes = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from models.engine import precision
 from models.engine.batching import plan
 from models.engine.cache import RowScore, ScoreCache, row_key
 from models.engine.int8 import Int8Layer
+from models.engine.lanes import LANE_TOKENS, LEAST_TOKENS, lanes, passes
 from models.engine.language import LanguageGuard, languages_of
 from models.engine.packed import FloatLayer, PackedEncoder, arrange, packable
 from models.engine.precision import measure, prepare
@@ -41,6 +44,41 @@ def test_rows_of_like_length_come_together() -> None:
     lengths = [10, 200, 12, 190, 11, 210]
     batches = plan(lengths, [False] * 6, token_budget=700, image_budget=1)
     assert batches == [[5, 1, 3], [2, 4, 0]]
+
+
+@given(st.integers(0, 50_000), st.integers(1, 16), st.integers(1, 10_000))
+def test_passes_are_shared_out_evenly(tokens: int, count: int, most: int) -> None:
+    each = passes(tokens, count, most)
+    assert 1 <= each <= min(most, LANE_TOKENS)
+    in_all = -(-tokens // each)
+    # No lane has one pass more than another, unless the passes were too small to be worth it.
+    assert in_all <= -(-tokens // (count * min(most, LANE_TOKENS))) * count
+    assert each >= min(most, LEAST_TOKENS)
+
+
+def test_a_lane_computes_alone_and_leaves_the_process_its_threads() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        lanes.cache_clear()
+        pool = lanes(2)
+        assert torch.get_num_threads() == 2
+        met = threading.Barrier(2)
+
+        def work() -> tuple[int, str]:
+            # Both lanes are in here at the same time.
+            met.wait(timeout=20)
+            torch.randn(64, 64) @ torch.randn(64, 64)
+            return torch.get_num_threads(), threading.current_thread().name
+
+        found = [one.result(timeout=20) for one in [pool.submit(work) for _ in range(2)]]
+        assert [count for count, _ in found] == [1, 1]
+        assert len({name for _, name in found}) == 2
+        # A thread that asks for the first time gets the process's number.
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(torch.get_num_threads).result() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def score() -> RowScore:
@@ -94,6 +132,17 @@ def test_a_rows_key_tells_model_text_entity_and_picture_apart() -> None:
 )
 def test_what_an_english_model_cannot_read(text: str, language: str | None) -> None:
     assert LanguageGuard(("en",)).unreadable(text) == language
+
+
+def test_a_loaded_detector_is_the_one_that_is_used() -> None:
+    guard = LanguageGuard(("en",))
+    guard.load()
+    loaded = vars(guard)["_detector"]
+    assert guard.unreadable("Die Bank senkt ihre Prognose deutlich") == "de"
+    assert guard._detector is loaded
+    anything = LanguageGuard(())
+    anything.load()
+    assert "_detector" not in vars(anything)
 
 
 def test_other_models_read_other_languages() -> None:

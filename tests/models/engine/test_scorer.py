@@ -244,11 +244,11 @@ def test_a_failed_card_is_not_taken_for_a_bad_row(scorer: Scorer, monkeypatch: p
 
 def test_one_call_is_prepared_while_another_is_computed(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
     forward, tokenize = scorer.model.forward, scorer.model.tokenize
-    prepared = threading.Event()
+    prepared, entered = threading.Event(), threading.Lock()
     waited: list[bool] = []
 
     def slow(rows: list[TokenizedRow]) -> object:
-        if not waited:
+        if entered.acquire(blocking=False):
             waited.append(prepared.wait(timeout=20))
         return forward(rows)
 
