@@ -156,35 +156,31 @@ class _Days:
         p, score = np.array(P_NEGATIVE)[label[item]], np.array(SCORES)[label[item]]
         names = [self.keys[k] for k in key.tolist()]
         item_ids = [ids[i] for i in item.tolist()]
-        negative, positive = (label[item] == 0).tolist(), (label[item] == 2).tolist()
+        sign = (label[item] - 1).tolist()
         p_positive = np.array(P_POSITIVE)[label[item]]
         times, minutes = at[item].tolist(), minute.tolist()
         writer(t.item_keys, zip(names, item_ids, times, p.tolist(), score.tolist(), strict=True))
-        last = np.append(np.flatnonzero(begins)[1:], len(item)).tolist()
+        begun = np.flatnonzero(begins)
+        ends = np.append(begun[1:], len(item))
+        by_time = np.argsort(minute[begun], kind="stable")
         writer(
             t.stories,
             (
                 (
-                    f"{names[n]}|{item_ids[n]}"[:64],
-                    names[n],
-                    0,
-                    times[n],
-                    times[n],
                     minutes[n],
-                    negative[n],
+                    names[n],
+                    f"{minutes[n]:08x}{item_ids[n]:0>24}",
+                    times[n],
+                    times[n],
                     end - n,
-                    '["a"]',
-                    item_ids[n],
-                    "",
-                    "a",
-                    item_ids[n],
-                    json.dumps(item_ids[n:end]),
+                    sign[n],
                     float(p[n]),
-                    b"\0" * 48,
-                    positive[n],
-                    float(p_positive[n]),
+                    float(p_positive[n] - p[n]),
+                    item_ids[n],
+                    "a",
+                    json.dumps({"sources": ["a"], "item_ids": item_ids[n:end]}) if end - n > 1 else "null",
                 )
-                for n, end in zip(np.flatnonzero(begins).tolist(), last, strict=True)
+                for n, end in zip(begun[by_time].tolist(), ends[by_time].tolist(), strict=True)
             ),
         )
         for width in (1, HOUR, DAY):
@@ -205,7 +201,7 @@ class _Days:
         start = minute - minute % width
         changes = np.flatnonzero((np.diff(key, prepend=-1) != 0) | (np.diff(start, prepend=-1) != 0))
         sums = [
-            np.add.reduceat(values.astype(kind), changes).tolist()
+            np.add.reduceat(values.astype(kind), changes)
             for values, kind in (
                 (begins, np.int64),
                 (begins & (label == 0), np.int64),
@@ -216,12 +212,13 @@ class _Days:
                 (begins & (label == 2), np.int64),
             )
         ]
-        names = [self.keys[k] for k in key[changes].tolist()]
-        starts = start[changes].tolist()
+        by_time = np.argsort(start[changes], kind="stable")
+        names = [self.keys[k] for k in key[changes][by_time].tolist()]
+        columns = [start[changes][by_time].tolist(), names, *(values[by_time].tolist() for values in sums)]
         if width == 1:
-            writer(t.ticks, zip(names, starts, *sums, strict=True))
+            writer(t.ticks, zip(*columns, strict=True))
         else:
-            writer(t.rollups, zip([width] * len(names), starts, names, *sums, strict=True))
+            writer(t.rollups, zip([width] * len(names), *columns, strict=True))
 
 
 def _secondary(engine: Engine, *, make: bool) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine, func, select
 
-from consumers.aggregator import decode_batch
+from consumers.aggregator import collect_seldom, decode_batch
 from monitor.records import Contribution, ContributionBatch, Rejected, SourceWatermark, encode
 from monitor.storage import tables as t
 from monitor.storage.checkpoint import ContributionRecord, PartitionCheckpoint
@@ -99,11 +99,13 @@ def main() -> None:
     parser.add_argument("--database", default="", help="SQLAlchemy URL of an empty database; default: a SQLite file")
     arguments = parser.parse_args()
     records, config = make_records(arguments.items, arguments.batch, arguments.keys), CountingConfig()
+    # As the process itself does.
+    collect_seldom()
     began = time.process_time()
     for values in records.values():
         counter = Counter(config, CounterState(sources={}))
-        for batch in decoded(values):
-            counter.apply(batch, MemoryLedger())
+        for start in range(0, len(values), RECORDS_TOGETHER):
+            counter.apply(decoded(values[start : start + RECORDS_TOGETHER]), MemoryLedger())
     del counter
     counting_s = time.process_time() - began
     with tempfile.TemporaryDirectory() as folder:

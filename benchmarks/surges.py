@@ -61,7 +61,7 @@ def main() -> None:
     for start in range(0, len(items), BATCH):
         part = tuple(items[start : start + BATCH])
         source = SourceWatermark("news:0", part[-1].at, False)
-        counter.apply(ContributionBatch(contributions=part, sources=(source,), source_count=1), ledger)
+        counter.apply([ContributionBatch(contributions=part, sources=(source,), source_count=1)], ledger)
     counting = time.process_time() - begin
 
     names = np.array([f"ticker:K{k}" for k in range(options.keys)])

@@ -1,198 +1,416 @@
-"""The stories that a copy may still join, as small as they can be kept: hundreds of thousands are open at a time.
+"""The stories that a copy may still join: hundreds of thousands are open at a time, and many items come at once.
 
-Of an open story only its id, its times and its signature are held, packed; all else is in the store. A key of few
-stories compares with all of them at once: their signatures are one long integer, and a handful of operations on it
-tell which of them share a band with another. A key of many stories (a topic) has an index of its bands.
+Of an open story only its id, key, times and signature are held, in columns. An index finds those that share a band
+with an item: sorted arrays of a band's hash and a row, a small one for what came last and ever larger ones before it
+(a log-structured merge tree, O'Neil et al. 1996), so that a thousand items are looked up in a few array operations.
+Items that could be copies of nothing, most of them, begin their stories all at once; only the others are looked at
+one by one, because whether the second copy finds a story hangs on what became of the first.
 """
 
 from __future__ import annotations
 
-import struct
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
 
+import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
-from monitor.stories import BANDS, ROWS, SIGNATURE_BYTES, VALUES, similarity
+from monitor.records import Contribution
+from monitor.stories import BANDS, ROWS, SIGNATURE_BYTES, VALUES, similarity, story_id
 
-__all__ = ["OpenStories", "OpenStory"]
+__all__ = ["Joined", "OpenRows", "OpenStories"]
 
-# Up to so many stories looking at all is as fast as an index, which takes eight times the memory.
-SCANNED: Final = 24
+MINUTE_MS: Final = 60_000
+ID_BYTES: Final = 16
+BAND_BYTES: Final = 2 * ROWS
+# An index is merged with the one before it unless that is so many times as large.
+GROWTH: Final = 4
+# Columns grow by this share: what is kept free must not outweigh what is held.
+SPARE: Final = 1 / 8
+# Pairs of an item and a story that are compared at once: a bound on memory where very many share a band.
+COMPARED: Final = 1 << 18
 
-_BITS: Final = 8 * SIGNATURE_BYTES
-_ONE: Final = (1 << _BITS) - 1
-_PLACE = struct.Struct("<16sqq")
-_bands_of = struct.Struct(f"{2 * ROWS}s" * BANDS).unpack
-_integer = int.from_bytes
-# For n stories: the lower 15 bits of every value; the highest bit of the first value of every band.
-_LOWER: Final = [_integer(b"\xff\x7f" * VALUES * n, "little") for n in range(SCANNED + 1)]
-_FIRST: Final = [_integer((b"\x00\x80" + b"\x00\x00" * (ROWS - 1)) * BANDS * n, "little") for n in range(SCANNED + 1)]
-_GONE: Final = -1
+_LOW: Final = np.uint64((1 << 32) - 1)
+_HIGH: Final = ~_LOW
+_HALF: Final = np.uint64(32)
+# Odd numbers without a pattern (of the golden ratio, and of splitmix64), one for each band.
+_GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
+_MIX: Final = np.uint64(0xBF58476D1CE4E5B9)
+_SALTS: Final = np.arange(1, BANDS + 1, dtype=np.uint64) * np.uint64(0x94D049BB133111EB)
+
+_Ints = NDArray[np.int64]
+_Words = NDArray[np.uint64]
 
 
-class OpenStory(NamedTuple):
-    """What is held of an open story. `id` has 32 hexadecimal digits; times in epoch milliseconds."""
+class OpenRows(msgspec.Struct, frozen=True, array_like=True):
+    """Open stories packed for the store: of each its key, id (`ID_BYTES` bytes), first and last event time (epoch ms,
+    eight bytes, little end first) and signature."""
 
-    key: str
+    keys: list[str]
+    ids: bytes
+    first_at: bytes
+    last_at: bytes
+    signatures: bytes
+
+    @property
+    def newest(self) -> int:
+        """The latest event time among them, epoch ms; 0 of none."""
+        return int(np.frombuffer(self.last_at, "<i8").max(initial=0))
+
+
+class Joined(NamedTuple):
+    """For each item the id of its story and whether it begins it; and what is now open that was not, or not yet so
+    long."""
+
+    ids: list[str]
+    begins: list[bool]
+    opened: OpenRows
+
+
+class _Batch(NamedTuple):
+    """Items with signatures, what is computed of all of them at once, and which are the same: of each (n) the key's
+    number, the values (`VALUES`) and the hashes of its bands (`BANDS`), and the place of the first item with the same
+    key and values."""
+
+    items: Sequence[Contribution]
+    minutes: Sequence[int]
+    numbers: NDArray[np.uint32]
+    values: NDArray[np.uint16]
+    hashes: _Words
+    same_as: _Ints
+
+
+class _Story(msgspec.Struct, gc=False):
+    """A story that items may join: `place` is that of the item that begins it, `row` that of one begun before; -1."""
+
     id: str
     first_at: int
     last_at: int
-    signature: bytes
+    place: int
+    row: int
+
+
+def _hashes(values: NDArray[np.uint16], numbers: NDArray[np.uint32]) -> _Words:
+    """For each row's bands a hash of key, band and its place in the signature, (n, `BANDS`)."""
+    parts = values.reshape(-1, BANDS, ROWS).astype(np.uint64)
+    words: _Words = parts[..., 0] | parts[..., 1] << np.uint64(16) | parts[..., 2] << _HALF
+    words ^= _SALTS
+    words ^= (numbers.astype(np.uint64) * _GOLDEN)[:, None]
+    words ^= words >> np.uint64(30)
+    words *= _MIX
+    words ^= words >> np.uint64(29)
+    words *= _GOLDEN
+    return words
+
+
+def _entries(hashes: _Words, rows: _Ints) -> _Words:
+    """Entries of the index, sorted: the higher half of a hash, and a row."""
+    entries: _Words = (hashes & _HIGH | rows.astype(np.uint64)[:, None]).ravel()
+    entries.sort()
+    return entries
+
+
+def _same_as(values: NDArray[np.uint16], numbers: NDArray[np.uint32], hashes: _Words) -> _Ints:
+    """The place of the first row with the same values and number, (n)."""
+    _, first, of = np.unique(hashes.sum(axis=1), return_index=True, return_inverse=True)
+    same_as = first[of]
+    really = (numbers == numbers[same_as]) & (values == values[same_as]).all(axis=1)
+    return np.where(really, same_as, np.arange(len(values)))
+
+
+def _shared(entries: _Words) -> dict[int, list[int]]:
+    """For each row that shares a hash with another the numbers of the hashes that it shares."""
+    hashes = entries >> _HALF
+    as_before = np.concatenate(([False], hashes[1:] == hashes[:-1]))
+    grouped = as_before.copy()
+    grouped[:-1] |= as_before[1:]
+    rows, groups = (entries[grouped] & _LOW).tolist(), np.cumsum(~as_before)[grouped].tolist()
+    found: dict[int, list[int]] = {}
+    for row, group in zip(rows, groups, strict=True):
+        found.setdefault(row, []).append(group)
+    return found
+
+
+def _similar(story: Contribution, item: Contribution) -> float:
+    """How similar two items are if they share key and band, else less than any two."""
+    one, other = story.signature, item.signature
+    if story.key != item.key:
+        return -1.0
+    bands = range(0, SIGNATURE_BYTES, BAND_BYTES)
+    if not any(one[band : band + BAND_BYTES] == other[band : band + BAND_BYTES] for band in bands):
+        return -1.0
+    return similarity(one, other)
+
+
+def _kept(column: NDArray[Any], stay: NDArray[np.bool_]) -> NDArray[Any]:
+    return column[stay]
+
+
+def _grown(column: NDArray[Any], count: int, room: int) -> NDArray[Any]:
+    """A column of `room` rows with the first `count` of another."""
+    grown = np.empty((room, *column.shape[1:]), column.dtype)
+    grown[:count] = column[:count]
+    return grown
 
 
 class OpenStories:
-    """The open stories of one key. They are numbered; a number holds until `expire`."""
+    """The open stories of many keys.
 
-    __slots__ = ("_bands", "_free", "_places", "_scan", "_sketches")
+    Parameters
+    ----------
+    window : a story takes items up to so many ms after its last and before its first.
+    threshold : the least similarity (`monitor.stories.similarity`) of a copy and a story's first item.
+    stored : what `Joined.opened` told, in that order: of a story that was told of twice the later counts.
+    """
 
-    def __init__(self) -> None:
-        self._places = bytearray()
-        self._scan = 0
-        # Only of a key with many: signatures, numbers by band, numbers to be given away again.
-        self._sketches: bytearray | None = None
-        self._bands: dict[bytes, int | list[int]] = {}
-        self._free: list[int] | None = None
+    def __init__(self, window: int, threshold: float, stored: Iterable[OpenRows] = ()) -> None:
+        self._window, self._threshold = window, threshold
+        self._count = 0
+        self._ids = np.empty((0, ID_BYTES), np.uint8)
+        self._keys = np.empty(0, np.uint32)
+        self._first = np.empty(0, "<i8")
+        self._last = np.empty(0, "<i8")
+        self._values = np.empty((0, VALUES), "<u2")
+        # Keys are numbered as they come; a number is not given away twice.
+        self._numbers: dict[str, int] = {}
+        self._next_number = 0
+        self._levels: list[_Words] = []
+        self._restore(list(stored))
 
     def __len__(self) -> int:
-        return len(self._places) // _PLACE.size - len(self._free or ())
+        return self._count
 
-    def id(self, number: int) -> str:
-        """The id of a story."""
-        return bytes(self._places[number * _PLACE.size : number * _PLACE.size + 16]).hex()
+    def _reserve(self, size: int) -> None:
+        """Make the columns hold at least `size` rows."""
+        count, room = self._count, size + int(size * SPARE)
+        columns = (self._ids, self._keys, self._first, self._last, self._values)
+        self._ids, self._keys, self._first, self._last, self._values = (_grown(old, count, room) for old in columns)
 
-    def add(self, story_id: str, first_at: int, last_at: int, sketch: bytes) -> None:
-        """Open a story; its signature has `SIGNATURE_BYTES` bytes."""
-        number = len(self._places) // _PLACE.size
-        place = _PLACE.pack(bytes.fromhex(story_id), first_at, last_at)
-        if self._sketches is None:
-            if number < SCANNED:
-                self._places += place
-                self._scan |= _integer(sketch, "little") << (_BITS * number)
-                return
-            self._sketches = self._index(number)
-        if self._free:
-            number = self._free.pop()
-            self._places[number * _PLACE.size : (number + 1) * _PLACE.size] = place
-            self._sketches[number * SIGNATURE_BYTES : (number + 1) * SIGNATURE_BYTES] = sketch
-        else:
-            self._places += place
-            self._sketches += sketch
-        self._enter(number, sketch)
+    def _restore(self, stored: list[OpenRows]) -> None:
+        ids = np.frombuffer(b"".join(rows.ids for rows in stored), np.uint8).reshape(-1, ID_BYTES)
+        if not len(ids):
+            return
+        # The last of each id; as rows lie, so they are entered.
+        _, newest = np.unique(np.ascontiguousarray(ids[::-1]).view(f"V{ID_BYTES}").ravel(), return_index=True)
+        kept = np.sort(len(ids) - 1 - newest)
+        keys = [key for rows in stored for key in rows.keys]
+        numbers = self._numbered([keys[row] for row in kept.tolist()])
 
-    def _index(self, count: int) -> bytearray:
-        sketches = bytearray(self._scan.to_bytes(count * SIGNATURE_BYTES, "little"))
-        self._scan, self._free = 0, []
-        for number in range(count):
-            self._enter(number, bytes(sketches[number * SIGNATURE_BYTES : (number + 1) * SIGNATURE_BYTES]))
-        return sketches
+        def column(parts: Iterable[bytes], kind: str, width: int) -> NDArray[Any]:
+            return np.frombuffer(b"".join(parts), kind).reshape(-1, width)[kept]
 
-    def _enter(self, number: int, sketch: bytes) -> None:
-        bands = self._bands
-        for band in _bands_of(sketch):
-            there = bands.setdefault(band, number)
-            if there is number:
-                continue
-            if not isinstance(there, list):
-                if there != number:
-                    bands[band] = [there, number]
-            elif there[-1] != number:
-                there.append(number)
+        values = column((rows.signatures for rows in stored), "<u2", VALUES)
+        first = column((rows.first_at for rows in stored), "<i8", 1).ravel()
+        last = column((rows.last_at for rows in stored), "<i8", 1).ravel()
+        self._append(ids[kept], numbers, first, last, values)
+        self._enter(_entries(_hashes(values, numbers), np.arange(len(kept))))
 
-    def find(self, sketch: bytes, at: int, window: int, threshold: float, open_from: int) -> int | None:
-        """The open story most like `sketch`, at least `threshold`; of equals the earliest. None when there is none.
+    def _numbered(self, keys: Sequence[str]) -> NDArray[np.uint32]:
+        numbers = self._numbers
+        for key in keys:
+            if key not in numbers:
+                numbers[key] = self._next_number
+                self._next_number += 1
+        return np.fromiter(map(numbers.__getitem__, keys), np.uint32, len(keys))
 
-        A story takes items up to `window` ms after its last and before its first; one last seen before `open_from`
-        has expired.
+    def _append(self, ids: NDArray[np.uint8], *columns: NDArray[np.generic]) -> None:
+        rows = slice(self._count, self._count + len(ids))
+        if rows.stop > len(self._keys):
+            self._reserve(rows.stop)
+        self._ids[rows] = ids
+        self._keys[rows], self._first[rows], self._last[rows], self._values[rows] = columns
+        self._count = rows.stop
+
+    def _enter(self, entries: _Words) -> None:
+        """Add sorted entries to the index."""
+        levels = self._levels
+        levels.append(entries)
+        while len(levels) > 1 and len(levels[-2]) < GROWTH * len(levels[-1]):
+            merged = np.concatenate((levels[-2], levels[-1]))
+            # Two sorted runs: stable sorting merges them.
+            merged.sort(kind="stable")
+            levels[-2:] = [merged]
+
+    def join(self, items: Sequence[Contribution], minutes: Sequence[int]) -> Joined:
+        """Find each item's story, in the order given, or open one.
+
+        `minutes` (epoch minutes, ascending) are those that the items are counted in: a story last seen more than the
+        window before its beginning has expired. Of several stories the most alike is joined, of equals the earliest.
+        An item without a signature begins a story that no other can join.
         """
-        found = self._scanned(sketch) if self._sketches is None else self._indexed(sketch)
-        best: int | None = None
-        best_rank: tuple[float, int, bytes] = (0.0, 0, b"")
-        for number in found:
-            story_id, first_at, last_at = _PLACE.unpack_from(self._places, number * _PLACE.size)
-            if last_at < open_from or not first_at - window <= at <= last_at + window:
+        signed = [len(item.signature) == SIGNATURE_BYTES for item in items]
+        some = [place for place, has in enumerate(signed) if has]
+        if not some:
+            ids = [story_id(c.key, c.item_id, minute) for c, minute in zip(items, minutes, strict=True)]
+            return Joined(ids, [True] * len(items), OpenRows([], b"", b"", b"", b""))
+        if len(some) == len(items):
+            return self._join(items, minutes)
+        found = self._join([items[place] for place in some], [minutes[place] for place in some])
+        joined, begins = iter(found.ids), iter(found.begins)
+        return Joined(
+            [
+                next(joined) if has else story_id(c.key, c.item_id, minute)
+                for c, minute, has in zip(items, minutes, signed, strict=True)
+            ],
+            [next(begins) if has else True for has in signed],
+            found.opened,
+        )
+
+    def _join(self, items: Sequence[Contribution], minutes: Sequence[int]) -> Joined:
+        values = np.frombuffer(b"".join([item.signature for item in items]), "<u2").reshape(-1, VALUES)
+        numbers = self._numbered([item.key for item in items])
+        hashes = _hashes(values, numbers)
+        batch = _Batch(items, minutes, numbers, values, hashes, _same_as(values, numbers, hashes))
+        return self._keep(batch, self._settle(batch))
+
+    def _settle(self, batch: _Batch) -> dict[int, _Story]:
+        """The stories of those items that may be copies, by place: one begun before, by one of these items, or by this
+        one. Items with the same key and values are told apart by time alone: the first stands for all of them."""
+        same_as = batch.same_as
+        firsts = np.unique(same_as)
+        entries = _entries(batch.hashes[firsts], firsts)
+        near, shared = self._near(batch, entries), _shared(entries)
+        # The stories that the items have begun, by the first of the same, and by the number of a shared hash.
+        begun: dict[int, list[_Story]] = {}
+        sharing: dict[int, list[_Story]] = {}
+        doubtful = np.bincount(same_as, minlength=len(same_as)) > 1
+        doubtful[[*near, *shared]] = True
+        settled: dict[int, _Story] = {}
+        places = np.flatnonzero(doubtful[same_as])
+        for place, first in zip(places.tolist(), same_as[places].tolist(), strict=True):
+            item, minute = batch.items[place], batch.minutes[place]
+            candidates = [(1.0, story) for story in begun.get(first, ())]
+            if first in near:
+                candidates += near[first]
+            groups = shared.get(first, ())
+            if groups:
+                others = {story.place: story for group in groups for story in sharing.get(group, ())}
+                candidates += [(_similar(batch.items[story.place], item), story) for story in others.values()]
+            found = self._best(candidates, item.at, minute * MINUTE_MS - self._window) if candidates else None
+            if found is None:
+                found = _Story(story_id(item.key, item.item_id, minute), item.at, item.at, place, -1)
+                begun.setdefault(first, []).append(found)
+                for group in groups:
+                    sharing.setdefault(group, []).append(found)
+            elif item.at > found.last_at:
+                found.last_at = item.at
+            settled[place] = found
+        return settled
+
+    def _best(self, candidates: list[tuple[float, _Story]], at: int, open_from: int) -> _Story | None:
+        best: _Story | None = None
+        best_rank: tuple[float, int, str] = (0.0, 0, "")
+        for alike, story in candidates:
+            if (
+                alike < self._threshold
+                or story.last_at < open_from
+                or not story.first_at - self._window <= at <= story.last_at + self._window
+            ):
                 continue
-            alike = similarity(sketch, self._sketch(number))
-            if alike < threshold:
-                continue
-            rank = (-alike, first_at, story_id)
+            rank = (-alike, story.first_at, story.id)
             if best is None or rank < best_rank:
-                best, best_rank = number, rank
+                best, best_rank = story, rank
         return best
 
-    def _scanned(self, sketch: bytes) -> list[int]:
-        """Numbers of the stories that share a band with `sketch`, of a key with few."""
-        count = len(self._places) // _PLACE.size
-        lower, first = _LOWER[count], _FIRST[count]
-        differ = self._scan ^ _integer(sketch * count, "little")
-        # The highest bit of every value that is not 0; the sum of two lower parts does not reach the next value.
-        unequal = ((differ & lower) + lower) | differ
-        shared = ((unequal | unequal >> 16 | unequal >> 32) & first) ^ first
-        found: list[int] = []
-        passed = 0
-        while shared:
-            number = (shared & -shared).bit_length() // _BITS
-            found.append(passed + number)
-            shared >>= _BITS * (number + 1)
-            passed += number + 1
-        return found
+    def _near(self, batch: _Batch, entries: _Words) -> dict[int, list[tuple[float, _Story]]]:
+        """The stories begun before that share the key and a band with an item and are similar enough, and how similar,
+        by the item's place."""
+        kept: list[tuple[_Ints, _Ints, NDArray[np.float64]]] = []
+        pending: list[_Words] = []
+        for level in self._levels:
+            places, hashes = entries & _LOW, entries & _HIGH
+            at = np.searchsorted(level, hashes)
+            # One story after the other of those under the same hash, until no item has another.
+            while len(at):
+                there = level.take(at, mode="clip")
+                same = ((there & _HIGH) == hashes) & (at < len(level))
+                places, hashes, at = places[same], hashes[same], at[same] + 1
+                pending.append(places << _HALF | there[same] & _LOW)
+                if sum(map(len, pending)) > COMPARED:
+                    kept.append(self._compared(batch, pending))
+                    pending = []
+        kept.append(self._compared(batch, pending))
+        near: dict[int, list[tuple[float, _Story]]] = {}
+        rows = np.concatenate([rows for _, rows, _ in kept])
+        stored = self._stored(rows)
+        for pairs in kept:
+            for place, row, how in zip(*(column.tolist() for column in pairs), strict=True):
+                near.setdefault(place, []).append((how, stored[row]))
+        return near
 
-    def _indexed(self, sketch: bytes) -> set[int]:
-        """Numbers of the stories that share a band with `sketch`, of a key with many."""
-        found: set[int] = set()
-        get = self._bands.get
-        for band in _bands_of(sketch):
-            there = get(band)
-            if there is None:
-                continue
-            if isinstance(there, list):
-                found.update(there)
-            else:
-                found.add(there)
-        return found
+    def _stored(self, rows: _Ints) -> dict[int, _Story]:
+        rows = np.unique(rows)
+        names = self._ids[rows].tobytes().hex()
+        size = 2 * ID_BYTES
+        ids = [names[begin : begin + size] for begin in range(0, len(names), size)]
+        first, last = self._first[rows].tolist(), self._last[rows].tolist()
+        return {
+            row: _Story(id_, first_at, last_at, -1, row)
+            for row, id_, first_at, last_at in zip(rows.tolist(), ids, first, last, strict=True)
+        }
 
-    def _sketch(self, number: int) -> bytes:
-        if self._sketches is None:
-            return (self._scan >> (_BITS * number) & _ONE).to_bytes(SIGNATURE_BYTES, "little")
-        return bytes(self._sketches[number * SIGNATURE_BYTES : (number + 1) * SIGNATURE_BYTES])
+    def _compared(self, batch: _Batch, pending: list[_Words]) -> tuple[_Ints, _Ints, NDArray[np.float64]]:
+        pairs = np.unique(np.concatenate(pending)) if pending else np.empty(0, np.uint64)
+        places, rows = (pairs >> _HALF).astype(np.int64), (pairs & _LOW).astype(np.int64)
+        of_key = self._keys[rows] == batch.numbers[places]
+        places, rows = places[of_key], rows[of_key]
+        equal = self._values[rows] == batch.values[places]
+        alike = equal.sum(axis=1) / VALUES
+        good = equal.reshape(-1, BANDS, ROWS).all(axis=2).any(axis=1) & (alike >= self._threshold)
+        return places[good], rows[good], alike[good]
 
-    def see(self, number: int, at: int) -> None:
-        """A copy of this story was seen at `at` (epoch ms)."""
-        story_id, first_at, last_at = _PLACE.unpack_from(self._places, number * _PLACE.size)
-        if at > last_at:
-            _PLACE.pack_into(self._places, number * _PLACE.size, story_id, first_at, at)
+    def _keep(self, batch: _Batch, settled: dict[int, _Story]) -> Joined:
+        """Hold what was begun, and what was seen of what was begun before."""
+        items, before = batch.items, self._count
+        ids = [
+            settled[place].id if place in settled else story_id(item.key, item.item_id, minute)
+            for place, (item, minute) in enumerate(zip(items, batch.minutes, strict=True))
+        ]
+        begins = np.ones(len(items), np.bool_)
+        begins[[place for place, story in settled.items() if story.place != place] or slice(0)] = False
+        begun = np.flatnonzero(begins)
+        places = begun.tolist()
+        first = np.array([items[place].at for place in places], np.int64)
+        last = [settled[place].last_at if place in settled else items[place].at for place in places]
+        packed = np.frombuffer(bytes.fromhex("".join([ids[place] for place in places])), np.uint8)
+        self._append(
+            packed.reshape(-1, ID_BYTES), batch.numbers[begun], first, np.array(last, np.int64), batch.values[begun]
+        )
+        if places:
+            self._enter(_entries(batch.hashes[begun], np.arange(before, self._count)))
+        seen = {story.row: (story.last_at, items[place].key) for place, story in settled.items() if story.row >= 0}
+        if seen:
+            self._last[list(seen)] = [last_at for last_at, _ in seen.values()]
+        rows = np.array([*seen, *range(before, self._count)], np.int64)
+        return Joined(
+            ids,
+            begins.tolist(),
+            OpenRows(
+                [*(key for _, key in seen.values()), *(items[place].key for place in places)],
+                self._ids[rows].tobytes(),
+                self._first[rows].tobytes(),
+                self._last[rows].tobytes(),
+                self._values[rows].tobytes(),
+            ),
+        )
 
     def expire(self, open_from: int) -> None:
         """Forget the stories last seen before `open_from` (epoch ms)."""
-        times = np.frombuffer(bytes(self._places), dtype="<i8").reshape(-1, 4)[:, 3]
-        expired = np.flatnonzero((times != _GONE) & (times < open_from)).tolist()
-        if not expired:
+        held = slice(0, self._count)
+        stay = self._last[held] >= open_from
+        if stay.all():
             return
-        if len(expired) == len(self):
-            self._places, self._scan = bytearray(), 0
-            self._sketches, self._free = None, None
-            self._bands = {}
-        elif self._sketches is None:
-            self._drop(set(expired))
-        else:
-            for number in expired:
-                self._leave(number)
-
-    def _drop(self, expired: set[int]) -> None:
-        count = len(self._places) // _PLACE.size
-        rest = [number for number in range(count) if number not in expired]
-        size = _PLACE.size
-        scan = b"".join(self._sketch(number) for number in rest)
-        self._places = bytearray().join(self._places[number * size : (number + 1) * size] for number in rest)
-        self._scan = _integer(scan, "little")
-
-    def _leave(self, number: int) -> None:
-        for band in set(_bands_of(self._sketch(number))):
-            there = self._bands[band]
-            rest = [one for one in there if one != number] if isinstance(there, list) else []
-            if rest:
-                self._bands[band] = rest if len(rest) > 1 else rest[0]
-            else:
-                del self._bands[band]
-        _PLACE.pack_into(self._places, number * _PLACE.size, b"", 0, _GONE)
-        if self._free is not None:
-            self._free.append(number)
+        columns = (self._ids, self._keys, self._first, self._last, self._values)
+        self._ids, self._keys, self._first, self._last, self._values = (_kept(column[held], stay) for column in columns)
+        row_of = np.cumsum(stay, dtype=np.uint64) - np.uint64(1)
+        levels, self._levels = self._levels, []
+        for level in levels:
+            rows = (level & _LOW).astype(np.int64)
+            left = stay[rows]
+            if left.any():
+                self._enter(level[left] & _HIGH | row_of[rows[left]])
+        self._count = len(self._ids)
+        # A key's number is part of the hashes, so that those in use stay as they are.
+        used = set(np.unique(self._keys).tolist())
+        self._numbers = {key: number for key, number in self._numbers.items() if number in used}

@@ -19,6 +19,8 @@ import msgspec
 import numpy as np
 import xxhash
 
+from monitor.records import Contribution
+
 __all__ = [
     "BANDS",
     "MAX_ITEM_IDS",
@@ -28,9 +30,12 @@ __all__ = [
     "Copies",
     "Story",
     "add_copies",
+    "add_copy",
+    "p_positive",
     "signature",
     "similarity",
     "story_id",
+    "story_minute",
 ]
 
 BANDS: Final = 8
@@ -155,38 +160,48 @@ def similarity(a: bytes, b: bytes) -> float:
     return (VALUES - unequal.bit_count()) / VALUES
 
 
-def story_id(key: str, item_id: str, at: int) -> str:
-    """Id of the story that `item_id` of event time `at` (epoch ms) begins under `key`: 32 hexadecimal digits, the same
-    wherever it is computed. Ids ascend with the minute, so that a database appends new ones to its index."""
+def story_id(key: str, item_id: str, minute: int) -> str:
+    """Id of the story that `item_id` begins under `key` when counted in epoch minute `minute`: 32 hexadecimal digits,
+    the same wherever it is computed. Its first eight are the minute (`story_minute`)."""
     digest = xxhash.xxh3_128_hexdigest(f"{key}\x1f{item_id}".encode("utf-8", "surrogatepass"))
-    return f"{at // 60_000:08x}{digest[:24]}"
+    return f"{minute:08x}{digest[:24]}"
+
+
+def story_minute(id_: str) -> int:
+    """The epoch minute that the story of this id is counted in."""
+    return int(id_[:8], 16)
+
+
+def p_positive(score: float, p_negative: float) -> float:
+    """The probability of positive: a score is that less the probability of negative."""
+    return min(max(round(score + p_negative, 6), 0.0), 1.0)
 
 
 class Story(msgspec.Struct, gc=False):
     """One story under one key. Times in epoch milliseconds; `minute` is the epoch minute that it is counted in.
 
-    `title`, `url`, `source`, `item_id`, `negative`, `positive`, `p_...` are those of its first item; `items` counts its
+    `first` is what its first item contributed; `items` counts its
     copies; `sources` are the distinct sources and `item_ids` the copies in the order in which they came, the first
     `MAX_SOURCES` and `MAX_ITEM_IDS` of them.
     """
 
     id: str
-    key: str
-    first_at: int
-    last_at: int
     minute: int
-    negative: bool
+    first: Contribution
+    last_at: int
     items: int
     sources: tuple[str, ...]
-    title: str
-    url: str
-    source: str
-    item_id: str
     item_ids: tuple[str, ...]
-    p_negative: float
-    signature: bytes
-    positive: bool = False
-    p_positive: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """The window key that it is counted under."""
+        return self.first.key
+
+    @property
+    def p_positive(self) -> float:
+        """Of the first item."""
+        return p_positive(self.first.score, self.first.p_negative)
 
 
 class Copies(msgspec.Struct, gc=False):
@@ -197,6 +212,17 @@ class Copies(msgspec.Struct, gc=False):
     items: int
     sources: tuple[str, ...]
     item_ids: tuple[str, ...]
+
+
+def add_copy(story: Story | Copies, at: int, source: str, item_id: str) -> None:
+    """Let one copy of event time `at` (epoch ms) join a story, or earlier copies of it, in place."""
+    story.items += 1
+    if at > story.last_at:
+        story.last_at = at
+    if source and source not in story.sources and len(story.sources) < MAX_SOURCES:
+        story.sources = (*story.sources, source)
+    if len(story.item_ids) < MAX_ITEM_IDS:
+        story.item_ids = (*story.item_ids, item_id)
 
 
 def add_copies(story: Story | Copies, more: Copies) -> None:

@@ -255,7 +255,7 @@ def _stories(alert: Alert) -> None:
             surge=alert.surge,
             limit=50,
         )
-        told = copies(connection, (story.id for story in found))
+        told = copies(connection, found)
     st.subheader("Stories behind it", anchor=False)
     rows: list[Sequence[Any]] = []
     for story in found:

@@ -76,7 +76,7 @@ def _conditions(
         (ticks, ticks.c.minute < minute),
         (rollups, rollups.c.minute + rollups.c.width <= min(minute, rollups_before)),
         (ledger, ledger.c.minute < minute),
-        (stories, stories.c.last_at < minute * 60_000),
+        (stories, and_(stories.c.minute < minute, stories.c.last_at < minute * 60_000)),
         (dead_letters, dead_letters.c.failed_at < kept_since),
         *alert_conditions(settings, now, clock),
         (job_runs, and_(job_runs.c.finished_at.is_not(None), job_runs.c.finished_at < kept_since)),

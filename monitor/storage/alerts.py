@@ -28,10 +28,11 @@ from monitor.alerts.records import (
     view_link,
 )
 from monitor.errors import ConfigurationError
-from monitor.storage.articles import stories_that_surge
+from monitor.storage.articles import counted_within, stories_that_surge, told_by
 from monitor.storage.outbox import announce
 from monitor.storage.tables import alert_events, episodes, items, stories, ticks
 from monitor.storage.upsert import insert_missing
+from monitor.stories import p_positive
 from monitor.surges.keys import MARKET, TOPIC
 
 if TYPE_CHECKING:
@@ -81,39 +82,35 @@ def _evidence(
     rows = conn.execute(
         select(
             stories.c.item_id,
-            stories.c.title,
-            stories.c.url,
+            items.c.title,
+            items.c.url,
             stories.c.source,
-            stories.c.sources,
+            stories.c.copies,
             stories.c.first_at,
             stories.c["items"],
             stories.c.p_negative,
-            stories.c.p_positive,
+            stories.c.score,
         )
-        .where(
-            stories.c.key.in_(_members(conn, key, first, last)),
-            stories.c.minute >= first,
-            stories.c.minute < last,
-            of_sort,
-        )
+        .outerjoin(items, items.c.id == stories.c.item_id)
+        .where(*counted_within(_members(conn, key, first, last), first, last), of_sort)
         .order_by(stories.c["items"].desc(), surest.desc(), stories.c.id)
         .limit(MAX_EVIDENCE_ROWS)
     ).all()
     found: dict[str, AlertStory] = {}
     sources: set[str] = set()
     for row in rows:
-        sources.update(source for source in (row.source, *row.sources) if source)
+        sources.update(told_by(row))
         found.setdefault(
             row.item_id,
             AlertStory(
                 item_id=row.item_id,
-                title=clean_text(row.title),
-                url=clean_url(row.url),
+                title=clean_text(row.title or ""),
+                url=clean_url(row.url or ""),
                 source=clean_text(row.source, 120),
                 published_at=_EPOCH + timedelta(milliseconds=row.first_at),
                 copies=row._mapping["items"],
                 p_negative=round(row.p_negative, 4),
-                p_positive=round(row.p_positive, 4),
+                p_positive=round(p_positive(row.score, row.p_negative), 4),
             ),
         )
     telling = list(found.values())

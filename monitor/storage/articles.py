@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, and_, or_, select, true
+from sqlalchemy import ColumnElement, Connection, and_, or_, select, true, tuple_
 
 from monitor.records import (
     AppliedRule,
@@ -21,6 +21,7 @@ from monitor.records import (
 )
 from monitor.storage.tables import charts, item_keys, items, stories
 from monitor.storage.trends import MARKET, topic_keys
+from monitor.stories import p_positive
 from monitor.surges.sorts import NEGATIVE, POSITIVE, VOLUME
 
 __all__ = [
@@ -33,13 +34,17 @@ __all__ = [
     "article",
     "chart_image",
     "copies",
+    "counted_within",
     "headlines",
     "stories_that_surge",
     "stories_under",
+    "told_by",
 ]
 
 # A search that finds nothing reads at most this many items of the range, newest first: a page must not take long.
 SEARCH_DEPTH: Final = 20_000
+# Over so many minutes at most (a day; windows of surges are shorter) the stories of a key are sought minute by minute.
+SOUGHT_MINUTES: Final = 1440
 
 _HEADLINE = (
     items.c.id,
@@ -108,7 +113,8 @@ class ChartImage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Story(msgspec.Struct, frozen=True, kw_only=True):
-    """A story under one key: its first item, and how many items of how many sources tell it."""
+    """A story under one key: its first item, and how many items of how many sources tell it; `item_ids` are the first
+    `monitor.stories.MAX_ITEM_IDS` of them. Title and address are empty when retention has dropped the first item."""
 
     id: str
     key: str
@@ -121,6 +127,7 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
     url: str
     source: str
     item_id: str
+    item_ids: tuple[str, ...]
     p_negative: float
     positive: bool = False
     p_positive: float = 0.0
@@ -263,8 +270,19 @@ def _ms(value: int) -> datetime:
 def stories_that_surge(surge: str) -> tuple[ColumnElement[bool], ColumnElement[float]]:
     """What picks the stories that a surge of this sort is made of, and how surely they are (largest first)."""
     if surge == POSITIVE:
-        return stories.c.positive, stories.c.p_positive
-    return (stories.c.negative if surge == NEGATIVE else true()), stories.c.p_negative
+        # The score is p(positive) - p(negative).
+        return stories.c.sign > 0, stories.c.score + stories.c.p_negative
+    return (stories.c.sign < 0 if surge == NEGATIVE else true()), stories.c.p_negative
+
+
+def counted_within(keys: Sequence[str], start: int, end: int) -> list[ColumnElement[bool]]:
+    """What picks the stories counted under these keys in the epoch minutes [start, end)."""
+    minute = stories.c.minute
+    under = stories.c.key.in_(keys)
+    if end - start <= SOUGHT_MINUTES:
+        # Each minute of each key is sought: the stories of other keys in between are not read.
+        return [minute.in_(range(start, end)), under]
+    return [minute >= start, minute < end, under]
 
 
 def stories_under(
@@ -274,41 +292,48 @@ def stories_under(
     the most told first, then the surest (of volume: the most negative)."""
     of_sort, surest = stories_that_surge(surge)
     # Sorted by few columns; only the stories that are shown are read whole.
-    query = select(stories.c.id, stories.c["items"], surest).where(
-        of_sort,
-        stories.c.key.in_(topic_keys(connection) if key == MARKET else [key]),
-        stories.c.minute >= start,
-        stories.c.minute < end,
-    )
+    place = (stories.c.minute, stories.c.key, stories.c.id)
+    keys = topic_keys(connection) if key == MARKET else [key]
+    query = select(*place).where(of_sort, *counted_within(keys, start, end))
     order = (stories.c["items"].desc(), surest.desc(), stories.c.id)
-    wanted = [row.id for row in connection.execute(query.order_by(*order).limit(limit))]
-    whole = select(stories).where(stories.c.id.in_(wanted)).order_by(*order)
+    wanted = [tuple(row) for row in connection.execute(query.order_by(*order).limit(limit))]
+    whole = (
+        select(stories, items.c.title, items.c.url)
+        .outerjoin(items, items.c.id == stories.c.item_id)
+        .where(tuple_(*place).in_(wanted))
+        .order_by(*order)
+    )
     return [
         Story(
             id=row.id,
             key=row.key,
             first_at=_ms(row.first_at),
             last_at=_ms(row.last_at),
-            negative=row.negative,
-            items=row.items,
-            sources=tuple(row.sources),
-            title=row.title,
-            url=row.url,
+            negative=row.sign < 0,
+            items=row._mapping["items"],
+            sources=tuple(told_by(row)),
+            title=row.title or "",
+            url=row.url or "",
             source=row.source,
             item_id=row.item_id,
+            item_ids=tuple(row.copies["item_ids"]) if row.copies else (row.item_id,),
             p_negative=row.p_negative,
-            positive=row.positive,
-            p_positive=row.p_positive,
+            positive=row.sign > 0,
+            p_positive=p_positive(row.score, row.p_negative),
         )
         for row in connection.execute(whole)
     ]
 
 
-def copies(connection: Connection, story_ids: Iterable[str], *, limit: int = 1000) -> dict[str, list[Headline]]:
-    """The items that tell each of these stories (the first `monitor.stories.MAX_ITEM_IDS` of each), oldest first;
-    `limit` bounds them all together."""
-    query = select(stories.c.id, stories.c.item_ids).where(stories.c.id.in_(list(story_ids)))
-    told = {row.id: row.item_ids for row in connection.execute(query)}
+def told_by(row: Any) -> list[str]:
+    """The sources of a row of `stories`."""
+    found: list[str] = row.copies["sources"] if row.copies else [row.source] if row.source else []
+    return found
+
+
+def copies(connection: Connection, stories: Iterable[Story], *, limit: int = 1000) -> dict[str, list[Headline]]:
+    """The items that tell each of these stories (its `item_ids`), oldest first; `limit` bounds them all together."""
+    told = {story.id: story.item_ids for story in stories}
     wanted = {item_id for item_ids in told.values() for item_id in item_ids}
     rows = connection.execute(
         select(*_HEADLINE).where(items.c.id.in_(wanted)).order_by(items.c.published_at, items.c.id).limit(limit)

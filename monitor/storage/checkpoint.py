@@ -8,23 +8,23 @@ again. No other fencing is needed against a process that wakes up late.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec.structs import astuple
-from sqlalchemy import Connection, Engine, delete, insert, select, update
+from sqlalchemy import Connection, Engine, delete, insert, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
-from monitor.open_stories import OpenStory
+from monitor.open_stories import OpenRows
 from monitor.records import Contribution, ContributionBatch, SourceWatermark
 from monitor.storage import tables as t
 from monitor.storage.engine import reading, writing
 from monitor.storage.ledger import StoredLedger
 from monitor.storage.trends import add_to_rollups
 from monitor.storage.upsert import bulk_update, bulk_upsert, upsert
-from monitor.stories import Copies, Story, add_copies
+from monitor.stories import Copies, Story, add_copies, story_minute
 from monitor.surges.counting import Changes, Counter, CounterState, CountingConfig
 from monitor.surges.ticks import MINUTE_MS, TickDelta
 
@@ -32,6 +32,7 @@ __all__ = ["Applied", "ContributionRecord", "GapError", "PartitionCheckpoint", "
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[Contribution])
+_open_decoder = msgspec.msgpack.Decoder(OpenRows)
 _NOTHING = TickDelta()
 # Ids in one statement: PostgreSQL and SQLite take tens of thousands, but compile one for every number of them.
 IDS_TOGETHER: Final = 500
@@ -124,8 +125,7 @@ class PartitionCheckpoint:
                     watermark=row.watermark,
                     next_offset=row.next_offset,
                 )
-            open_from = Counter(self._config, state).open_from(state.watermark)
-            stories = _open_stories(connection, self.partition, open_from)
+            stories = _open_stories(connection, self.partition)
             return Counter(self._config, state, stories, _waiting(connection, self.partition))
 
     def _apply(self, connection: Connection, counter: Counter, records: Sequence[ContributionRecord]) -> Applied:
@@ -143,14 +143,14 @@ class PartitionCheckpoint:
         if fresh[0].offset > begun:
             raise GapError(self.partition, begun, fresh[0].offset)
         batches = [record.batch for record in fresh if record.batch is not None]
-        changes, ledger = Changes(open_minute=state.watermark // MINUTE_MS), StoredLedger(connection, self.partition)
-        before = changes.open_minute
-        for batch in batches:
-            counter.apply(batch, ledger, changes)
+        before, ledger = state.watermark // MINUTE_MS, StoredLedger(connection, self.partition)
+        changes = counter.apply(batches, ledger)
         state.next_offset = fresh[-1].offset + 1
         ledger.flush()
         self._store_counts(connection, changes)
-        self._store_waiting(connection, changes, begun, closed=changes.open_minute > before)
+        closed = changes.open_minute > before
+        self._store_open(connection, changes, counter.open_from(state.watermark), closed=closed)
+        self._store_waiting(connection, changes, begun, closed=closed)
         self._store_place(connection, changes, state, begun, first=stored is None)
         if self._before_commit is not None:
             self._before_commit(connection)
@@ -161,11 +161,23 @@ class PartitionCheckpoint:
         )
 
     def _store_counts(self, connection: Connection, changes: Changes) -> None:
-        ticks = [(*place, *astuple(delta)) for place, delta in changes.ticks.items() if delta != _NOTHING]
+        ticks = [(minute, key, *astuple(delta)) for (key, minute), delta in changes.ticks.items() if delta != _NOTHING]
         bulk_upsert(connection, t.ticks, ticks, add=TickDelta.__struct_fields__)
         add_to_rollups(connection, changes.ticks)
-        bulk_upsert(connection, t.stories, [_story_row(story, self.partition) for story in changes.stories.values()])
+        bulk_upsert(connection, t.stories, _story_rows(changes.stories.values()))
         _add_copies(connection, changes.copies)
+
+    def _store_open(self, connection: Connection, changes: Changes, open_from: int, *, closed: bool) -> None:
+        table = t.open_stories
+        if closed:
+            connection.execute(delete(table).where(table.c.partition == self.partition, table.c.newest < open_from))
+        rows = [
+            {"partition": self.partition, "newest": newest, "stories": _encoder.encode(opened)}
+            for opened in changes.opened
+            if (newest := opened.newest) >= open_from
+        ]
+        if rows:
+            connection.execute(insert(table), rows)
 
     def _store_waiting(self, connection: Connection, changes: Changes, begun: int, *, closed: bool) -> None:
         c = t.waiting.c
@@ -180,6 +192,7 @@ class PartitionCheckpoint:
                 "contributions": _encoder.encode(contributions),
             }
             for minute, contributions in changes.waiting.items()
+            if contributions
         ]
         upsert(connection, t.waiting, rows)
 
@@ -204,53 +217,53 @@ class PartitionCheckpoint:
             raise _StaleMemoryError
 
 
-def _story_row(story: Story, partition: int) -> tuple[Any, ...]:
-    """A story in the order of the table's columns."""
-    return (
-        story.id,
-        story.key,
-        partition,
-        story.first_at,
-        story.last_at,
-        story.minute,
-        story.negative,
-        story.items,
-        _json(story.sources),
-        story.title,
-        story.url,
-        story.source,
-        story.item_id,
-        _json(story.item_ids),
-        story.p_negative,
-        story.signature,
-        story.positive,
-        story.p_positive,
-    )
+def _story_rows(stories: Iterable[Story]) -> list[tuple[Any, ...]]:
+    """Stories in the order of the table's columns."""
+    return [
+        (
+            story.minute,
+            (first := story.first).key,
+            story.id,
+            first.at,
+            story.last_at,
+            story.items,
+            first.positive - first.negative,
+            first.p_negative,
+            first.score,
+            first.item_id,
+            first.source,
+            _copies(story) if story.items > 1 else "null",
+        )
+        for story in stories
+    ]
+
+
+def _copies(story: Story | Copies) -> str:
+    return msgspec.json.encode({"sources": story.sources, "item_ids": story.item_ids}).decode()
 
 
 def _add_copies(connection: Connection, copies: Mapping[str, Copies]) -> None:
     """Let copies join the stored stories that they are of."""
     c = t.stories.c
-    ids = list(copies)
+    query = select(c.id, c.last_at, c["items"], c.item_id, c.source, c.copies)
+    places = [(story_minute(id_), more.key, id_) for id_, more in copies.items()]
     rows: list[tuple[Any, ...]] = []
-    for start in range(0, len(ids), IDS_TOGETHER):
-        query = select(c.id, c.key, c.last_at, c["items"], c.sources, c.item_ids)
-        for id_, *values in connection.execute(query.where(c.id.in_(ids[start : start + IDS_TOGETHER]))):
-            stored = Copies(*values)
-            add_copies(stored, copies[id_])
-            rows.append((stored.last_at, stored.items, _json(stored.sources), _json(stored.item_ids), id_))
-    bulk_update(connection, t.stories, ("last_at", "items", "sources", "item_ids"), rows)
+    for start in range(0, len(places), IDS_TOGETHER):
+        wanted = tuple_(c.minute, c.key, c.id).in_(places[start : start + IDS_TOGETHER])
+        for id_, last_at, items, item_id, source, told in connection.execute(query.where(wanted)):
+            more = copies[id_]
+            told = told or {"sources": [source] if source else [], "item_ids": [item_id]}
+            stored = Copies(more.key, last_at, items, tuple(told["sources"]), tuple(told["item_ids"]))
+            add_copies(stored, more)
+            rows.append((stored.last_at, stored.items, _copies(stored), story_minute(id_), more.key, id_))
+    bulk_update(connection, t.stories, ("last_at", "items", "copies"), rows)
 
 
-def _json(value: object) -> str:
-    return msgspec.json.encode(value).decode()
-
-
-def _open_stories(connection: Connection, partition: int, since: int) -> Iterator[OpenStory]:
-    """Stories of a partition last seen at or after `since` (epoch ms)."""
-    c = t.stories.c
-    query = select(*(c[name] for name in OpenStory._fields)).where(c.partition == partition, c.last_at >= since)
-    return map(OpenStory._make, connection.execute(query))
+def _open_stories(connection: Connection, partition: int) -> list[OpenRows]:
+    """What was told of the open stories of a partition, in that order."""
+    c = t.open_stories.c
+    query = select(c.stories).where(c.partition == partition).order_by(c.id)
+    return [_open_decoder.decode(rows) for rows in connection.scalars(query)]
 
 
 def _waiting(connection: Connection, partition: int) -> dict[int, list[Contribution]]:

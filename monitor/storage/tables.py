@@ -2,9 +2,9 @@
 
 Who writes what: the scoring worker `items`, `item_keys`, `retracted_keys`, `charts`,
 `awaited_charts` (charts that a stored item names and that have not come), `dead_letters`; the aggregator `partitions`,
-`ticks`, `rollups`, `ledger`, `waiting`, `stories`; the judge `judge`, `watchers`, `episodes`, `outbox`; the notifier
-`deliveries`, `alert_events`; the dashboard and the command line `labels`, `silences`, `rules`, `receivers`, `audit_log`
-(who changed what of these); the jobs `models`, `model_promotions`, `job_runs`.
+`ticks`, `rollups`, `ledger`, `waiting`, `stories`, `open_stories`; the judge `judge`, `watchers`, `episodes`, `outbox`;
+the notifier `deliveries`, `alert_events`; the dashboard and the command line `labels`, `silences`, `rules`,
+`receivers`, `audit_log` (who changed what of these); the jobs `models`, `model_promotions`, `job_runs`.
 """
 
 from __future__ import annotations
@@ -170,8 +170,9 @@ partitions = Table(
 ticks = Table(
     "ticks",
     metadata,
-    Column("key", String(160), primary_key=True),
+    # By time: new ones come at the end, the judge reads minutes, and a key is sought minute by minute.
     Column("minute", Integer, primary_key=True, autoincrement=False),
+    Column("key", String(160), primary_key=True),
     Column("stories", Integer, nullable=False),
     Column("negative_stories", Integer, nullable=False),
     Column("items", Integer, nullable=False),
@@ -179,7 +180,6 @@ ticks = Table(
     Column("score_sum", Float, nullable=False),
     Column("late", Integer, nullable=False),
     Column("positive_stories", Integer, nullable=False, default=0),
-    Index(None, "minute"),
     sqlite_with_rowid=False,
 )
 
@@ -226,26 +226,34 @@ waiting = Table(
 stories = Table(
     "stories",
     metadata,
+    # By time: new ones come at the end, and pages ask for some hours of a key. A story's title and address are those
+    # of its first item; `sign` is -1 of a negative one, 1 of a positive, else 0; `copies` are the sources and ids of
+    # its items, JSON's null while the first is alone.
+    Column("minute", Integer, primary_key=True, autoincrement=False),
+    Column("key", String(160), primary_key=True),
     Column("id", String(64), primary_key=True),
-    Column("key", String(160), nullable=False),
-    Column("partition", Integer, nullable=False),
     Column("first_at", BigInteger, nullable=False),
     Column("last_at", BigInteger, nullable=False),
-    Column("minute", Integer, nullable=False),
-    Column("negative", Boolean, nullable=False),
     Column("items", Integer, nullable=False),
-    Column("sources", Json, nullable=False),
-    Column("title", Text, nullable=False),
-    Column("url", Text, nullable=False),
-    Column("source", Text, nullable=False),
-    Column("item_id", String(256), nullable=False),
-    Column("item_ids", Json, nullable=False),
+    Column("sign", Integer, nullable=False),
     Column("p_negative", Float, nullable=False),
-    Column("signature", LargeBinary, nullable=False),
-    Column("positive", Boolean, nullable=False, default=False),
-    Column("p_positive", Float, nullable=False, default=0.0),
-    Index(None, "key", "minute"),
-    Index(None, "partition", "last_at"),
+    Column("score", Float, nullable=False),
+    Column("item_id", String(256), nullable=False),
+    Column("source", Text, nullable=False),
+    Column("copies", Json, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+open_stories = Table(
+    "open_stories",
+    metadata,
+    # What one transaction of a partition opened or kept open (`monitor.open_stories.OpenRows`), the newest event time
+    # among them, and the order in which to read them.
+    Column("id", RowNumber, primary_key=True),
+    Column("partition", Integer, nullable=False),
+    Column("newest", BigInteger, nullable=False),
+    Column("stories", LargeBinary, nullable=False),
+    Index(None, "partition", "newest"),
 )
 
 judge = Table(

@@ -6,12 +6,13 @@ The market is not counted itself: an item has one topic, so the market is the su
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from copy import copy
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 from msgspec.structs import astuple
-from sqlalchemy import ColumnElement, Connection, Select, Table, func, select, union_all
+from numpy.typing import NDArray
+from sqlalchemy import Connection, Select, func, literal, select, union_all
 
 from monitor.storage.tables import rollups, ticks
 from monitor.storage.upsert import bulk_upsert
@@ -44,6 +45,9 @@ _TOPIC: Final = "topic:"
 _SUMS: Final = ("stories", "negative_stories", "items", "negative_items", "score_sum", "late", "positive_stories")
 # An item-level mean is shrunk towards 0 by this many neutral items, so that a key with two items tops no list.
 _SHRINKAGE: Final = 5
+
+_Ints = NDArray[np.int64]
+_Floats = NDArray[np.float64]
 
 
 class TickSums(msgspec.Struct, frozen=True):
@@ -98,33 +102,35 @@ def add_to_rollups(connection: Connection, deltas: Mapping[tuple[str, int], Tick
     Topics have quarters of an hour, too: the market is read as the sum of all topics, over days by the quarter.
     Belongs into the transaction that writes the ticks.
     """
-    quarters: dict[tuple[int, str], TickDelta] = {}
-    hours: dict[tuple[int, str], TickDelta] = {}
-    for (key, minute), delta in deltas.items():
-        _add(hours, (minute - minute % HOUR, key), delta)
-        if key.startswith(_TOPIC):
-            _add(quarters, (minute - minute % QUARTER, key), delta)
-    days: dict[tuple[int, str], TickDelta] = {}
-    for (minute, key), delta in hours.items():
-        _add(days, (minute - minute % DAY, key), delta)
-    # In one order, so that two aggregators never wait for each other crosswise.
-    for width, sums in ((QUARTER, quarters), (HOUR, hours), (DAY, days)):
-        rows = [(width, minute, key, *astuple(sums[minute, key])) for minute, key in sorted(sums)]
-        bulk_upsert(connection, rollups, rows, add=_SUMS)
-
-
-def _add(sums: dict[tuple[int, str], TickDelta], place: tuple[int, str], more: TickDelta) -> None:
-    known = sums.get(place)
-    if known is None:
-        sums[place] = copy(more)
+    if not deltas:
         return
-    known.stories += more.stories
-    known.negative_stories += more.negative_stories
-    known.items += more.items
-    known.negative_items += more.negative_items
-    known.score_sum += more.score_sum
-    known.late += more.late
-    known.positive_stories += more.positive_stories
+    names = sorted({key for key, _ in deltas})
+    number = {name: place for place, name in enumerate(names)}
+    keys = np.array([number[key] for key, _ in deltas])
+    minutes = np.array([minute for _, minute in deltas])
+    sums = np.array([astuple(delta) for delta in deltas.values()])
+    of_topics = np.array([name.startswith(_TOPIC) for name in names])[keys]
+    hours = _rolled_up(keys, minutes, sums, HOUR)
+    quarters = _rolled_up(keys[of_topics], minutes[of_topics], sums[of_topics], QUARTER)
+    for width, (key, begin, total) in ((QUARTER, quarters), (HOUR, hours), (DAY, _rolled_up(*hours, DAY))):
+        columns = [
+            column if name == "score_sum" else column.astype(np.int64)
+            for name, column in zip(_SUMS, total.T, strict=True)
+        ]
+        # In one order (of minute and key), so that two aggregators never wait for each other crosswise.
+        rows = zip(begin.tolist(), key.tolist(), *(column.tolist() for column in columns), strict=True)
+        bulk_upsert(
+            connection, rollups, [(width, minute, names[place], *counts) for minute, place, *counts in rows], add=_SUMS
+        )
+
+
+def _rolled_up(keys: _Ints, minutes: _Ints, sums: _Floats, width: int) -> tuple[_Ints, _Ints, _Floats]:
+    """Rows (n) of a key's number, a minute and sums (n, 7), added up over `width` minutes: by minute, then key."""
+    begin = minutes - minutes % width
+    size = int(keys.max(initial=0)) + 1
+    places, of = np.unique(begin * size + keys, return_inverse=True)
+    total: _Floats = np.stack([np.bincount(of, column, minlength=len(places)) for column in sums.T], axis=1)
+    return places % size, places // size, total
 
 
 def newest_minute(connection: Connection, *, not_after: int | None = None) -> int | None:
@@ -177,18 +183,26 @@ def keys_by_volume(connection: Connection, prefix: str, *, since: int, limit: in
     return list(connection.scalars(query))
 
 
-def _source(step: int, keys: Sequence[str] = ()) -> tuple[Table, list[ColumnElement[bool]]]:
-    """The table to sum the step from (under `keys`, where they are known), and what picks its rows.
+def _source(keys: Sequence[str], start: int, end: int, step: int) -> Select[Any]:
+    """The sums under `keys` in the epoch minutes [start, end), by columns of their names, `key` and `bucket` (the first
+    minute of a step): from the widest rollup that the steps are made of, or from the ticks.
 
     Quarters are kept of topics alone and lie by time: all topics' quarters are read faster than their hours, which
     are scattered among those of every ticker.
     """
-    topics = bool(keys) and all(key.startswith(_TOPIC) for key in keys)
+    topics = all(key.startswith(_TOPIC) for key in keys)
     widths = (DAY, QUARTER) if topics and len(keys) > 1 else (DAY, HOUR, QUARTER) if topics else (DAY, HOUR)
-    for width in widths:
-        if step % width == 0:
-            return rollups, [rollups.c.width == width]
-    return ticks, []
+    width = next((width for width in widths if step % width == 0), 1)
+    table = ticks if width == 1 else rollups
+    bucket = (table.c.minute - table.c.minute % step).label("bucket")
+    start -= start % step
+    query = select(table.c.key, bucket, *(table.c[name] for name in _SUMS)).where(table.c.key.in_(keys))
+    if width > 1:
+        return query.where(table.c.width == width, table.c.minute >= start, table.c.minute < end)
+    # Ticks lie by minute: each minute's of these keys are sought, all others are passed over.
+    minutes = select(literal(start).label("minute")).where(literal(start) < end).cte("minutes", recursive=True)
+    minutes = minutes.union_all(select(minutes.c.minute + 1).where(minutes.c.minute + 1 < end))
+    return query.join_from(minutes, ticks, ticks.c.minute == minutes.c.minute)
 
 
 def _sums(row: Any) -> TickSums:
@@ -206,35 +220,18 @@ def series(connection: Connection, key: str, start: int, end: int, step: int) ->
     Steps in which nothing was counted are left out. `step` divides a day or is a whole number of days; `start` is
     moved down to a multiple of it.
     """
-    members = _members(connection, key)
-    table, conditions = _source(step, members)
-    bucket = (table.c.minute - table.c.minute % step).label("bucket")
-    query = (
-        select(bucket, *(func.sum(table.c[name]).label(name) for name in _SUMS))
-        .where(
-            *conditions,
-            table.c.key.in_(members),
-            table.c.minute >= start - start % step,
-            table.c.minute < end,
-        )
-        .group_by(bucket)
-        .order_by(bucket)
-    )
-    return [Bucket(row.bucket, _sums(row)) for row in connection.execute(query)]
+    rows = _source(_members(connection, key), start, end, step).subquery()
+    query = select(rows.c.bucket, *(func.sum(rows.c[name]).label(name) for name in _SUMS)).group_by(rows.c.bucket)
+    return [Bucket(row.bucket, _sums(row)) for row in connection.execute(query.order_by(rows.c.bucket))]
 
 
 def series_by_key(
     connection: Connection, keys: Sequence[str], start: int, end: int, step: int
 ) -> dict[str, list[Bucket]]:
     """`series` for several counted keys at once; a key without counts has an empty list."""
-    table, conditions = _source(step, keys)
-    bucket = (table.c.minute - table.c.minute % step).label("bucket")
-    query = (
-        select(table.c.key, bucket, *(func.sum(table.c[name]).label(name) for name in _SUMS))
-        .where(*conditions, table.c.key.in_(keys), table.c.minute >= start - start % step, table.c.minute < end)
-        .group_by(table.c.key, bucket)
-        .order_by(table.c.key, bucket)
-    )
+    rows = _source(keys, start, end, step).subquery()
+    place = (rows.c.key, rows.c.bucket)
+    query = select(*place, *(func.sum(rows.c[name]).label(name) for name in _SUMS)).group_by(*place).order_by(*place)
     found: dict[str, list[Bucket]] = {key: [] for key in keys}
     for row in connection.execute(query):
         found[row.key].append(Bucket(row.bucket, _sums(row)))
@@ -250,9 +247,10 @@ def _cover(start: int, end: int, step: int) -> list[Select[Any]]:
         parts = [(step, start, end)]
     queries = []
     for width, begin, stop in parts:
-        table, conditions = _source(width)
-        columns = (table.c.key, *(table.c[name] for name in _SUMS))
-        queries.append(select(*columns).where(*conditions, table.c.minute >= begin, table.c.minute < stop))
+        table = ticks if width == 1 else rollups
+        query = select(table.c.key, *(table.c[name] for name in _SUMS))
+        query = query.where(table.c.minute >= begin, table.c.minute < stop)
+        queries.append(query if width == 1 else query.where(table.c.width == width))
     return queries
 
 

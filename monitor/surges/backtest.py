@@ -127,7 +127,7 @@ class Backtest:
             source_count=1,
         )
         self._pending.clear()
-        changes = self._counter.apply(batch, self._ledger)
+        changes = self._counter.apply([batch], self._ledger)
         self._remember(changes)
         self._judge_closed()
 
@@ -227,7 +227,7 @@ class Backtest:
             for story in self._stories.get(key, {}).values()
             if start <= story.minute * MINUTE_MS < end and _is_of(story, decision.surge)
         ]
-        return sorted(within, key=lambda story: (-story.first_at, story.id))
+        return sorted(within, key=lambda story: (-story.first.at, story.id))
 
     def _forget_stories(self, now: int) -> None:
         for key in list(self._stories):
@@ -240,18 +240,19 @@ class Backtest:
 
 def _is_of(story: Story, surge: str) -> bool:
     """Whether a surge of this sort is made of such stories."""
-    return surge == VOLUME or (story.negative if surge == NEGATIVE else story.positive)
+    return surge == VOLUME or (story.first.negative if surge == NEGATIVE else story.first.positive)
 
 
 def _public(story: Story) -> AlertStory:
+    first = story.first
     return AlertStory(
-        item_id=story.item_id,
-        title=story.title,
-        url=story.url,
-        source=story.source,
-        published_at=datetime.fromtimestamp(story.first_at / 1000, UTC),
+        item_id=first.item_id,
+        title=first.title,
+        url=first.url,
+        source=first.source,
+        published_at=datetime.fromtimestamp(first.at / 1000, UTC),
         copies=story.items,
-        p_negative=story.p_negative,
+        p_negative=first.p_negative,
         p_positive=story.p_positive,
     )
 

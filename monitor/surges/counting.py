@@ -1,6 +1,6 @@
 """Counting in event time: contributions in, changes of ticks and stories out. Pure: no clock, no store.
 
-The aggregator and `backtest` run the same `Counter`. One record is one call of `apply`; the caller stores the
+The aggregator and `backtest` run the same `Counter`. Records go to `apply`, one or many; the caller stores the
 `Changes`, the ledger and `Counter.state` together, so that a crash loses or doubles nothing. After a failed
 transaction the counter has run ahead of the store: make a new one from what is stored.
 
@@ -26,12 +26,14 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
-from monitor.open_stories import OpenStories, OpenStory
+from monitor.open_stories import OpenRows, OpenStories
 from monitor.records import Contribution, ContributionBatch
-from monitor.stories import SIGNATURE_BYTES, Copies, Story, add_copies, story_id
+from monitor.stories import Copies, Story, add_copy
 from monitor.surges.ledger import STALE, Counted, Ledger
-from monitor.surges.ticks import MINUTE_MS, CounterState, TickDelta, advance, merge_sources
+from monitor.surges.ticks import MINUTE_MS, CounterState, TickDelta, add_tick, advance, merge_sources
 
 if TYPE_CHECKING:
     from monitor.settings import Settings
@@ -67,9 +69,10 @@ class Changes(msgspec.Struct):
     """What records change, to be stored in one transaction.
 
     `ticks` are added to the stored ones, by key and epoch minute. `stories` (by id) are new, with the copies that have
-    joined them already; `copies` (by the story's id) join stories of earlier changes (`add_copies`). `waiting`
-    are the contributions that have come and are not counted yet, by the minute that they will be counted in, in the
-    order in which they came; those of minutes before `open_minute` have been counted, or taken back, and wait no more.
+    joined them already; `copies` (by the story's id) join stories of earlier changes (`add_copies`); `opened` are the
+    stories that items may join from now on, and those that stay open for longer. `waiting` are the contributions that
+    have come and are not counted yet, by the minute that they will be counted in, in the order in which they came;
+    those of minutes before `open_minute` have been counted, or taken back, and wait no more.
 
     `counted` is by how many the pairs of key and item grew that are counted or stale; `late`, `stale` and `duplicates`
     are numbers of contributions.
@@ -78,6 +81,7 @@ class Changes(msgspec.Struct):
     ticks: dict[tuple[str, int], TickDelta] = {}
     stories: dict[str, Story] = {}
     copies: dict[str, Copies] = {}
+    opened: list[OpenRows] = []
     waiting: dict[int, list[Contribution]] = {}
     open_minute: int = 0
     counted: int = 0
@@ -93,7 +97,7 @@ class Counter:
     ----------
     config : lateness and story window.
     state : as stored; changed in place by `apply`.
-    open_stories : the stored stories of this partition with `last_at >= open_from(state.watermark)`.
+    open_stories : what `Changes.opened` told, in that order; what has expired may be left out.
     waiting : what `Changes.waiting` told and is not counted yet, by minute, in the order in which it was told.
     """
 
@@ -101,21 +105,18 @@ class Counter:
         self,
         config: CountingConfig,
         state: CounterState,
-        open_stories: Iterable[OpenStory] = (),
+        open_stories: Iterable[OpenRows] = (),
         waiting: Mapping[int, Sequence[Contribution]] | None = None,
     ) -> None:
         self.config = config
         self.state = state
-        self._open: dict[str, OpenStories] = {}
+        self._open = OpenStories(config.story_window_ms, config.similarity, open_stories)
         self._swept = state.watermark
-        for key, id_, first_at, last_at, sketch in open_stories:
-            if len(sketch) == SIGNATURE_BYTES:
-                stories = self._open.get(key)
-                if stories is None:
-                    stories = self._open[key] = OpenStories()
-                stories.add(id_, first_at, last_at, sketch)
+        self._open.expire(self.open_from(state.watermark))
         # By minute, then by pair: a pair that comes again before it is counted is here once.
         self._waiting: dict[int, dict[tuple[str, str], Contribution]] = {}
+        # Of closed minutes, in the order in which they count: found their stories for all at once.
+        self._closed: list[tuple[int, list[Contribution]]] = []
         for minute, contributions in (waiting or {}).items():
             for contribution in contributions:
                 self._wait(minute, contribution)
@@ -127,39 +128,40 @@ class Counter:
     @property
     def open_stories(self) -> int:
         """How many stories are held open."""
-        return sum(map(len, self._open.values()))
+        return len(self._open)
 
-    def apply(self, batch: ContributionBatch, ledger: Ledger, changes: Changes | None = None) -> Changes:
-        """Take in a batch, move the watermark by what it reports, and count the minutes that are closed by that.
-
-        Adds to `changes` where given, those of the records before it that are stored in the same transaction.
-        """
-        changes = Changes() if changes is None else changes
-        first_open = self.state.watermark // MINUTE_MS
-        for contribution in batch.contributions:
-            minute = contribution.at // MINUTE_MS
-            waiting = self._waiting.get(minute)
-            if waiting is None or minute < first_open or contribution.retracted:
-                self._take(contribution, ledger, changes)
-                continue
-            # What nearly all are: new ones of a minute that is open.
-            pair = contribution.key, contribution.item_id
-            if pair in waiting:
-                self._take(contribution, ledger, changes)
-                continue
-            waiting[pair] = contribution
-            told = changes.waiting.get(minute)
-            if told is None:
-                changes.waiting[minute] = [contribution]
-            else:
-                told.append(contribution)
-        merge_sources(self.state, batch.sources, batch.source_count)
-        if advance(self.state, self.config.lateness_ms):
-            self._close(ledger, changes)
-            if self.state.watermark - self._swept >= SWEEP_MS:
-                self._sweep()
+    def apply(self, batches: Iterable[ContributionBatch], ledger: Ledger) -> Changes:
+        """Take in batches in their order: move the watermark by what each reports, and count the minutes that are
+        closed by that. The outcome is that of one batch after the other; many at once are faster."""
+        changes = Changes()
+        for batch in batches:
+            self._take_in(batch.contributions, ledger, changes)
+            merge_sources(self.state, batch.sources, batch.source_count)
+            if advance(self.state, self.config.lateness_ms):
+                self._close(ledger, changes)
+        if self._closed:
+            self._count(changes)
+        if self.state.watermark - self._swept >= SWEEP_MS:
+            self._swept = self.state.watermark
+            self._open.expire(self.open_from(self._swept))
         changes.open_minute = self.state.watermark // MINUTE_MS
         return changes
+
+    def _take_in(self, contributions: Iterable[Contribution], ledger: Ledger, changes: Changes) -> None:
+        first_open = self.state.watermark // MINUTE_MS
+        minute = -1
+        waiting: dict[tuple[str, str], Contribution] | None = None
+        told: list[Contribution] = []
+        for c in contributions:
+            own = c.at // MINUTE_MS
+            if own != minute or waiting is None:
+                minute, waiting = own, self._waiting.get(own) if own >= first_open else None
+                told = changes.waiting.setdefault(own, []) if waiting is not None else []
+            # What nearly all are: new ones of a minute that is open.
+            if waiting is None or c.retracted or waiting.setdefault((c.key, c.item_id), c) is not c:
+                self._take(c, ledger, changes)
+            else:
+                told.append(c)
 
     def _take(self, c: Contribution, ledger: Ledger, changes: Changes) -> None:
         own, first_open = c.at // MINUTE_MS, self.state.watermark // MINUTE_MS
@@ -221,94 +223,66 @@ class Counter:
         first_open = self.state.watermark // MINUTE_MS
         for minute in sorted(minute for minute in self._waiting if minute < first_open):
             # Each key's in order of event time; the order among keys is of no consequence.
-            self._count(sorted(self._waiting.pop(minute).values(), key=_in_order), minute, ledger, changes)
+            contributions = sorted(self._waiting.pop(minute).values(), key=_in_order)
             changes.waiting.pop(minute, None)
+            if not contributions:
+                continue
+            begin = minute * MINUTE_MS
+            in_time = [Counted(c.key, c.item_id, minute, c.score, c.negative) for c in contributions if c.at >= begin]
+            if len(in_time) < len(contributions):
+                for c in contributions[: len(contributions) - len(in_time)]:
+                    ledger.put(c.at // MINUTE_MS, Counted(c.key, c.item_id, minute, c.score, c.negative))
+            ledger.put_all(minute, in_time)
+            self._closed.append((minute, contributions))
 
-    def _count(self, contributions: list[Contribution], minute: int, ledger: Ledger, changes: Changes) -> None:
-        begin = minute * MINUTE_MS
-        ticks: dict[str, TickDelta] = {}
-        in_time: list[Counted] = []
-        for c in contributions:
-            key = c.key
-            tick = ticks.get(key)
-            if tick is None:
-                tick = ticks[key] = _tick(changes, key, minute)
-            self._join(c, minute, tick, changes)
-            tick.items += 1
-            tick.negative_items += c.negative
-            tick.score_sum += c.score
-            counted = Counted(key, c.item_id, minute, c.score, c.negative)
-            if c.at < begin:
-                tick.late += 1
-                ledger.put(c.at // MINUTE_MS, counted)
+    def _count(self, changes: Changes) -> None:
+        closed, self._closed = self._closed, []
+        items = [c for _, contributions in closed for c in contributions]
+        minutes = [minute for minute, contributions in closed for _ in contributions]
+        changes.counted += len(items)
+        ids, begins, opened = self._open.join(items, minutes)
+        changes.opened.append(opened)
+        for id_, begun, minute, c in zip(ids, begins, minutes, items, strict=True):
+            sources = (c.source,) if c.source else ()
+            if begun:
+                changes.stories[id_] = Story(id_, minute, c, c.at, 1, sources, (c.item_id,))
+                continue
+            story = changes.stories.get(id_) or changes.copies.get(id_)
+            if story is None:
+                changes.copies[id_] = Copies(c.key, c.at, 1, sources, (c.item_id,))
             else:
-                in_time.append(counted)
-        ledger.put_all(minute, in_time)
-        changes.counted += len(contributions)
-
-    def _join(self, c: Contribution, minute: int, tick: TickDelta, changes: Changes) -> None:
-        key, at, sketch, source = c.key, c.at, c.signature, c.source
-        stories = self._open.get(key)
-        if stories is None:
-            stories = self._open[key] = OpenStories()
-        signed = len(sketch) == SIGNATURE_BYTES
-        if signed:
-            window = self.config.story_window_ms
-            # What has expired hangs on the minute alone, not on how far the watermark has jumped meanwhile.
-            found = stories.find(sketch, at, window, self.config.similarity, minute * MINUTE_MS - window)
-            if found is not None:
-                stories.see(found, at)
-                _add_copy(stories.id(found), c, changes)
-                return
-        id_ = story_id(key, c.item_id, at)
-        changes.stories[id_] = Story(
-            id=id_,
-            key=key,
-            first_at=at,
-            last_at=at,
-            minute=minute,
-            negative=c.negative,
-            items=1,
-            sources=(source,) if source else (),
-            title=c.title,
-            url=c.url,
-            source=source,
-            item_id=c.item_id,
-            item_ids=(c.item_id,),
-            p_negative=c.p_negative,
-            signature=sketch,
-            positive=c.positive,
-            p_positive=_p_positive(c),
-        )
-        if signed:
-            # One without a signature is never found again and therefore not held.
-            stories.add(id_, at, at, sketch)
-        tick.stories += 1
-        tick.negative_stories += c.negative
-        tick.positive_stories += c.positive
-
-    def _sweep(self) -> None:
-        self._swept = self.state.watermark
-        open_from = self.open_from(self._swept)
-        for key in list(self._open):
-            stories = self._open[key]
-            stories.expire(open_from)
-            if not stories:
-                del self._open[key]
+                add_copy(story, c.at, c.source, c.item_id)
+        _add_ticks(items, minutes, begins, changes)
 
 
-def _add_copy(id_: str, c: Contribution, changes: Changes) -> None:
-    copy = Copies(c.key, c.at, 1, (c.source,) if c.source else (), (c.item_id,))
-    story = changes.stories.get(id_) or changes.copies.get(id_)
-    if story is None:
-        changes.copies[id_] = copy
-    else:
-        add_copies(story, copy)
+def _add_ticks(items: Sequence[Contribution], minutes: Sequence[int], begins: Sequence[bool], changes: Changes) -> None:
+    places: dict[tuple[str, int], int] = {}
+    number = [places.setdefault((c.key, minute), len(places)) for c, minute in zip(items, minutes, strict=True)]
+    tick, count = np.array(number), len(places)
+    begun, negative, positive = np.array(begins), np.array([c.negative for c in items]), [c.positive for c in items]
+    late = np.array([c.at for c in items]) < np.array(minutes) * MINUTE_MS
 
+    def sums(of: NDArray[np.bool_]) -> list[int]:
+        found: list[int] = np.bincount(tick[of], minlength=count).tolist()
+        return found
 
-def _p_positive(c: Contribution) -> float:
-    """The score is p(positive) - p(negative)."""
-    return min(max(round(c.score + c.p_negative, 6), 0.0), 1.0)
+    deltas = map(
+        TickDelta,
+        sums(begun),
+        sums(begun & negative),
+        np.bincount(tick, minlength=count).tolist(),
+        sums(negative),
+        # Added up in the order of the items.
+        np.bincount(tick, [c.score for c in items], minlength=count).tolist(),
+        sums(late),
+        sums(begun & positive),
+    )
+    for place, delta in zip(places, deltas, strict=True):
+        before = changes.ticks.get(place)
+        if before is None:
+            changes.ticks[place] = delta
+        else:
+            add_tick(before, delta)
 
 
 def _tick(changes: Changes, key: str, minute: int) -> TickDelta:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,7 +115,7 @@ def expected(settings: Settings, stream: Sequence[list[Record]]) -> Outcome:
     stories: dict[str, Story] = {}
     for record in (record for batch in stream for record in batch):
         counter = counters.setdefault(record.partition, Counter(config, CounterState(sources={})))
-        changes = counter.apply(record.batch, ledgers.setdefault(record.partition, MemoryLedger()))
+        changes = counter.apply([record.batch], ledgers.setdefault(record.partition, MemoryLedger()))
         for place, d in changes.ticks.items():
             tick = ticks.setdefault(place, [0.0] * 7)
             delta = (d.stories, d.negative_stories, d.items, d.negative_items, d.score_sum, d.late, d.positive_stories)
@@ -128,7 +128,9 @@ def expected(settings: Settings, stream: Sequence[list[Record]]) -> Outcome:
         "counted": {
             (one.key, one.item_id): (one.minute, one.negative) for ledger in ledgers.values() for one in ledger
         },
-        "stories": {s.id: (s.key, s.minute, s.negative, s.items, s.item_id, s.sources) for s in stories.values()},
+        "stories": {
+            s.id: (s.key, s.minute, s.first.negative, s.items, s.first.item_id, s.sources) for s in stories.values()
+        },
         "watermarks": {partition: counter.state.watermark for partition, counter in counters.items()},
     }
 
@@ -145,11 +147,14 @@ def stored(engine: Engine) -> Outcome:
         "ticks": {(row["key"], row["minute"]): tuple(float(row[name]) for name in names) for row in ticks},
         "counted": {pair: (one.minute, one.negative) for pair, one in counted.items()},
         "stories": {
-            r["id"]: (r["key"], r["minute"], r["negative"], r["items"], r["item_id"], tuple(r["sources"]))
-            for r in stories
+            r["id"]: (r["key"], r["minute"], r["sign"] < 0, r["items"], r["item_id"], _sources(r)) for r in stories
         },
         "watermarks": {row["partition"]: row["watermark"] for row in places},
     }
+
+
+def _sources(story: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(story["copies"]["sources"] if story["copies"] else [story["source"]])
 
 
 def counted_records(engine: Engine) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import JSON, Connection, Engine
 
 from monitor.alerts.records import Alert, AlertState, AlertWindow
 from monitor.storage.engine import open_engine
@@ -88,58 +89,59 @@ def decision(action: str = "fire", key: str = "ticker:AAPL", **changes: Any) -> 
 
 
 def put_story(
-    conn: Connection, key: str, number: int, *, at: datetime = AT - timedelta(minutes=3), **changes: Any
+    conn: Connection,
+    key: str,
+    number: int,
+    *,
+    at: datetime = AT - timedelta(minutes=3),
+    sources: Sequence[str] = (),
+    title: str = "",
+    url: str = "",
+    model_version: str = "v1",
+    **changes: Any,
 ) -> None:
+    """A story under a key, and its first item."""
     ms = (at - _EPOCH) // timedelta(milliseconds=1)
-    item_id = changes.pop("item_id", f"item-{number}")
     row: dict[str, Any] = {
-        "id": f"{key}-{number}",
+        "minute": ms // 60_000,
         "key": key,
-        "partition": 0,
+        "id": f"{key}-{number}",
         "first_at": ms,
         "last_at": ms,
-        "minute": ms // 60_000,
-        "negative": True,
         "items": 1,
-        "sources": [f"source-{number}"],
-        "title": f"Headline {number}",
-        "url": f"https://news.example/{number}",
-        "source": f"source-{number}",
-        "item_id": item_id,
+        "sign": -1,
         "p_negative": 0.9,
-        "item_ids": [],
-        "signature": b"",
-    }
-    conn.execute(stories.insert().values(**(row | changes)))
+        "score": -0.85,
+        "item_id": f"item-{number}",
+        "source": f"source-{number}",
+        "copies": {"sources": list(sources), "item_ids": []} if sources else JSON.NULL,
+    } | changes
+    conn.execute(stories.insert().values(**row))
     counts = dict.fromkeys(("stories", "negative_stories", "items", "negative_items", "score_sum", "late"), 1)
     upsert(conn, ticks, [{"key": key, "minute": ms // 60_000, **counts}], add=list(counts))
-
-
-def put_item(conn: Connection, item_id: str, *, model_version: str) -> None:
-    conn.execute(
-        items.insert().values(
-            id=item_id,
-            published_at=AT,
-            source="source",
-            url="",
-            title="Headline",
-            body="",
-            lang="en",
-            kind="news",
-            tickers=[],
-            chart_ids=[],
-            sentiment="negative",
-            p_negative=0.9,
-            p_neutral=0.05,
-            p_positive=0.05,
-            topic="earnings",
-            topic_probabilities={},
-            entities=[],
-            chart=None,
-            modality="text",
-            flags=[],
-            rules=[],
-            model_version=model_version,
-            scored_at=AT,
-        )
-    )
+    item = {
+        "id": row["item_id"],
+        "published_at": AT,
+        "source": row["source"],
+        "url": url or f"https://news.example/{number}",
+        "title": title or f"Headline {number}",
+        "body": "",
+        "lang": "en",
+        "kind": "news",
+        "tickers": [],
+        "chart_ids": [],
+        "sentiment": "negative",
+        "p_negative": 0.9,
+        "p_neutral": 0.05,
+        "p_positive": 0.05,
+        "topic": "earnings",
+        "topic_probabilities": {},
+        "entities": [],
+        "chart": None,
+        "modality": "text",
+        "flags": [],
+        "rules": [],
+        "model_version": model_version,
+        "scored_at": AT,
+    }
+    upsert(conn, items, [item])

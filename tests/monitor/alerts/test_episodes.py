@@ -20,7 +20,7 @@ from monitor.storage.engine import reading, writing
 from monitor.storage.outbox import claim_unpublished, mark_published, mark_routed, unrouted
 from monitor.storage.tables import alert_events, outbox
 from monitor.surges.decisions import Decision
-from tests.monitor.alerts.builders import AT, DASHBOARD, decision, put_item, put_story
+from tests.monitor.alerts.builders import AT, DASHBOARD, decision, put_story
 
 ID = "negative-surge-ticker:AAPL-1"
 
@@ -42,13 +42,13 @@ def events(store: Engine) -> list[str]:
 
 def test_firing_carries_the_stories_of_its_window(store: Engine) -> None:
     with writing(store) as conn:
-        put_story(conn, "ticker:AAPL", 1, items=4, sources=["a", "b", "c"], source="a")
-        put_story(conn, "ticker:AAPL", 2, items=9, sources=["a", "d"], source="d", url="javascript:x")
-        put_story(conn, "ticker:AAPL", 3, negative=False)
+        put_story(conn, "ticker:AAPL", 1, items=4, sources=["a", "b", "c"], source="a", model_version="v7")
+        strange = {"url": "javascript:x", "model_version": "v7"}
+        put_story(conn, "ticker:AAPL", 2, items=9, sources=["d", "a"], source="d", **strange)
+        put_story(conn, "ticker:AAPL", 3, sign=0)
         put_story(conn, "ticker:AAPL", 4, at=AT - timedelta(minutes=16))
         put_story(conn, "ticker:AAPL", 5, at=AT)
         put_story(conn, "ticker:MSFT", 6)
-        put_item(conn, "item-1", model_version="v7")
     record(store, decision())
     with reading(store) as conn:
         alert = get_alert(conn, ID)

@@ -25,7 +25,7 @@ from monitor.storage.silences import add_silence
 from monitor.storage.tables import deliveries as delivery_table
 from monitor.storage.tables import items
 from monitor.surges.judge import JudgeConfig
-from tests.monitor.alerts.builders import AT, DASHBOARD, decision, put_item, put_story
+from tests.monitor.alerts.builders import AT, DASHBOARD, decision, put_story
 
 ID = decision().episode_id
 NOW = AT + timedelta(minutes=1)
@@ -115,7 +115,6 @@ def test_what_ends_while_it_is_held_back_is_never_announced(store: Engine, end: 
 def test_a_tickers_alert_waits_while_its_topics_alert_explains_it(store: Engine) -> None:
     with writing(store) as conn:
         put_story(conn, "ticker:AAPL", 1)
-        put_item(conn, "item-1", model_version="v1")
         record(conn, decision(key="topic:earnings", episode_id="wide"))
         route_outbox(conn, DESK, NOW)
         record(conn, decision())
@@ -150,7 +149,6 @@ def test_a_ticker_waits_for_no_alert_that_its_receiver_is_not_told_of(store: Eng
 def test_a_ticker_with_a_story_of_its_own_is_not_explained_by_a_topic(store: Engine) -> None:
     with writing(store) as conn:
         put_story(conn, "ticker:AAPL", 1)
-        put_item(conn, "item-1", model_version="v1")
         conn.execute(items.update().values(topic="legal_regulation"))
         record(conn, decision(key="topic:earnings", episode_id="wide"), decision())
         route_outbox(conn, DESK, NOW)

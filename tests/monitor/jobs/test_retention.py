@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, func, insert, select
+from sqlalchemy import JSON, Engine, func, insert, select
 
 from monitor.jobs.retention import drop_old
 from monitor.settings import Settings
@@ -80,20 +80,16 @@ def fill(engine: Engine, ages_days: list[float]) -> None:
                 insert(tables.stories).values(
                     id=f"s{number}",
                     key="ticker:AAPL",
-                    partition=0,
                     first_at=minute * 60_000,
                     last_at=minute * 60_000,
                     minute=minute,
-                    negative=True,
+                    sign=-1,
                     items=1,
-                    sources=[],
-                    title="",
-                    url="",
                     source="",
                     item_id=f"i{number}",
-                    item_ids=[],
+                    copies=JSON.NULL,
                     p_negative=0.8,
-                    signature=b"",
+                    score=-0.7,
                 )
             )
 

@@ -103,7 +103,7 @@ def test_stories_and_their_copies(filled: Engine) -> None:
         assert found
         assert all(story.negative and story.key == sample.SURGE_KEY for story in found)
         assert [s.items for s in found] == sorted((s.items for s in found), reverse=True)
-        told = copies(connection, (story.id for story in found))
+        told = copies(connection, found)
         for story in found:
             lines = told[story.id]
             assert len(lines) == story.items

@@ -8,7 +8,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitor.open_stories import OpenStory
+from monitor.open_stories import OpenRows
 from monitor.records import Contribution, SourceWatermark
 from monitor.stories import Story, add_copies
 from monitor.surges.counting import Changes, Counter, CounterState, CountingConfig
@@ -29,10 +29,11 @@ class Store:
         self.ticks: dict[tuple[str, int], TickDelta] = {}
         self.waiting: dict[int, list[Contribution]] = {}
         self.stories: dict[str, Story] = {}
+        self.opened: list[OpenRows] = []
         self.counted = 0
 
     def apply(self, *items: Contribution, at: int | None = None, idle: bool = False) -> Changes:
-        changes = self.counter.apply(batch(*items, at=at, idle=idle), self.ledger)
+        changes = self.counter.apply([batch(*items, at=at, idle=idle)], self.ledger)
         for pair, delta in changes.ticks.items():
             tick = self.ticks.setdefault(pair, TickDelta())
             for name in TickDelta.__struct_fields__:
@@ -44,6 +45,7 @@ class Store:
         self.stories |= changes.stories
         for story, copies in changes.copies.items():
             add_copies(self.stories[story], copies)
+        self.opened += changes.opened
         self.counted += changes.counted
         return changes
 
@@ -55,13 +57,7 @@ class Store:
     def restart(self) -> None:
         """A new counter from what is stored."""
         state = self.counter.state
-        open_from = self.counter.open_from(state.watermark)
-        still_open = [
-            OpenStory(s.key, s.id, s.first_at, s.last_at, s.signature)
-            for s in self.stories.values()
-            if s.last_at >= open_from
-        ]
-        self.counter = Counter(self.config, state, still_open, self.waiting)
+        self.counter = Counter(self.config, state, self.opened, self.waiting)
 
     def shown(self) -> dict[tuple[str, int], tuple[int, int, int, int, float, int]]:
         rows = {
@@ -92,7 +88,7 @@ def test_copies_count_as_items_and_once_as_a_story() -> None:
     store.close()
     assert store.shown() == {("ticker:A", 10): (1, 1, 1, 1, -0.9, 0), ("ticker:A", 12): (0, 0, 1, 0, -0.1, 0)}
     (story,) = store.stories.values()
-    assert (story.items, story.sources, story.item_id, story.item_ids) == (2, ("s", "t"), "1", ("1", "2"))
+    assert (story.items, story.sources, story.first.item_id, story.item_ids) == (2, ("s", "t"), "1", ("1", "2"))
 
 
 def test_a_story_is_positive_if_its_first_item_is() -> None:
@@ -103,7 +99,7 @@ def test_a_story_is_positive_if_its_first_item_is() -> None:
         ("ticker:A", 0): (2, 1, 1),
         ("ticker:A", 1): (0, 0, 0),
     }
-    assert {s.item_id: (s.positive, s.p_positive) for s in store.stories.values()} == {
+    assert {s.first.item_id: (s.first.positive, s.p_positive) for s in store.stories.values()} == {
         "1": (True, 0.7),
         "3": (False, 0),
     }
@@ -125,7 +121,7 @@ def test_a_story_is_that_of_its_earliest_item_whichever_comes_first() -> None:
         ("ticker:A", 11): (1, 1),
         ("ticker:A", 12): (0, 0),
     }
-    assert [(s.item_id, s.item_ids) for s in store.stories.values()] == [("first", ("first", "copy"))]
+    assert [(s.first.item_id, s.item_ids) for s in store.stories.values()] == [("first", ("first", "copy"))]
 
 
 def test_a_closed_minute_keeps_its_stories_and_late_items_count_in_the_first_open_one() -> None:
