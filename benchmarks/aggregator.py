@@ -66,8 +66,6 @@ def make_records(items: int, batch: int, tickers: int) -> dict[int, list[bytes]]
                         negative=rnd.random() < 0.2,
                         signature=sketch,
                         source="wire",
-                        title=title,
-                        url=f"https://example.org/{number}",
                     )
                 )
         for partition, contributions in found.items():

@@ -78,7 +78,7 @@ def queries(end: int) -> dict[str, Callable[[Connection], Any]]:
         ),
         "an article": lambda c: article(c, "item-000000000"),
         "stories of a ticker, 4 h, copies": lambda c: copies(
-            c, [s.id for s in stories_under(c, "ticker:T0000", end - 240, end, surge="negative", limit=50)]
+            c, stories_under(c, "ticker:T0000", end - 240, end, surge="negative", limit=50)
         ),
         "stories of the market, 4 h": lambda c: stories_under(c, MARKET, end - 240, end, surge="negative", limit=50),
         "alerts": lambda c: list_alerts(c, limit=500),

@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import msgspec
 import stamina
 from kafka import KafkaProducer
 from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
@@ -34,7 +33,6 @@ STOP_GRACE_S: Final = 4.0
 LOOK_EVERY_S: Final = 0.25
 # Half of what one record of the topic may hold.
 CONTRIBUTION_BYTES: Final = 8 << 20
-MAX_TITLE_CHARS: Final = 300
 ORIGIN: Final = "origin-"
 ORIGIN_HEADER: Final = "origin-header-"
 CUT_FROM: Final = "cut-from"
@@ -70,8 +68,6 @@ def contribution_records(
     """
     shares: list[list[Contribution]] = [[] for _ in range(partitions)]
     for one in contributions:
-        if len(one.title) > MAX_TITLE_CHARS:
-            one = msgspec.structs.replace(one, title=one.title[:MAX_TITLE_CHARS])
         shares[partition_of(one.key, partitions)].append(one)
     return [
         Outgoing(CONTRIBUTIONS, value, partition=partition)

@@ -199,9 +199,9 @@ class Contribution(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """What one item adds to one window key. Internal: lists of these travel on `contributions`.
 
     `at` is the event time in epoch milliseconds. `signature` is the story's (`monitor.stories.signature`), by which
-    copies of it are found. `retracted` says that the item no longer
-    counts under the key: it was scored again, to another topic or with other tickers. `negative` and `positive` are
-    the label's; a neutral item is neither.
+    copies of it are found. `title` and `url` are there in a back-test only: live they are read from the store.
+    `retracted` says that the item no longer counts under the key: it was scored again, to another topic or with other
+    tickers. `negative` and `positive` are the label's; a neutral item is neither.
     """
 
     key: Annotated[str, msgspec.Meta(min_length=1, max_length=160)]

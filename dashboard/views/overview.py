@@ -133,21 +133,21 @@ def _key_table(rows: Sequence[dict[str, Any]], keys: Sequence[str], *, name: str
 def _row(name: str, each: KeyTotals, topics: Taxonomy) -> dict[str, Any]:
     return {
         name: key_title(each.key, topics),
-        "stories": each.now.stories,
-        "negative": each.now.negative_stories,
-        "share": each.now.negative_share,
-        "mean": settled(each.now.mean_score),
-        "change": settled(each.change) if each.before.items else None,
+        "stories": each.stories,
+        "negative": each.negative_stories,
+        "share": each.negative_share,
+        "mean": settled(each.mean_score),
+        "change": settled(each.change) if each.items_before else None,
     }
 
 
 def _moved(each: KeyTotals) -> dict[str, Any]:
     return {
         "ticker": key_title(each.key),
-        "stories": each.now.stories,
-        "negative": each.now.negative_stories,
-        "mean": settled(each.now.mean_score),
-        "before": settled(each.before.mean_score),
+        "stories": each.stories,
+        "negative": each.negative_stories,
+        "mean": settled(each.mean_score),
+        "before": settled(each.mean_before),
         "change": settled(each.change),
     }
 

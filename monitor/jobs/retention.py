@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Engine, Table, and_, delete, func, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Engine, Table, and_, delete, func, select
 
 from monitor.jobs.alert_retention import alert_conditions
 from monitor.jobs.catalogue import Cancelled, Progress
@@ -27,6 +27,7 @@ from monitor.storage.tables import (
     ticks,
     watchers,
 )
+from monitor.storage.upsert import delete_rows
 
 __all__ = ["BATCH_ROWS", "drop_old", "run"]
 
@@ -94,7 +95,7 @@ def _drop_batch(engine: Engine, table: Table, condition: ColumnElement[bool], ro
         if table is items:
             ids = [row[0] for row in found]
             dropped[item_keys.name] = connection.execute(delete(item_keys).where(item_keys.c.item_id.in_(ids))).rowcount
-        connection.execute(delete(table).where(tuple_(*key).in_(found)))
+        delete_rows(connection, table, found)
     dropped[table.name] = len(found)
     return dropped
 

@@ -99,7 +99,7 @@ def _evidence(
     found: dict[str, AlertStory] = {}
     sources: set[str] = set()
     for row in rows:
-        sources.update(told_by(row))
+        sources.update(told_by(row.source, row.copies))
         found.setdefault(
             row.item_id,
             AlertStory(

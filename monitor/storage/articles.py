@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, and_, or_, select, true, tuple_
+from sqlalchemy import ColumnElement, Connection, and_, or_, select, true
 
 from monitor.records import (
     AppliedRule,
@@ -21,6 +21,7 @@ from monitor.records import (
 )
 from monitor.storage.tables import charts, item_keys, items, stories
 from monitor.storage.trends import MARKET, topic_keys
+from monitor.storage.upsert import bulk_select
 from monitor.stories import p_positive
 from monitor.surges.sorts import NEGATIVE, POSITIVE, VOLUME
 
@@ -297,38 +298,55 @@ def stories_under(
     query = select(*place).where(of_sort, *counted_within(keys, start, end))
     order = (stories.c["items"].desc(), surest.desc(), stories.c.id)
     wanted = [tuple(row) for row in connection.execute(query.order_by(*order).limit(limit))]
-    whole = (
-        select(stories, items.c.title, items.c.url)
-        .outerjoin(items, items.c.id == stories.c.item_id)
-        .where(tuple_(*place).in_(wanted))
-        .order_by(*order)
+    found = {row[2]: _StoryRow(*row) for row in bulk_select(connection, stories, _StoryRow._fields, wanted)}
+    first = select(items.c.id, items.c.title, items.c.url).where(
+        items.c.id.in_({row.item_id for row in found.values()})
     )
-    return [
-        Story(
-            id=row.id,
-            key=row.key,
-            first_at=_ms(row.first_at),
-            last_at=_ms(row.last_at),
-            negative=row.sign < 0,
-            items=row._mapping["items"],
-            sources=tuple(told_by(row)),
-            title=row.title or "",
-            url=row.url or "",
-            source=row.source,
-            item_id=row.item_id,
-            item_ids=tuple(row.copies["item_ids"]) if row.copies else (row.item_id,),
-            p_negative=row.p_negative,
-            positive=row.sign > 0,
-            p_positive=p_positive(row.score, row.p_negative),
-        )
-        for row in connection.execute(whole)
-    ]
+    titles = {row.id: (row.title, row.url) for row in connection.execute(first)}
+    return [_story(found[id_], *titles.get(found[id_].item_id, ("", ""))) for _, _, id_ in wanted]
 
 
-def told_by(row: Any) -> list[str]:
+class _StoryRow(NamedTuple):
+    """A row of `stories`."""
+
+    minute: int
+    key: str
+    id: str
+    first_at: int
+    last_at: int
+    items: int
+    sign: int
+    p_negative: float
+    score: float
+    item_id: str
+    source: str
+    copies: str
+
+
+def _story(row: _StoryRow, title: str, url: str) -> Story:
+    told = msgspec.json.decode(row.copies)
+    return Story(
+        id=row.id,
+        key=row.key,
+        first_at=_ms(row.first_at),
+        last_at=_ms(row.last_at),
+        negative=row.sign < 0,
+        items=row.items,
+        sources=tuple(told_by(row.source, told)),
+        title=title,
+        url=url,
+        source=row.source,
+        item_id=row.item_id,
+        item_ids=tuple(told["item_ids"]) if told else (row.item_id,),
+        p_negative=row.p_negative,
+        positive=row.sign > 0,
+        p_positive=p_positive(row.score, row.p_negative),
+    )
+
+
+def told_by(source: str, copies: dict[str, list[str]] | None) -> list[str]:
     """The sources of a row of `stories`."""
-    found: list[str] = row.copies["sources"] if row.copies else [row.source] if row.source else []
-    return found
+    return copies["sources"] if copies else [source] if source else []
 
 
 def copies(connection: Connection, stories: Iterable[Story], *, limit: int = 1000) -> dict[str, list[Headline]]:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec.structs import astuple
-from sqlalchemy import Connection, Engine, delete, insert, select, tuple_, update
+from sqlalchemy import Connection, Engine, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from monitor.open_stories import OpenRows
@@ -23,7 +23,7 @@ from monitor.storage import tables as t
 from monitor.storage.engine import reading, writing
 from monitor.storage.ledger import StoredLedger
 from monitor.storage.trends import add_to_rollups
-from monitor.storage.upsert import bulk_update, bulk_upsert, upsert
+from monitor.storage.upsert import bulk_select, bulk_update, bulk_upsert, upsert
 from monitor.stories import Copies, Story, add_copies, story_minute
 from monitor.surges.counting import Changes, Counter, CounterState, CountingConfig
 from monitor.surges.ticks import MINUTE_MS, TickDelta
@@ -34,8 +34,6 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[Contribution])
 _open_decoder = msgspec.msgpack.Decoder(OpenRows)
 _NOTHING = TickDelta()
-# Ids in one statement: PostgreSQL and SQLite take tens of thousands, but compile one for every number of them.
-IDS_TOGETHER: Final = 500
 
 
 class ContributionRecord(NamedTuple):
@@ -244,18 +242,15 @@ def _copies(story: Story | Copies) -> str:
 
 def _add_copies(connection: Connection, copies: Mapping[str, Copies]) -> None:
     """Let copies join the stored stories that they are of."""
-    c = t.stories.c
-    query = select(c.id, c.last_at, c["items"], c.item_id, c.source, c.copies)
+    columns = ("id", "last_at", "items", "item_id", "source", "copies")
     places = [(story_minute(id_), more.key, id_) for id_, more in copies.items()]
     rows: list[tuple[Any, ...]] = []
-    for start in range(0, len(places), IDS_TOGETHER):
-        wanted = tuple_(c.minute, c.key, c.id).in_(places[start : start + IDS_TOGETHER])
-        for id_, last_at, items, item_id, source, told in connection.execute(query.where(wanted)):
-            more = copies[id_]
-            told = told or {"sources": [source] if source else [], "item_ids": [item_id]}
-            stored = Copies(more.key, last_at, items, tuple(told["sources"]), tuple(told["item_ids"]))
-            add_copies(stored, more)
-            rows.append((stored.last_at, stored.items, _copies(stored), story_minute(id_), more.key, id_))
+    for id_, last_at, items, item_id, source, told in bulk_select(connection, t.stories, columns, places):
+        more, before = copies[id_], msgspec.json.decode(told)
+        sources, item_ids = ([source] if source else [], [item_id]) if before is None else before.values()
+        stored = Copies(more.key, last_at, items, tuple(sources), tuple(item_ids))
+        add_copies(stored, more)
+        rows.append((stored.last_at, stored.items, _copies(stored), story_minute(id_), more.key, id_))
     bulk_update(connection, t.stories, ("last_at", "items", "copies"), rows)
 
 

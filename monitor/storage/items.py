@@ -10,12 +10,12 @@ from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, delete, or_, select, tuple_, update
+from sqlalchemy import Connection, delete, or_, select, update
 
 from monitor.pairing import LONE_CHART, MAX_CHARTS, Group, merge
 from monitor.records import Chart, Contribution, NewsItem, ScoredItem
 from monitor.storage.tables import awaited_charts, charts, item_keys, items, retracted_keys
-from monitor.storage.upsert import insert_missing, upsert
+from monitor.storage.upsert import delete_rows, insert_missing, upsert
 from monitor.surges.keys import epoch_ms
 from monitor.surges.ticks import MINUTE_MS
 
@@ -229,8 +229,7 @@ def _retract(
     columns = (table.c.item_id, table.c.key, table.c.published_at)
     stored = {RetractedKey(*row) for row in connection.execute(select(*columns).where(table.c.item_id.in_(known)))}
     back = {row for row in stored if row.place in now}
-    if back:
-        connection.execute(delete(table).where(tuple_(*columns).in_(back)))
+    delete_rows(connection, table, back)
     kept = stored - back
     insert_missing(connection, table, [row._asdict() for row in sorted(gone - kept)])
     return sorted(kept | gone)

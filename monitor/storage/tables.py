@@ -28,6 +28,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    literal_column,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
@@ -187,7 +188,7 @@ rollups = Table(
     "rollups",
     metadata,
     # Sums of the ticks over `width` minutes (an hour, a day; under topics a quarter, too): `minute` is the first of
-    # them. Pages ask for all keys of some hours or for some keys over many: the rows lie by time, an index by key.
+    # them. By time, as the ticks.
     Column("width", Integer, primary_key=True, autoincrement=False),
     Column("minute", Integer, primary_key=True, autoincrement=False),
     Column("key", String(160), primary_key=True),
@@ -198,9 +199,11 @@ rollups = Table(
     Column("score_sum", Float, nullable=False),
     Column("late", Integer, nullable=False),
     Column("positive_stories", Integer, nullable=False, default=0),
-    Index(None, "width", "key", "minute"),
     sqlite_with_rowid=False,
 )
+# Which keys there are.
+_days = rollups.c.width == literal_column("1440")
+Index("ix_rollups_days", rollups.c.width, rollups.c.key, sqlite_where=_days, postgresql_where=_days)
 
 ledger = Table(
     "ledger",

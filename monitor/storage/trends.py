@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import astuple
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Select, func, literal, select, union_all
+from sqlalchemy import Connection, Select, func, literal, literal_column, select, union_all
 
 from monitor.storage.tables import rollups, ticks
 from monitor.storage.upsert import bulk_upsert
@@ -80,20 +80,36 @@ class Bucket(msgspec.Struct, frozen=True):
 
 
 class KeyTotals(msgspec.Struct, frozen=True):
-    """A key's sums over a range and over the range of the same length just before it."""
+    """A key's sums over a range, and its items and scores over the range of the same length just before it."""
 
     key: str
-    now: TickSums
-    before: TickSums
+    stories: int
+    negative_stories: int
+    items: int
+    score_sum: float
+    items_before: int = 0
+    score_sum_before: float = 0.0
+
+    @property
+    def mean_score(self) -> float | None:
+        """Mean of the items' scores, in [-1, 1]; None without items."""
+        return self.score_sum / self.items if self.items else None
+
+    @property
+    def mean_before(self) -> float | None:
+        """`mean_score` over the range before."""
+        return self.score_sum_before / self.items_before if self.items_before else None
+
+    @property
+    def negative_share(self) -> float | None:
+        """Negative stories over all stories, in [0, 1]; None without stories."""
+        return self.negative_stories / self.stories if self.stories else None
 
     @property
     def change(self) -> float:
         """Change of the mean score, in [-2, 2], both means shrunk towards neutral: a few items move it little."""
-
-        def shrunk(sums: TickSums) -> float:
-            return sums.score_sum / (sums.items + _SHRINKAGE)
-
-        return shrunk(self.now) - shrunk(self.before)
+        now = self.score_sum / (self.items + _SHRINKAGE)
+        return now - self.score_sum_before / (self.items_before + _SHRINKAGE)
 
 
 def add_to_rollups(connection: Connection, deltas: Mapping[tuple[str, int], TickDelta]) -> None:
@@ -157,7 +173,8 @@ def oldest_minute(connection: Connection) -> int | None:
 
 def topic_keys(connection: Connection) -> list[str]:
     """All topic keys that anything was counted under, in alphabetical order."""
-    query = select(rollups.c.key).distinct().where(rollups.c.width == DAY)
+    # As a literal: the index holds the days alone, and for a parameter it would not be considered.
+    query = select(rollups.c.key).distinct().where(rollups.c.width == literal_column(str(DAY)))
     if connection.dialect.name == "sqlite":
         # As a range, which an index serves: LIKE, of either case here, has to look at every key. PostgreSQL's order
         # of texts depends on its locale, and there LIKE is quick enough.
@@ -169,26 +186,28 @@ def topic_keys(connection: Connection) -> list[str]:
 
 def keys_by_volume(connection: Connection, prefix: str, *, since: int, limit: int) -> list[str]:
     """Keys that begin with `prefix` (`ticker:`), those with most stories since epoch minute `since` first."""
+    # Grouped by what follows the prefix, not by the key: rows are picked by time, an index by key would lead astray.
+    name = func.substr(rollups.c.key, len(prefix) + 1)
     query = (
-        select(rollups.c.key)
+        select(name)
         .where(
             rollups.c.width == DAY,
             rollups.c.minute >= since - since % DAY,
-            rollups.c.key.startswith(prefix, autoescape=True),
+            func.substr(rollups.c.key, 1, len(prefix)) == prefix,
         )
-        .group_by(rollups.c.key)
-        .order_by(func.sum(rollups.c.stories).desc(), rollups.c.key)
+        .group_by(name)
+        .order_by(func.sum(rollups.c.stories).desc(), name)
         .limit(limit)
     )
-    return list(connection.scalars(query))
+    return [prefix + found for found in connection.scalars(query)]
 
 
 def _source(keys: Sequence[str], start: int, end: int, step: int) -> Select[Any]:
     """The sums under `keys` in the epoch minutes [start, end), by columns of their names, `key` and `bucket` (the first
     minute of a step): from the widest rollup that the steps are made of, or from the ticks.
 
-    Quarters are kept of topics alone and lie by time: all topics' quarters are read faster than their hours, which
-    are scattered among those of every ticker.
+    Quarters are kept of topics alone: all topics' quarters are read faster than their hours, which are scattered among
+    those of every ticker.
     """
     topics = all(key.startswith(_TOPIC) for key in keys)
     widths = (DAY, QUARTER) if topics and len(keys) > 1 else (DAY, HOUR, QUARTER) if topics else (DAY, HOUR)
@@ -198,16 +217,28 @@ def _source(keys: Sequence[str], start: int, end: int, step: int) -> Select[Any]
     start -= start % step
     query = select(table.c.key, bucket, *(table.c[name] for name in _SUMS)).where(table.c.key.in_(keys))
     if width > 1:
-        return query.where(table.c.width == width, table.c.minute >= start, table.c.minute < end)
-    # Ticks lie by minute: each minute's of these keys are sought, all others are passed over.
-    minutes = select(literal(start).label("minute")).where(literal(start) < end).cte("minutes", recursive=True)
-    minutes = minutes.union_all(select(minutes.c.minute + 1).where(minutes.c.minute + 1 < end))
-    return query.join_from(minutes, ticks, ticks.c.minute == minutes.c.minute)
+        query = query.where(table.c.width == width)
+    if width == QUARTER:
+        return query.where(table.c.minute >= start, table.c.minute < end)
+    # Rows lie by time: those of these keys are sought at each step of it, all others are passed over.
+    minutes = select(literal(start - start % width).label("minute")).where(literal(start) < end)
+    times = minutes.cte("times", recursive=True)
+    times = times.union_all(select(times.c.minute + width).where(times.c.minute + width < end))
+    return query.join_from(times, table, table.c.minute == times.c.minute)
 
 
-def _sums(row: Any) -> TickSums:
-    values = {name: row._mapping[name] for name in _SUMS}
-    return TickSums(**{name: value if name == "score_sum" else int(value) for name, value in values.items()})
+def _sums(values: Iterable[Any]) -> TickSums:
+    """From what the database adds up: PostgreSQL's sums of integers are decimals."""
+    stories, negative_stories, items, negative_items, score_sum, late, positive_stories = values
+    return TickSums(
+        int(stories),
+        int(negative_stories),
+        int(items),
+        int(negative_items),
+        score_sum,
+        int(late),
+        int(positive_stories),
+    )
 
 
 def _members(connection: Connection, key: str) -> list[str]:
@@ -222,7 +253,7 @@ def series(connection: Connection, key: str, start: int, end: int, step: int) ->
     """
     rows = _source(_members(connection, key), start, end, step).subquery()
     query = select(rows.c.bucket, *(func.sum(rows.c[name]).label(name) for name in _SUMS)).group_by(rows.c.bucket)
-    return [Bucket(row.bucket, _sums(row)) for row in connection.execute(query.order_by(rows.c.bucket))]
+    return [Bucket(bucket, _sums(sums)) for bucket, *sums in connection.execute(query.order_by(rows.c.bucket))]
 
 
 def series_by_key(
@@ -233,13 +264,14 @@ def series_by_key(
     place = (rows.c.key, rows.c.bucket)
     query = select(*place, *(func.sum(rows.c[name]).label(name) for name in _SUMS)).group_by(*place).order_by(*place)
     found: dict[str, list[Bucket]] = {key: [] for key in keys}
-    for row in connection.execute(query):
-        found[row.key].append(Bucket(row.bucket, _sums(row)))
+    for key, bucket, *sums in connection.execute(query):
+        found[key].append(Bucket(bucket, _sums(sums)))
     return found
 
 
-def _cover(start: int, end: int, step: int) -> list[Select[Any]]:
-    """Queries for the rows that make up [start, end): by minutes, or by hours and whole days where `step` allows it."""
+def _cover(start: int, end: int, step: int, names: Sequence[str]) -> list[Select[Any]]:
+    """Queries for the rows that make up [start, end), their key and sums of these names: by minutes, or by hours and
+    whole days where `step` allows it."""
     first, last = start + -start % DAY, end - end % DAY
     if step == HOUR and last > first:
         parts = [(HOUR, start, first), (DAY, first, last), (HOUR, last, end)]
@@ -248,21 +280,25 @@ def _cover(start: int, end: int, step: int) -> list[Select[Any]]:
     queries = []
     for width, begin, stop in parts:
         table = ticks if width == 1 else rollups
-        query = select(table.c.key, *(table.c[name] for name in _SUMS))
+        query = select(table.c.key, *(table.c[name] for name in names))
         query = query.where(table.c.minute >= begin, table.c.minute < stop)
         queries.append(query if width == 1 else query.where(table.c.width == width))
     return queries
 
 
-def _totals(connection: Connection, prefix: str, rows: list[Select[Any]]) -> dict[str, TickSums]:
+def _totals(
+    connection: Connection, prefix: str, start: int, end: int, step: int, names: Sequence[str]
+) -> dict[str, Sequence[Any]]:
+    """The sums of these names over [start, end) by key, of all keys that begin with `prefix`."""
+    rows = _cover(start, end, step, names)
     parts = (rows[0] if len(rows) == 1 else union_all(*rows)).subquery()
     query = (
-        select(parts.c.key, *(func.sum(parts.c[name]).label(name) for name in _SUMS))
+        select(parts.c.key, *(func.sum(parts.c[name]) for name in names))
         # Not as a range of keys: the rows are picked by time, an index by key would lead astray.
         .where(func.substr(parts.c.key, 1, len(prefix)) == prefix)
         .group_by(parts.c.key)
     )
-    return {row.key: _sums(row) for row in connection.execute(query)}
+    return {key: sums for key, *sums in connection.execute(query)}
 
 
 def totals(connection: Connection, prefix: str, start: int, end: int) -> list[KeyTotals]:
@@ -274,10 +310,16 @@ def totals(connection: Connection, prefix: str, start: int, end: int) -> list[Ke
     length = end - start
     step = DAY if length > 3 * DAY else HOUR if length > 3 * HOUR else 1
     start -= start % step
-    now = _totals(connection, prefix, _cover(start, end, step))
-    before = _totals(connection, prefix, _cover(start - (length - length % step), start, step))
-    found = [KeyTotals(key, sums, before.get(key, TickSums())) for key, sums in now.items() if sums.stories]
-    return sorted(found, key=lambda each: (-each.now.stories, each.key))
+    # Only what is shown: rows of tens of thousands of keys and days are added up.
+    now = _totals(connection, prefix, start, end, step, ("stories", "negative_stories", "items", "score_sum"))
+    before = _totals(connection, prefix, start - (length - length % step), start, step, ("items", "score_sum"))
+    found = []
+    for key, (stories, negative_stories, items, score_sum) in now.items():
+        if stories:
+            items_before, score_before = before.get(key, (0, 0.0))
+            counts = int(stories), int(negative_stories), int(items), float(score_sum)
+            found.append(KeyTotals(key, *counts, int(items_before), float(score_before)))
+    return sorted(found, key=lambda each: (-each.stories, each.key))
 
 
 def movers(
@@ -287,7 +329,7 @@ def movers(
 
     A key needs `min_items` items over the range.
     """
-    ordered = sorted((each for each in candidates if each.now.items >= min_items), key=lambda each: each.change)
+    ordered = sorted((each for each in candidates if each.items >= min_items), key=lambda each: each.change)
     fell = [each for each in ordered[:count] if each.change < 0]
     rose = [each for each in reversed(ordered[-count:]) if each.change > 0]
     return fell, rose

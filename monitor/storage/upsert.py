@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, Final
 
-from sqlalchemy import JSON, Column, Connection, Dialect, Table
+from sqlalchemy import JSON, Column, Connection, Dialect, Table, bindparam, delete
 from sqlalchemy.dialects import postgresql, sqlite
 
-__all__ = ["bulk_update", "bulk_upsert", "insert_missing", "upsert"]
+__all__ = ["bulk_select", "bulk_update", "bulk_upsert", "delete_rows", "insert_missing", "upsert"]
+
+# Rows looked up in one statement.
+TOGETHER: Final = 500
 
 
 def _insert(connection: Connection, table: Table) -> Any:
@@ -79,6 +82,38 @@ def bulk_update(
     connection.exec_driver_sql(statement, list(rows))
 
 
+def bulk_select(
+    connection: Connection, table: Table, columns: tuple[str, ...], places: Sequence[tuple[Any, ...]]
+) -> list[tuple[Any, ...]]:
+    """`columns` of the rows with these primary keys, in any order; those that are not there are left out.
+
+    Values are as the driver gives them, JSON as text. Each key is sought by itself: SQLite reads the whole table for
+    `(a, b) IN (...)`.
+    """
+    found: list[tuple[Any, ...]] = []
+    for start in range(0, len(places), TOGETHER):
+        part = places[start : start + TOGETHER]
+        statement = _select_statement(table, connection.dialect, columns, len(part))
+        values = tuple(value for place in part for value in place)
+        found += [tuple(row) for row in connection.exec_driver_sql(statement, values)]
+    return found
+
+
+@lru_cache(maxsize=2 * TOGETHER)
+def _select_statement(table: Table, dialect: Dialect, columns: tuple[str, ...], count: int) -> str:
+    quote = dialect.identifier_preparer.quote
+    keys = [quote(column.name) for column in table.primary_key]
+    place = f"({', '.join(_place(column, dialect) for column in table.primary_key)})"
+    json = "::text" if dialect.name == "postgresql" else ""
+    wanted = ", ".join(f"t.{quote(name)}{json if isinstance(table.c[name].type, JSON) else ''}" for name in columns)
+    same = " AND ".join(f"t.{key} = wanted.{key}" for key in keys)
+    # Names of our own tables and columns; values are bound.
+    return (
+        f"WITH wanted ({', '.join(keys)}) AS (VALUES {', '.join([place] * count)}) "  # noqa: S608
+        f"SELECT {wanted} FROM wanted JOIN {quote(table.name)} t ON {same}"
+    )
+
+
 def _place(column: Column[Any], dialect: Dialect) -> str:
     if dialect.name != "postgresql":
         return "?"
@@ -116,3 +151,12 @@ def insert_missing(connection: Connection, table: Table, rows: Iterable[Mapping[
         .returning(*(table.c[name] for name in key))
     )
     return [tuple(row) for row in connection.execute(statement, given)]
+
+
+def delete_rows(connection: Connection, table: Table, places: Iterable[tuple[Any, ...]]) -> None:
+    """Delete the rows with these primary keys, each sought by itself (see `bulk_select`)."""
+    names = [f"of_{column.name}" for column in table.primary_key]
+    given = [dict(zip(names, place, strict=True)) for place in places]
+    if given:
+        same = (column == bindparam(name) for column, name in zip(table.primary_key, names, strict=True))
+        connection.execute(delete(table).where(*same), given)

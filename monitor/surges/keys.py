@@ -55,12 +55,16 @@ def keys_of(item: ScoredItem) -> dict[str, SentimentScore]:
 
 
 def contributions(item: ScoredItem) -> list[Contribution]:
-    """What one scored item adds to each of its window keys; the story signature is computed once for all."""
-    return contributions_of([item])
+    """What one scored item adds to each of its window keys; the story signature is computed once for all.
+
+    Without title and address: whoever shows a story finds them with its first item in the store.
+    """
+    return contributions_of([item], texts=False)
 
 
-def contributions_of(items: Sequence[ScoredItem]) -> list[Contribution]:
-    """What `items` add to their window keys, in order; to sign many stories at once is faster."""
+def contributions_of(items: Sequence[ScoredItem], *, texts: bool = True) -> list[Contribution]:
+    """What `items` add to their window keys, in order, with their titles and addresses if `texts`; to sign many
+    stories at once is faster."""
     sketches = signatures([(item.title, item.body) for item in items])
     return [
         Contribution(
@@ -73,8 +77,8 @@ def contributions_of(items: Sequence[ScoredItem]) -> list[Contribution]:
             positive=sentiment.label is Sentiment.POSITIVE,
             signature=sketch,
             source=item.source,
-            title=item.title,
-            url=item.url,
+            title=item.title if texts else "",
+            url=item.url if texts else "",
         )
         for item, sketch in zip(items, sketches, strict=True)
         for key, sentiment in keys_of(item).items()

@@ -138,9 +138,9 @@ def test_totals_now_and_before(store: Engine, length: int) -> None:
     assert set(by_key) == {"ticker:A", "ticker:B"}
     if length == 60:
         assert list(by_key) == ["ticker:B", "ticker:A"], "most stories first"
-        assert by_key["ticker:A"].now == TickSums(4, 1, 4, 1, 2.0, 0, 3)
-    assert by_key["ticker:A"].before == TickSums(2, 2, 2, 2, -1.0, 0)
-    assert by_key["ticker:B"].before == TickSums()
+        assert by_key["ticker:A"] == KeyTotals("ticker:A", 4, 1, 4, 2.0, 2, -1.0)
+    assert (by_key["ticker:A"].items_before, by_key["ticker:A"].mean_before) == (2, -0.5)
+    assert (by_key["ticker:B"].items_before, by_key["ticker:B"].mean_before) == (0, None)
 
 
 def test_underscores_and_percents_in_a_prefix_are_letters(store: Engine) -> None:
@@ -151,7 +151,7 @@ def test_underscores_and_percents_in_a_prefix_are_letters(store: Engine) -> None
 
 def test_movers_need_items_and_are_damped() -> None:
     def each(key: str, now: tuple[int, float], before: tuple[int, float]) -> KeyTotals:
-        return KeyTotals(key, sums(now[0], 0, now[1]), sums(before[0], 0, before[1]))
+        return KeyTotals(key, now[0], 0, now[0], now[1], *before)
 
     candidates = [
         each("steady", (100, 10.0), (100, 10.0)),

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, delete, func, select
+from sqlalchemy import Engine, delete, event, func, select
 
 from monitor.storage.engine import reading, writing
-from monitor.storage.tables import item_keys, rollups, ticks
-from monitor.storage.upsert import insert_missing, upsert
+from monitor.storage.tables import item_keys, retracted_keys, rollups, stories, ticks
+from monitor.storage.upsert import bulk_select, bulk_upsert, delete_rows, insert_missing, upsert
 from tests.monitor.storage.rows import AT, tick_row
 
 COUNTS = ("stories", "negative_stories", "items", "negative_items", "score_sum", "late", "positive_stories")
@@ -87,3 +89,35 @@ def test_adding_in_any_portions_gives_the_sum(store: Engine, changes: list[tuple
             upsert(connection, rollups, [row], add=COUNTS)
         rows = connection.execute(select(rollups.c.key, rollups.c.minute, rollups.c["items"])).all()
     assert {(key, minute): n for key, minute, n in rows} == expected
+
+
+def test_rows_are_read_and_deleted_by_their_keys(store: Engine) -> None:
+    rows = [(n // 3, f"k{n % 3}", f"id{n}", n, n, 2, -1, 0.5, 0.0, "i", "s", '{"a":1}') for n in range(1200)]
+    # One is not there; JSON comes as text.
+    wanted = [(5_000, "k0", "id0"), *(row[:3] for row in rows[:1100])]
+    with writing(store) as connection:
+        bulk_upsert(connection, stories, rows)
+        found = bulk_select(connection, stories, ("id", "first_at", "copies"), wanted)
+        assert sorted((id_, at) for id_, at, _ in found) == sorted((row[2], row[3]) for row in rows[:1100])
+        assert {text.replace(" ", "") for _, _, text in found} == {'{"a":1}'}
+        delete_rows(connection, stories, wanted)
+        assert sorted(connection.scalars(select(stories.c.id))) == sorted(row[2] for row in rows[1100:])
+        upsert(connection, retracted_keys, [{"item_id": "1", "key": "a", "published_at": AT}])
+        delete_rows(connection, retracted_keys, [("1", "a", AT), ("2", "a", AT)])
+        delete_rows(connection, retracted_keys, [])
+        assert connection.scalar(select(func.count()).select_from(retracted_keys)) == 0
+
+
+def test_sqlite_reads_no_table_to_its_end_for_that(store: Engine) -> None:
+    if store.dialect.name != "sqlite":
+        pytest.skip("the planner of PostgreSQL reads small tables to their end")
+    statements: list[tuple[str, Any]] = []
+    event.listen(store, "before_cursor_execute", lambda _c, _k, text, values, *_: statements.append((text, values)))
+    with writing(store) as connection:
+        bulk_select(connection, stories, ("id",), [(1, "a", "x"), (2, "b", "y")])
+        delete_rows(connection, stories, [(1, "a", "x")])
+        looked_up = [(text, values) for text, values in statements if "stories" in text]
+        plans = [connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values).all() for text, values in looked_up]
+    steps = [row[3] for plan in plans for row in plan]
+    assert sum("PRIMARY KEY (minute=? AND key=? AND id=?)" in step for step in steps) == 2
+    assert not any(step.startswith(("SCAN stories", "SCAN t")) for step in steps)

@@ -313,7 +313,14 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("width", "minute", "key", name=op.f("pk_rollups")),
         sqlite_with_rowid=False,
     )
-    op.create_index(op.f("ix_rollups_width_key_minute"), "rollups", ["width", "key", "minute"], unique=False)
+    op.create_index(
+        "ix_rollups_days",
+        "rollups",
+        ["width", "key"],
+        unique=False,
+        sqlite_where=sa.text("width = 1440"),
+        postgresql_where=sa.text("width = 1440"),
+    )
     op.create_table(
         "rules",
         sa.Column("name", sa.String(length=128), nullable=False),
@@ -393,7 +400,12 @@ def downgrade() -> None:
     op.drop_table("stories")
     op.drop_table("silences")
     op.drop_table("rules")
-    op.drop_index(op.f("ix_rollups_width_key_minute"), table_name="rollups")
+    op.drop_index(
+        "ix_rollups_days",
+        table_name="rollups",
+        sqlite_where=sa.text("width = 1440"),
+        postgresql_where=sa.text("width = 1440"),
+    )
     op.drop_table("rollups")
     op.drop_index(op.f("ix_retracted_keys_published_at"), table_name="retracted_keys")
     op.drop_table("retracted_keys")
