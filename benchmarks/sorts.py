@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitor.surges.backtest import WARM_DAYS
-from monitor.surges.budget import bar_from_history, tail_of
+from monitor.surges.budget import bar_from_history
 from monitor.surges.decisions import MinuteCounts
 from monitor.surges.judge import Judge, JudgeConfig
 from monitor.surges.sorts import NEGATIVE, POSITIVE, SURGES, VOLUME
@@ -163,7 +163,7 @@ def measure(sort: str, seed: int, keys: int, days: int, budget: float) -> dict[s
     config = JudgeConfig(budget=budget).watching(sort)
     quiet = draw(seed, keys, days, sort, surges=False)
     history = judge(quiet, config)
-    bar = bar_from_history(history.peaks, history.key_days, budget, tail_of(sort))
+    bar = bar_from_history(history.peaks, history.key_days, budget)
     fixed = JudgeConfig(budget=budget, bar=bar).watching(sort)
     other = draw(seed + 10_000, keys, days, sort, surges=False)
     judged = judge(other, fixed)

@@ -17,7 +17,7 @@ import numpy as np
 from monitor.alerts.records import MAX_STORIES, AlertStory, AlertWindow
 from monitor.records import ContributionBatch, ScoredItem, SourceWatermark
 from monitor.stories import Story, add_copies
-from monitor.surges.budget import bar_from_history, tail_of
+from monitor.surges.budget import bar_from_history
 from monitor.surges.counting import Changes, Counter, CounterState, CountingConfig
 from monitor.surges.decisions import Decision, MinuteCounts
 from monitor.surges.judge import Judge, JudgeConfig
@@ -29,6 +29,8 @@ from monitor.surges.ticks import MINUTE_MS
 __all__ = ["Backtest", "BacktestAlert", "History", "measure_histories", "measure_history"]
 
 INPUT: Final = "input"
+BATCHES: Final = 256
+DAY_MS: Final = 24 * 60 * MINUTE_MS
 # The first days of a history are for learning what is normal: their peaks say little about later ones.
 WARM_DAYS: Final = 8
 _NO_COUNTS = np.zeros(0, dtype=np.int64)
@@ -93,6 +95,10 @@ class Backtest:
         self._next_minute: int | None = None
         self._ticks: dict[int, dict[str, list[int]]] = {}
         self._ledger = MemoryLedger()
+        # Minutes that are counted together: that is faster, and judged is one after the other all the same.
+        self._batches: list[ContributionBatch] = []
+        self._day = 0
+        self._lateness_ms = counting.lateness_ms
         self._max_late_ms = counting.max_late_ms
         # Stories that a surge may be made of, by key.
         self._stories: dict[str, dict[str, Story]] = {}
@@ -127,9 +133,15 @@ class Backtest:
             source_count=1,
         )
         self._pending.clear()
-        changes = self._counter.apply([batch], self._ledger)
-        self._remember(changes)
-        self._judge_closed()
+        self._batches.append(batch)
+        day = (self._latest - self._lateness_ms) // DAY_MS
+        # What is older than a day is forgotten at its end: what comes after that must not find it.
+        if idle or len(self._batches) == BATCHES or day > self._day:
+            self._day = day
+            for changes in self._counter.apply_each(self._batches, self._ledger):
+                self._remember(changes)
+                self._judge_closed(changes.open_minute)
+            self._batches.clear()
 
     def _remember(self, changes: Changes) -> None:
         self.duplicates += changes.duplicates
@@ -149,8 +161,7 @@ class Backtest:
             if begun is not None:
                 add_copies(begun, copies)
 
-    def _judge_closed(self) -> None:
-        first_open = self._counter.state.watermark // MINUTE_MS
+    def _judge_closed(self, first_open: int) -> None:
         minute = self._next_minute
         if minute is None:
             # The first minute that anything was counted in, which need not be the first item's that came.
@@ -266,7 +277,7 @@ class History(msgspec.Struct, frozen=True):
 
     def bar(self, budget: float) -> float:
         """The score to alert at for `budget` false alarms per key and day. Raises `ValueError` without key-days."""
-        return bar_from_history(self.peaks, self.key_days, budget, tail_of(self.surge))
+        return bar_from_history(self.peaks, self.key_days, budget)
 
 
 def measure_history(items: Iterable[ScoredItem], counting: CountingConfig, judging: JudgeConfig) -> History:

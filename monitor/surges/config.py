@@ -22,6 +22,7 @@ class JudgeConfig(msgspec.Struct, frozen=True, kw_only=True):
     set online. Windows, calm and hold-off are in minutes; the longest window must be whole blocks of 15 minutes.
     `surge` is the sort of surge that is looked for (`monitor.surges.sorts`), `rule` what its judge is called.
     A volume wanders off its level by a variance of `volume_wander` in `level_minutes`, by less in shorter windows.
+    A key's share of negatives wanders by a variance of `share_wander` a day, in log odds.
     A window's say is its length to the power `window_weight`: the shorter a window, the more chances it gets a day.
     """
 
@@ -37,7 +38,7 @@ class JudgeConfig(msgspec.Struct, frozen=True, kw_only=True):
     calm_minutes: int = 60
     hold_off_minutes: int = 0
     rate_half_life_days: float = 10.0
-    share_half_life_days: float = 4.0
+    share_wander: float = 0.02
     share_stories: float = 15.0
     season_half_life_days: float = 40.0
     season_day_stories: float = 20.0

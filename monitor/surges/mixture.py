@@ -97,20 +97,16 @@ def mixture(y: Array, z: Array, mu_y: Array, mu_z: Array, calm: Calm, dispersion
     Mixture of arrays of the inputs' shape; p in (0, 1].
     """
     level = calm.shape / calm.rate
-    calm_shape = calm.shape + z
-    calm_mean = mu_y * calm_shape / (calm.rate + mu_z)
-    burst_shape = burst.shape + z
-    burst_mean = mu_y * level * burst_shape / (burst.shape / burst.mean + mu_z * level)
-    odds = (
-        np.log(burst.probability / (1.0 - burst.probability))
-        + negative_binomial_log_pmf(z, mu_z * level * burst.mean, np.full_like(z, burst.shape))
-        - negative_binomial_log_pmf(z, mu_z * level, calm.shape)
-    )
-    pi: Array = expit(odds)
-    p_calm = mid_p(y, calm_mean, 1.0 / (1.0 / calm_shape + dispersion))
-    p_burst = mid_p(y, burst_mean, 1.0 / (1.0 / burst_shape + dispersion))
+    # Calm and burst in one array each, (2, ...): before the window, and after its z others.
+    before = np.array([calm.shape, np.full_like(calm.shape, burst.shape)])
+    after = before + z
+    others = np.array([mu_z * level, mu_z * level * burst.mean])
+    means = mu_y * after / np.array([calm.rate + mu_z, (burst.shape / burst.mean + mu_z * level) / level])
+    log_calm, log_burst = negative_binomial_log_pmf(z, others, before)
+    pi: Array = expit(np.log(burst.probability / (1.0 - burst.probability)) + log_burst - log_calm)
+    p_calm, p_burst = mid_p(y, means, 1.0 / (1.0 / after + dispersion))
     p = (1.0 - pi) * p_calm + pi * p_burst
-    return Mixture(np.clip(p, 1e-300, 1.0), (1.0 - pi) * calm_mean + pi * burst_mean, pi)
+    return Mixture(np.clip(p, 1e-300, 1.0), (1.0 - pi) * means[0] + pi * means[1], pi)
 
 
 def gamma_poisson(y: Array, mu_y: Array, calm: Calm, dispersion: Array) -> Mixture:

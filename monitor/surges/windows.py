@@ -22,19 +22,18 @@ Array = NDArray[np.float64]
 
 
 class Arrived(NamedTuple):
-    """What one minute brought: key indices, each once, ascending; stories and negatives (len(keys),); `totals`
-    (kinds, 2): negatives and stories of all keys of a kind."""
+    """What one minute brought: key indices, each once, ascending; their negatives and stories, `counts` (2, len(keys));
+    `totals` (2, kinds): the same of all keys of a kind."""
 
     keys: Ints
-    stories: Ints
-    negatives: Ints
+    counts: Ints
     totals: Ints
 
 
 class Windows:
-    """Counts of windows ending with the current minute, arrays (windows, keys).
+    """Counts of windows ending with the current minute.
 
-    `stories`, `negatives`: sums; `totals[w, kind, 0 or 1]`: negatives and stories of all keys of a kind;
+    `counts[0 or 1, w, key]`: negatives and stories; `totals[0 or 1, w, kind]`: those of all keys of a kind;
     `level[w, key]`: stories before window w, weighted exp(-age / level_minutes); `exposure[w]` and
     `level_exposure[w]` the same of the season.
     """
@@ -44,10 +43,9 @@ class Windows:
         self._widths = np.array(self.minutes, dtype=np.int64)
         self._fade = float(np.exp(-1.0 / level_minutes))
         rows = len(self.minutes)
-        self.stories = np.zeros((rows, 0), dtype=np.int64)
-        self.negatives = np.zeros((rows, 0), dtype=np.int64)
+        self.counts = np.zeros((2, rows, 0), dtype=np.int64)
         self.level = np.zeros((rows, 0))
-        self.totals = np.zeros((rows, len(KINDS), 2), dtype=np.int64)
+        self.totals = np.zeros((2, rows, len(KINDS)), dtype=np.int64)
         self.exposure = np.zeros(rows)
         self.level_exposure = np.zeros(rows)
         # `level` is as of this many minutes ago; fading it is put off until it is needed or a block ends.
@@ -58,13 +56,12 @@ class Windows:
     def add(self, new: int) -> None:
         """Make room for as many new keys."""
         rows = len(self.minutes)
-        self.stories = np.concatenate([self.stories, np.zeros((rows, new), dtype=np.int64)], axis=1)
-        self.negatives = np.concatenate([self.negatives, np.zeros((rows, new), dtype=np.int64)], axis=1)
+        self.counts = np.concatenate([self.counts, np.zeros((2, rows, new), dtype=np.int64)], axis=2)
         self.level = np.concatenate([self.level, np.zeros((rows, new))], axis=1)
 
     def keep(self, mask: NDArray[np.bool_]) -> None:
         """Drop the keys where `mask` is False; they must have nothing in their windows."""
-        self.stories, self.negatives, self.level = self.stories[:, mask], self.negatives[:, mask], self.level[:, mask]
+        self.counts, self.level = self.counts[:, :, mask], self.level[:, mask]
         new = np.cumsum(mask) - 1
         self._minutes = {minute: a._replace(keys=new[a.keys]) for minute, a in self._minutes.items()}
 
@@ -73,9 +70,8 @@ class Windows:
         self._unfaded += 1
         if len(arrived.keys):
             self._minutes[minute] = arrived
-            self.stories[:, arrived.keys] += arrived.stories
-            self.negatives[:, arrived.keys] += arrived.negatives
-            self.totals += arrived.totals
+            self.counts[:, :, arrived.keys] += arrived.counts[:, None]
+            self.totals += arrived.totals[:, None]
         ring = self._exposures
         ring[minute % len(ring)] = exposure
         left = ring[(minute - self._widths) % len(ring)]
@@ -87,12 +83,11 @@ class Windows:
         if leaving:
             rows = np.repeat([row for row, _ in leaving], [len(gone.keys) for _, gone in leaving])
             keys = np.concatenate([gone.keys for _, gone in leaving])
-            stories = np.concatenate([gone.stories for _, gone in leaving])
-            self.stories[rows, keys] -= stories
-            self.negatives[rows, keys] -= np.concatenate([gone.negatives for _, gone in leaving])
-            self.level[rows, keys] += stories * self._fade ** (-self._unfaded)
+            counts = np.concatenate([gone.counts for _, gone in leaving], axis=1)
+            self.counts[:, rows, keys] -= counts
+            self.level[rows, keys] += counts[1] * self._fade ** (-self._unfaded)
             for row, gone in leaving:
-                self.totals[row] -= gone.totals
+                self.totals[:, row] -= gone.totals
 
     def level_of(self, index: Ints) -> Array:
         """The level sums (windows, len(index)) as of now."""
@@ -100,14 +95,12 @@ class Windows:
 
     def block(self, block: int) -> tuple[Array, Array, float]:
         """Stories and negatives (keys,) and exposure of a past block that has left all windows; it is forgotten."""
-        keys = self.stories.shape[1]
-        stories, negatives = np.zeros(keys), np.zeros(keys)
+        negatives, stories = counts = np.zeros((2, self.counts.shape[2]))
         first = block * BLOCK_MINUTES
         for minute in range(first, first + BLOCK_MINUTES):
             arrived = self._minutes.pop(minute, None)
             if arrived is not None:
-                stories[arrived.keys] += arrived.stories
-                negatives[arrived.keys] += arrived.negatives
+                counts[:, arrived.keys] += arrived.counts
         exposure = float(self._exposures[np.arange(first, first + BLOCK_MINUTES) % len(self._exposures)].sum())
         return stories, negatives, exposure
 
@@ -122,8 +115,7 @@ class Windows:
     def state(self) -> dict[str, Any]:
         """Everything held, for a snapshot."""
         return {
-            "stories": self.stories.tobytes(),
-            "negatives": self.negatives.tobytes(),
+            "counts": self.counts.tobytes(),
             "level": self.level.tobytes(),
             "totals": self.totals.tobytes(),
             "exposure": self.exposure.tobytes(),
@@ -140,15 +132,14 @@ class Windows:
         def ints(data: bytes) -> Ints:
             return np.frombuffer(data, dtype=np.int64).copy()
 
-        self.stories = ints(state["stories"]).reshape(rows, -1)
-        self.negatives = ints(state["negatives"]).reshape(rows, -1)
+        self.counts = ints(state["counts"]).reshape(2, rows, -1)
         self.level = np.frombuffer(state["level"]).reshape(rows, -1).copy()
-        self.totals = ints(state["totals"]).reshape(rows, len(KINDS), 2)
+        self.totals = ints(state["totals"]).reshape(2, rows, len(KINDS))
         self.exposure = np.frombuffer(state["exposure"]).copy()
         self.level_exposure = np.frombuffer(state["level_exposure"]).copy()
         self._exposures = np.frombuffer(state["exposures"]).copy()
         self._unfaded = int(state["unfaded"])
         self._minutes = {
-            minute: Arrived(ints(index), ints(stories), ints(negatives), ints(totals).reshape(len(KINDS), 2))
-            for minute, index, stories, negatives, totals in state["minutes"]
+            minute: Arrived(ints(index), ints(counts).reshape(2, -1), ints(totals).reshape(2, len(KINDS)))
+            for minute, index, counts, totals in state["minutes"]
         }

@@ -188,6 +188,32 @@ def test_what_all_keys_do_is_no_surprise_for_one() -> None:
     assert "ticker:K7" in run(alone)
 
 
+def test_one_busy_keys_surge_is_no_excuse_for_the_others() -> None:
+    """What a key has far beyond its own usual does not count as what all others do."""
+    g = np.random.default_rng(5)
+    keys = [f"ticker:K{k}" for k in range(60)]
+    rest, negative = g.poisson(0.05, (601, 60)), g.poisson(0.01, (601, 60))
+    rest[:, 0], negative[:, 0] = g.poisson(1.0, 601), g.poisson(0.2, 601)
+    negative[570:, 7] += g.poisson(0.4, 31)
+    # What hour it is must not be learned from an hour. To the first minute of a block: what is far beyond is worked out
+    # when one begins.
+    config = msgspec.structs.replace(CONFIG, season_day_stories=1e6, season_week_stories=1e6)
+
+    def run(loud: int) -> Judge:
+        made = {}
+        for m in range(601):
+            more = np.array([loud if m >= 540 else 0] + [0] * 59)
+            row = zip(keys, negative[m] + more, rest[m], strict=True)
+            made[m] = {key: (int(y + z), int(y)) for key, y, z in row if y + z}
+        return judged(made, START, config)[1]
+
+    alone, beside = (run(loud).explain("ticker:K7") for loud in (0, 8))
+    assert (alone.verdict, beside.verdict) == ("firing", "firing")
+    assert beside.score == pytest.approx(alone.score, rel=0.2)
+    # All others have 540 negative stories in the hour, of which 60 or so can be usual.
+    assert beside.windows[-1].common < 2.5
+
+
 @settings(max_examples=4, deadline=None)
 @given(st.integers(0, 100), st.integers(1, 5))
 def test_whole_weeks_later_all_is_the_same(seed: int, weeks: int) -> None:
@@ -255,7 +281,7 @@ def test_a_wrong_configuration_is_refused(wrong: dict[str, object]) -> None:
 
 
 def test_a_key_not_heard_of_for_long_is_forgotten() -> None:
-    config = msgspec.structs.replace(CONFIG, rate_half_life_days=0.1, share_half_life_days=0.1)
+    config = msgspec.structs.replace(CONFIG, rate_half_life_days=0.1)
     made: dict[int, Minute] = {m: {"ticker:B": (1, 0)} if m % 5 == 0 else {} for m in range(2 * DAY)}
     made[3] = {"ticker:A": (1, 1)}
     _, judge = judged(made, START, config)
