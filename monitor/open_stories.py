@@ -113,22 +113,28 @@ def _entries(hashes: _Words, rows: _Ints) -> _Words:
 
 def _same_as(values: NDArray[np.uint16], numbers: NDArray[np.uint32], hashes: _Words) -> _Ints:
     """The place of the first row with the same values and number, (n)."""
-    _, first, of = np.unique(hashes.sum(axis=1), return_index=True, return_inverse=True)
+    places = np.arange(len(values))
+    sums = hashes.sum(axis=1)
+    if len(set(sums.tolist())) == len(sums):
+        return places
+    _, first, of = np.unique(sums, return_index=True, return_inverse=True)
     same_as = first[of]
     really = (numbers == numbers[same_as]) & (values == values[same_as]).all(axis=1)
-    return np.where(really, same_as, np.arange(len(values)))
+    return np.where(really, same_as, places)
 
 
 def _shared(entries: _Words) -> dict[int, list[int]]:
     """For each row that shares a hash with another the numbers of the hashes that it shares."""
     hashes = entries >> _HALF
-    as_before = np.concatenate(([False], hashes[1:] == hashes[:-1]))
-    grouped = as_before.copy()
-    grouped[:-1] |= as_before[1:]
-    rows, groups = (entries[grouped] & _LOW).tolist(), np.cumsum(~as_before)[grouped].tolist()
+    as_before = hashes[1:] == hashes[:-1]
+    if not as_before.any():
+        return {}
+    grouped = np.concatenate((as_before, [False]))
+    grouped[1:] |= as_before
+    numbers = np.cumsum(np.concatenate(([True], ~as_before)))
     found: dict[int, list[int]] = {}
-    for row, group in zip(rows, groups, strict=True):
-        found.setdefault(row, []).append(group)
+    for row, number in zip((entries[grouped] & _LOW).tolist(), numbers[grouped].tolist(), strict=True):
+        found.setdefault(row, []).append(number)
     return found
 
 
@@ -268,12 +274,14 @@ class OpenStories:
         """The stories of those items that may be copies, by place: one begun before, by one of these items, or by this
         one. Items with the same key and values are told apart by time alone: the first stands for all of them."""
         same_as = batch.same_as
-        firsts = np.unique(same_as)
+        firsts = np.flatnonzero(same_as == np.arange(len(same_as)))
         entries = _entries(batch.hashes[firsts], firsts)
         near, shared = self._near(batch, entries), _shared(entries)
         # The stories that the items have begun, by the first of the same, and by the number of a shared hash.
         begun: dict[int, list[_Story]] = {}
         sharing: dict[int, list[_Story]] = {}
+        if len(firsts) == len(same_as) and not near and not shared:
+            return {}
         doubtful = np.bincount(same_as, minlength=len(same_as)) > 1
         doubtful[[*near, *shared]] = True
         settled: dict[int, _Story] = {}
@@ -325,12 +333,17 @@ class OpenStories:
             while len(at):
                 there = level.take(at, mode="clip")
                 same = ((there & _HIGH) == hashes) & (at < len(level))
+                if not same.any():
+                    break
                 places, hashes, at = places[same], hashes[same], at[same] + 1
                 pending.append(places << _HALF | there[same] & _LOW)
                 if sum(map(len, pending)) > COMPARED:
                     kept.append(self._compared(batch, pending))
                     pending = []
-        kept.append(self._compared(batch, pending))
+        if pending:
+            kept.append(self._compared(batch, pending))
+        if not kept:
+            return {}
         near: dict[int, list[tuple[float, _Story]]] = {}
         rows = np.concatenate([rows for _, rows, _ in kept])
         stored = self._stored(rows)
@@ -351,7 +364,7 @@ class OpenStories:
         }
 
     def _compared(self, batch: _Batch, pending: list[_Words]) -> tuple[_Ints, _Ints, NDArray[np.float64]]:
-        pairs = np.unique(np.concatenate(pending)) if pending else np.empty(0, np.uint64)
+        pairs = np.unique(np.concatenate(pending))
         places, rows = (pairs >> _HALF).astype(np.int64), (pairs & _LOW).astype(np.int64)
         of_key = self._keys[rows] == batch.numbers[places]
         places, rows = places[of_key], rows[of_key]

@@ -23,17 +23,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from monitor.open_stories import OpenRows, OpenStories
 from monitor.records import Contribution, ContributionBatch
 from monitor.stories import Copies, Story, add_copy
 from monitor.surges.ledger import STALE, Counted, Ledger
-from monitor.surges.ticks import MINUTE_MS, CounterState, TickDelta, add_tick, advance, merge_sources
+from monitor.surges.ticks import MINUTE_MS, CounterState, TickDelta, advance, merge_sources
 
 if TYPE_CHECKING:
     from monitor.settings import Settings
@@ -90,6 +88,14 @@ class Changes(msgspec.Struct):
     duplicates: int = 0
 
 
+class _Closed(NamedTuple):
+    """A minute that is closed, what counts in it in order of event time, and the changes that this is part of."""
+
+    minute: int
+    contributions: list[Contribution]
+    changes: Changes
+
+
 class Counter:
     """Counts one partition's contributions.
 
@@ -115,8 +121,6 @@ class Counter:
         self._open.expire(self.open_from(state.watermark))
         # By minute, then by pair: a pair that comes again before it is counted is here once.
         self._waiting: dict[int, dict[tuple[str, str], Contribution]] = {}
-        # Of closed minutes, in the order in which they count: found their stories for all at once.
-        self._closed: list[tuple[int, list[Contribution]]] = []
         for minute, contributions in (waiting or {}).items():
             for contribution in contributions:
                 self._wait(minute, contribution)
@@ -133,19 +137,29 @@ class Counter:
     def apply(self, batches: Iterable[ContributionBatch], ledger: Ledger) -> Changes:
         """Take in batches in their order: move the watermark by what each reports, and count the minutes that are
         closed by that. The outcome is that of one batch after the other; many at once are faster."""
-        changes = Changes()
-        for batch in batches:
+        changes = Changes(open_minute=self.state.watermark // MINUTE_MS)
+        self._apply(((batch, changes) for batch in batches), ledger)
+        return changes
+
+    def apply_each(self, batches: Iterable[ContributionBatch], ledger: Ledger) -> list[Changes]:
+        """`apply`, with the changes of each batch by themselves; `opened` is told with the last."""
+        each = [(batch, Changes()) for batch in batches]
+        self._apply(each, ledger)
+        return [changes for _, changes in each]
+
+    def _apply(self, batches: Iterable[tuple[ContributionBatch, Changes]], ledger: Ledger) -> None:
+        closed: list[_Closed] = []
+        for batch, changes in batches:
             self._take_in(batch.contributions, ledger, changes)
             merge_sources(self.state, batch.sources, batch.source_count)
             if advance(self.state, self.config.lateness_ms):
-                self._close(ledger, changes)
-        if self._closed:
-            self._count(changes)
+                closed += self._close(ledger, changes)
+            changes.open_minute = self.state.watermark // MINUTE_MS
+        if closed:
+            self._count(closed)
         if self.state.watermark - self._swept >= SWEEP_MS:
             self._swept = self.state.watermark
             self._open.expire(self.open_from(self._swept))
-        changes.open_minute = self.state.watermark // MINUTE_MS
-        return changes
 
     def _take_in(self, contributions: Iterable[Contribution], ledger: Ledger, changes: Changes) -> None:
         first_open = self.state.watermark // MINUTE_MS
@@ -219,7 +233,8 @@ class Counter:
             tick.negative_items += (there and now.negative) - (was and before.negative)
             tick.score_sum += there * now.score - was * before.score
 
-    def _close(self, ledger: Ledger, changes: Changes) -> None:
+    def _close(self, ledger: Ledger, changes: Changes) -> list[_Closed]:
+        closed: list[_Closed] = []
         first_open = self.state.watermark // MINUTE_MS
         for minute in sorted(minute for minute in self._waiting if minute < first_open):
             # Each key's in order of event time; the order among keys is of no consequence.
@@ -233,56 +248,44 @@ class Counter:
                 for c in contributions[: len(contributions) - len(in_time)]:
                     ledger.put(c.at // MINUTE_MS, Counted(c.key, c.item_id, minute, c.score, c.negative))
             ledger.put_all(minute, in_time)
-            self._closed.append((minute, contributions))
+            changes.counted += len(contributions)
+            closed.append(_Closed(minute, contributions, changes))
+        return closed
 
-    def _count(self, changes: Changes) -> None:
-        closed, self._closed = self._closed, []
-        items = [c for _, contributions in closed for c in contributions]
-        minutes = [minute for minute, contributions in closed for _ in contributions]
-        changes.counted += len(items)
-        ids, begins, opened = self._open.join(items, minutes)
-        changes.opened.append(opened)
-        for id_, begun, minute, c in zip(ids, begins, minutes, items, strict=True):
-            sources = (c.source,) if c.source else ()
-            if begun:
-                changes.stories[id_] = Story(id_, minute, c, c.at, 1, sources, (c.item_id,))
-                continue
-            story = changes.stories.get(id_) or changes.copies.get(id_)
-            if story is None:
-                changes.copies[id_] = Copies(c.key, c.at, 1, sources, (c.item_id,))
-            else:
-                add_copy(story, c.at, c.source, c.item_id)
-        _add_ticks(items, minutes, begins, changes)
-
-
-def _add_ticks(items: Sequence[Contribution], minutes: Sequence[int], begins: Sequence[bool], changes: Changes) -> None:
-    places: dict[tuple[str, int], int] = {}
-    number = [places.setdefault((c.key, minute), len(places)) for c, minute in zip(items, minutes, strict=True)]
-    tick, count = np.array(number), len(places)
-    begun, negative, positive = np.array(begins), np.array([c.negative for c in items]), [c.positive for c in items]
-    late = np.array([c.at for c in items]) < np.array(minutes) * MINUTE_MS
-
-    def sums(of: NDArray[np.bool_]) -> list[int]:
-        found: list[int] = np.bincount(tick[of], minlength=count).tolist()
-        return found
-
-    deltas = map(
-        TickDelta,
-        sums(begun),
-        sums(begun & negative),
-        np.bincount(tick, minlength=count).tolist(),
-        sums(negative),
-        # Added up in the order of the items.
-        np.bincount(tick, [c.score for c in items], minlength=count).tolist(),
-        sums(late),
-        sums(begun & positive),
-    )
-    for place, delta in zip(places, deltas, strict=True):
-        before = changes.ticks.get(place)
-        if before is None:
-            changes.ticks[place] = delta
-        else:
-            add_tick(before, delta)
+    def _count(self, closed: Sequence[_Closed]) -> None:
+        """Find the stories of all closed minutes at once, then count minute by minute."""
+        items = [c for one in closed for c in one.contributions]
+        minutes = [one.minute for one in closed for _ in one.contributions]
+        joined = self._open.join(items, minutes)
+        closed[-1].changes.opened.append(joined.opened)
+        found = zip(joined.ids, joined.begins, strict=True)
+        for minute, contributions, changes in closed:
+            begin = minute * MINUTE_MS
+            ticks, stories, copies = changes.ticks, changes.stories, changes.copies
+            # As many of those found as the minute has, the next minute's after them.
+            for c, (id_, begun) in zip(contributions, found, strict=False):
+                place = c.key, minute
+                tick = ticks.get(place)
+                if tick is None:
+                    tick = ticks[place] = TickDelta()
+                tick.items += 1
+                tick.score_sum += c.score
+                if c.negative:
+                    tick.negative_items += 1
+                if c.at < begin:
+                    tick.late += 1
+                sources = (c.source,) if c.source else ()
+                if begun:
+                    stories[id_] = Story(id_, minute, c, c.at, 1, sources, (c.item_id,))
+                    tick.stories += 1
+                    tick.negative_stories += c.negative
+                    tick.positive_stories += c.positive
+                    continue
+                story = stories.get(id_) or copies.get(id_)
+                if story is None:
+                    copies[id_] = Copies(c.key, c.at, 1, sources, (c.item_id,))
+                else:
+                    add_copy(story, c.at, c.source, c.item_id)
 
 
 def _tick(changes: Changes, key: str, minute: int) -> TickDelta:

@@ -15,7 +15,7 @@ import msgspec
 
 from monitor.records import SourceWatermark
 
-__all__ = ["MINUTE_MS", "CounterState", "TickDelta", "add_tick", "advance", "merge_sources"]
+__all__ = ["MINUTE_MS", "CounterState", "TickDelta", "advance", "merge_sources"]
 
 MINUTE_MS: Final = 60_000
 
@@ -30,17 +30,6 @@ class TickDelta(msgspec.Struct, gc=False):
     score_sum: float = 0.0
     late: int = 0
     positive_stories: int = 0
-
-
-def add_tick(sums: TickDelta, more: TickDelta) -> None:
-    """Add `more` to `sums`, in place."""
-    sums.stories += more.stories
-    sums.negative_stories += more.negative_stories
-    sums.items += more.items
-    sums.negative_items += more.negative_items
-    sums.score_sum += more.score_sum
-    sums.late += more.late
-    sums.positive_stories += more.positive_stories
 
 
 class CounterState(msgspec.Struct):

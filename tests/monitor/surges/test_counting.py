@@ -287,3 +287,25 @@ def test_duplicates_and_restarts_change_nothing(rows: list[tuple[int, str, int, 
     assert (other.shown(), other.counted) == (one.shown(), one.counted)
     assert other.stories == one.stories
     assert other.counter.state == one.counter.state
+
+
+@settings(max_examples=40, deadline=None)
+@given(entries, st.randoms(use_true_random=False))
+def test_batches_that_are_counted_together_change_what_each_changes_alone(
+    rows: list[tuple[int, str, int, bool]], r: random.Random
+) -> None:
+    # Some come late, and some again with another score.
+    known = _items(rows)
+    again = [msgspec.structs.replace(r.choice(known), score=-0.2) for _ in known]
+    items = known + again
+    r.shuffle(items)
+    batches = [batch(*items[n : n + 3], at=n * MINUTE // 2) for n in range(0, len(items), 3)]
+    batches.append(batch(at=60 * MINUTE, idle=True))
+    alone, together = Counter(CountingConfig(), CounterState()), Counter(CountingConfig(), CounterState())
+    one, other = MemoryLedger(), MemoryLedger()
+    expected = [alone.apply([each], one) for each in batches]
+    found = together.apply_each(batches, other)
+    without = [msgspec.structs.replace(changes, opened=[]) for changes in (*found, *expected)]
+    assert without[: len(found)] == without[len(found) :]
+    assert list(one) == list(other)
+    assert (together.state, together.open_stories) == (alone.state, alone.open_stories)
