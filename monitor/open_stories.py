@@ -187,9 +187,14 @@ class OpenStories:
     def __len__(self) -> int:
         return self._count
 
-    def _reserve(self, size: int) -> None:
-        """Make the columns hold at least `size` rows."""
-        count, room = self._count, size + int(size * SPARE)
+    @property
+    def keys(self) -> int:
+        """How many keys have open stories, those included whose last has expired and is not yet forgotten."""
+        return len(self._numbers)
+
+    def _reserve(self, room: int) -> None:
+        """Give the columns room for so many rows."""
+        count = self._count
         columns = (self._ids, self._keys, self._first, self._last, self._values)
         self._ids, self._keys, self._first, self._last, self._values = (_grown(old, count, room) for old in columns)
 
@@ -209,6 +214,7 @@ class OpenStories:
         values = column((rows.signatures for rows in stored), "<u2", VALUES)
         first = column((rows.first_at for rows in stored), "<i8", 1).ravel()
         last = column((rows.last_at for rows in stored), "<i8", 1).ravel()
+        self._reserve(len(kept))
         self._append(ids[kept], numbers, first, last, values)
         self._enter(_entries(_hashes(values, numbers), np.arange(len(kept))))
 
@@ -223,7 +229,7 @@ class OpenStories:
     def _append(self, ids: NDArray[np.uint8], *columns: NDArray[np.generic]) -> None:
         rows = slice(self._count, self._count + len(ids))
         if rows.stop > len(self._keys):
-            self._reserve(rows.stop)
+            self._reserve(rows.stop + int(rows.stop * SPARE))
         self._ids[rows] = ids
         self._keys[rows], self._first[rows], self._last[rows], self._values[rows] = columns
         self._count = rows.stop

@@ -92,6 +92,11 @@ class PartitionCheckpoint:
         self._before_commit = before_commit
         self._counter: Counter | None = None
 
+    @property
+    def held(self) -> tuple[int, int]:
+        """How many keys have open stories in memory, and how many stories these are."""
+        return (self._counter.open_keys, self._counter.open_stories) if self._counter else (0, 0)
+
     def apply(self, records: Sequence[ContributionRecord]) -> Applied:
         """Count records, in order of their offsets, in one transaction.
 

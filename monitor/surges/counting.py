@@ -134,6 +134,11 @@ class Counter:
         """How many stories are held open."""
         return len(self._open)
 
+    @property
+    def open_keys(self) -> int:
+        """How many keys they are of."""
+        return self._open.keys
+
     def apply(self, batches: Iterable[ContributionBatch], ledger: Ledger) -> Changes:
         """Take in batches in their order: move the watermark by what each reports, and count the minutes that are
         closed by that. The outcome is that of one batch after the other; many at once are faster."""
