@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitor.surges.baseline import KINDS, PRIOR_SHARE, SUMS, Baseline, kind_of
-from monitor.surges.budget import SUMS_HEIGHT, AlarmRate
+from monitor.surges.budget import TOPICS_HEIGHT, AlarmRate
 from monitor.surges.config import JudgeConfig
 from monitor.surges.decisions import Action, Decision, MinuteCounts, Standing, WindowStanding, episode_id
 from monitor.surges.episodes import Excursion, Excursions
@@ -62,14 +62,14 @@ class Judge:
         self._windows = Windows(config.windows, config.level_minutes)
         self._excursions = Excursions(config.calm_minutes, config.hold_off_minutes)
         self._alarms = AlarmRate(config.alarm_half_life_days)
-        self._alarms_of_sums = AlarmRate(config.alarm_half_life_days, SUMS_HEIGHT)
+        self._alarms_of_topics = AlarmRate(config.alarm_half_life_days, TOPICS_HEIGHT)
         self._longest = int(np.argmax(config.windows))
         self._statistic = Statistic(config, self._baseline, self._windows)
         self._exposure = 0.0
         self._block_stories = 0.0
         # Discounted stories and exposure of all keys together: the level that season is relative to.
         self._volume = [0.0, 0.0]
-        self.bar = self.bar_of_sums = 0.0
+        self.bar = self.bar_of_topics = 0.0
         self._set_bars()
         self.key_days = 0.0
 
@@ -142,11 +142,11 @@ class Judge:
             seen, negatives, left = self._windows.block(block - lag - 1)
             self._baseline.learn(seen, negatives, left, days)
             old = minute - self._since >= self.config.min_age_minutes
-            sums = int(np.count_nonzero(old & SUMS[self._baseline.kinds]))
-            judged = (int(np.count_nonzero(old)) - sums) * days
+            kinds = self._baseline.kinds[old]
+            judged = int(np.count_nonzero(~SUMS[kinds])) * days
             self.key_days += judged
             self._alarms.pass_days(judged, days)
-            self._alarms_of_sums.pass_days(sums * days, days)
+            self._alarms_of_topics.pass_days(int(np.count_nonzero(kinds == _TOPICS)) * days, days)
             if block % BLOCKS_A_DAY == 0:
                 self._forget()
             self._set_bars()
@@ -157,10 +157,10 @@ class Judge:
         """A topic is a changing mix of keys and surprises more often: it is held to the bar of its own kind."""
         config = self.config
         self.bar = config.bar if config.bar is not None else max(self._alarms.bar(config.budget), config.calm_score)
-        self.bar_of_sums = max(self.bar, self._alarms_of_sums.bar(config.budget))
+        self.bar_of_topics = max(self.bar, self._alarms_of_topics.bar(config.budget))
 
     def _bar_of(self, key: int) -> float:
-        return self.bar_of_sums if SUMS[self._baseline.kinds[key]] else self.bar
+        return self.bar_of_topics if self._baseline.kinds[key] == _TOPICS else self.bar
 
     def _forget(self) -> None:
         """Drop the keys that have not been heard of for so long that nothing is known of them any more."""
@@ -231,8 +231,10 @@ class Judge:
 
     def _note_peak(self, key: int, peak: float) -> None:
         """Sums of keys are few, and hold their keys' surges: the bar is set by the keys themselves."""
-        if SUMS[self._baseline.kinds[key]]:
-            self._alarms_of_sums.peak(peak)
+        kind = self._baseline.kinds[key]
+        if kind == _TOPICS:
+            self._alarms_of_topics.peak(peak)
+        if SUMS[kind]:
             return
         self._alarms.peak(peak)
         if self._on_peak is not None:
@@ -305,12 +307,12 @@ class Judge:
                 "windows": self._windows.state(),
                 "excursions": self._excursions.state(),
                 "alarms": self._alarms.state(),
-                "alarms_of_sums": self._alarms_of_sums.state(),
+                "alarms_of_topics": self._alarms_of_topics.state(),
                 "exposure": self._exposure,
                 "block_stories": self._block_stories,
                 "volume": self._volume,
                 "common": self._statistic.common.state(),
-                "bars": [self.bar, self.bar_of_sums],
+                "bars": [self.bar, self.bar_of_topics],
                 "key_days": self.key_days,
             }
         )
@@ -335,12 +337,12 @@ class Judge:
         judge._windows.load(state["windows"])
         judge._excursions.load(state["excursions"])
         judge._alarms.load(state["alarms"])
-        judge._alarms_of_sums.load(state["alarms_of_sums"])
+        judge._alarms_of_topics.load(state["alarms_of_topics"])
         judge._exposure = float(state["exposure"])
         judge._block_stories = float(state["block_stories"])
         judge._volume = [float(value) for value in state["volume"]]
         judge._statistic.common.load(state["common"])
-        judge.bar, judge.bar_of_sums = map(float, state["bars"])
+        judge.bar, judge.bar_of_topics = map(float, state["bars"])
         judge.key_days = float(state["key_days"])
         return judge
 

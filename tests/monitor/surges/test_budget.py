@@ -57,3 +57,14 @@ def test_online_the_bar_follows_the_low_peaks_and_hardly_the_high_ones() -> None
     assert bars[2] > bars[0] + 0.5
     assert tail_rate(bars[1]) == pytest.approx(AIM * 0.01, rel=0.02)
     assert surges.bar(0.01) == bars[1]
+
+
+def test_a_kind_that_is_known_to_peak_more_often_has_a_higher_bar_until_it_is_known_itself() -> None:
+    usual, higher = AlarmRate(half_life_days=1e9), AlarmRate(half_life_days=1e9, height=2.5)
+    assert tail_rate(higher.bar(0.01)) == pytest.approx(tail_rate(usual.bar(0.01)) / 2.5)
+    shipped = tail_rate(1.5) - tail_rate(2.5)
+    for rate in (usual, higher):
+        rate.pass_days(20_000.0)
+        for _ in range(round(20_000 * shipped)):
+            rate.peak(2.0)
+    assert higher.bar(0.01) == pytest.approx(usual.bar(0.01), abs=0.02)

@@ -164,6 +164,15 @@ def test_the_market_is_the_sum_of_topics() -> None:
     assert (window.stories, window.observed) == (5 * 15, 5 * 11)
 
 
+def test_topics_are_held_to_a_bar_of_their_own() -> None:
+    made: dict[int, Minute] = {m: {"topic:a": (4, 1), "ticker:A": (2, 1)} for m in range(400)}
+    online = judged(made, START, msgspec.structs.replace(CONFIG, bar=None))[1]
+    fixed = judged(made, START, msgspec.structs.replace(CONFIG, bar=9.0))[1]
+    bars = [[judge.explain(key).bar for key in ("ticker:A", "topic:a", "market")] for judge in (online, fixed)]
+    assert bars[0][2] == bars[0][0] < bars[0][1]
+    assert bars[1] == [9.0, 9.0, 9.0]
+
+
 def test_what_all_keys_do_is_no_surprise_for_one() -> None:
     """Common mode: a shock over all tickers fires the market, hardly any ticker; the same for one ticker fires it."""
     g = np.random.default_rng(5)
