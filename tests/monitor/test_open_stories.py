@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any, NamedTuple
 
+import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,11 +62,23 @@ class LooksAtAll:
         return best, False
 
 
-@settings(max_examples=80, deadline=None)
-@given(st.integers(0, 60), st.integers(1, 30), st.integers(0, 2**32))
-def test_an_item_finds_the_story_that_looking_at_all_finds(count: int, together: int, seed: int) -> None:
-    r = random.Random(seed)
+def _few_hashes(values: Any, numbers: Any) -> Any:
+    return HASHES(values, numbers) & np.uint64(3 << 40)
 
+
+HASHES = open_stories._hashes
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 60), st.integers(1, 30), st.booleans(), st.integers(0, 2**32))
+def test_an_item_finds_the_story_that_looking_at_all_finds(count: int, together: int, few: bool, seed: int) -> None:
+    # Also where all the hashes are the same by chance: they only say where to look.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(open_stories, "_hashes", _few_hashes if few else HASHES)
+        finds_as_by_looking_at_all(count, together, random.Random(seed))
+
+
+def finds_as_by_looking_at_all(count: int, together: int, r: random.Random) -> None:
     # Sketches of few values at each place, so that many share some: any step between nothing and all in common.
     def sketch() -> bytes:
         return bytes(byte for place in range(24) for byte in (place, r.choice((0x00, 0x7F, 0x80, 0xFF))))
@@ -116,6 +130,14 @@ def test_finding_is_exact_among_thousands_of_open_stories(monkeypatch: Any) -> N
     assert found.ids == [begun[i] for i in asked]
     assert found.begins == [False] * len(asked)
     assert held.join([item("new", signature("nothing like any of these at all"))], [0]).begins == [True]
+
+
+def test_of_stories_that_are_as_like_the_earliest_is_joined() -> None:
+    sketch = signature(HEADLINE)
+    for number in range(8):
+        held = OpenStories(10, 0.6)
+        earliest, _ = held.join([item(f"a{number}", sketch, at=100), item("b", sketch, at=115)], [0, 0]).ids
+        assert held.join([item("c", sketch, at=108)], [0]).ids == [earliest]
 
 
 def test_a_story_is_open_for_its_window_only() -> None:
