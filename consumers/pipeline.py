@@ -95,8 +95,8 @@ class Pipeline:
 
     @property
     def busy(self) -> bool:
-        """Something is being scored."""
-        return any(not batch.scored.done() for batch in self._in_flight)
+        """One batch is being computed and another one prepared: a third would only wait."""
+        return sum(not batch.scored.done() for batch in self._in_flight) >= SCORING_THREADS
 
     def wait(self, seconds: float) -> None:
         """Until the oldest batch is scored; not at all when there is none."""

@@ -258,9 +258,9 @@ class Worker:
             self._ready_bytes += sum(len(chart.image) for chart in group.charts.values())
 
     def _submit(self) -> None:
-        """Hand the classifier what is there: at once when it is idle, else as full batches.
+        """Hand the classifier what is there: at once while it has no two batches to score, else as full batches.
 
-        It is idle as soon as it has scored: while that is stored and sent, it has the next batch.
+        What is scored and not stored yet does not count: the classifier need not wait for the store.
         """
         size = self._settings.worker_batch_items
         while self._ready and self._pipeline.room and (not self._pipeline.busy or len(self._ready) >= size):

@@ -125,6 +125,19 @@ def test_a_batch_whose_scoring_has_not_begun_can_be_dropped(store: Engine) -> No
     assert (bench.progress.position, bench.progress.pending) == (3, 1)
 
 
+def test_it_is_busy_while_one_batch_is_computed_and_another_prepared(store: Engine) -> None:
+    bench = Bench(store, WordScorer(seconds=0.5))
+    said = []
+    for number in range(1, SCORING_THREADS + 1):
+        said.append(bench.pipeline.busy)
+        bench.pipeline.submit([bench.group(news(number))])
+    said.append(bench.pipeline.busy)
+    assert said == [False] * SCORING_THREADS + [True]
+    bench.pipeline.finish([], wait=True)
+    assert not bench.pipeline.busy
+    bench.pipeline.close()
+
+
 def test_the_next_batch_is_begun_before_the_last_one_is_stored(bench: Bench) -> None:
     bench.pipeline.submit([bench.group(news(1))])
     bench.pipeline.wait(20)
