@@ -16,8 +16,11 @@ __all__ = ["MAX_TOKENS", "Row", "RowTokenizer", "TokenizedRow", "clean"]
 MAX_TOKENS = 256
 # Longest stretch handed to the tokenizer: more characters than any 256 tokens of running text need.
 _CHARACTERS = 16 * MAX_TOKENS
-# Of a long text with an entity further down, this many tokens of its beginning (the headline) are kept.
-_HEADLINE = 64
+# How a company fares is said where it is named: of a long text a row that asks about an entity reads so many tokens round
+# it. An article that names eight companies costs four times its own reading instead of nine times.
+_ENTITY_TOKENS = 96
+# Of these, at most so many are the text's beginning (the headline), where the entity stands further down.
+_HEADLINE = 32
 
 _LINK = re.compile(r"(?:https?://|www\.|t\.co/)\S+|pic\.twitter\.com/\S+", re.IGNORECASE)
 _TAG = re.compile(r"<(?:/?[a-zA-Z][^<>]{0,500}|!--.{0,500}?--)>", re.DOTALL)
@@ -77,7 +80,11 @@ def clean(text: str) -> str:
 
 
 class RowTokenizer:
-    """Turns texts into ids for one text backbone; at most `max_tokens` ids a row, special ones included."""
+    """Turns texts into ids for one text backbone; at most `max_tokens` ids a row, special ones included.
+
+    Of a row that asks about an entity at most 96 ids and the special ones: the beginning of the text and what stands
+    round the entity.
+    """
 
     def __init__(self, backbone: TextBackbone, max_tokens: int = MAX_TOKENS) -> None:
         self._tokenizer = backbone.tokenizer
@@ -117,8 +124,9 @@ class RowTokenizer:
     def _entity(self, before: list[int], entity: list[int], after: list[int], was_cut: bool) -> TokenizedRow:
         if not entity:
             return self._item(before + after, was_cut)
-        marked = [self._open, *entity[: self._room // 2], self._close]
-        spare = self._room - len(marked)
+        room = min(self._room, _ENTITY_TOKENS)
+        marked = [self._open, *entity[: room // 2], self._close]
+        spare = room - len(marked)
         if len(before) + len(after) > spare:
             was_cut = True
             # As much after the entity as before it, unless one side is shorter; the headline stays in any case.
