@@ -1,7 +1,8 @@
 """Why the model said what it said: the words, the regions of the chart, the share of each, and the nearest examples.
 
 Words: integrated gradients (Sundararajan et al. 2017) over the token embeddings with the padding token as the
-baseline, of the logit of the label that won against the mean of the others; the steps of the path are one batch.
+baseline, of the logit of the label that won against the mean of the others, together with the chart where one took
+part; the steps of the path are one batch.
 Chart: occlusion (Zeiler and Fergus 2014), how much of the winning trend's probability is lost when a cell is covered;
 all cells are one batch. Neighbours: cosine similarity of mean text vectors over labelled examples that come with the
 package; the index of the shipped model comes with it too (`scripts/build_neighbours.py`), that of any other is made
@@ -25,6 +26,7 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from models.bundle import SENTIMENTS, LoadedModel, collate
+from models.charts.encoder import VisionOutput
 from models.charts.images import decode_image
 from models.engine.scorer import Scorer
 from models.fusion import TextFeatures
@@ -101,8 +103,13 @@ def _embedding(model: LoadedModel) -> torch.nn.Embedding:
     return found
 
 
-def _integrated_gradients(model: LoadedModel, row: TokenizedRow, target: int) -> NDArray[np.float64]:
-    """Attribution of each token of `row` to the logit of `target` against the mean of the others: (L,)."""
+def _integrated_gradients(
+    model: LoadedModel, row: TokenizedRow, target: int, *, with_chart: bool = False
+) -> NDArray[np.float64]:
+    """Attribution of each token of `row` to the logit of `target` against the mean of the others: (L,).
+
+    `with_chart`: of the answer that the text gives together with the row's chart, which stays as it is.
+    """
     network, device = model.network, model.device
     batch = collate([row], model.backbone.pad_id, device)
     embedding = _embedding(model)
@@ -116,7 +123,14 @@ def _integrated_gradients(model: LoadedModel, row: TokenizedRow, target: int) ->
         path = (baseline + steps * (inputs - baseline)).requires_grad_(True)
         mask = batch.mask.expand(_STEPS, -1)
         hidden: Tensor = network.text(inputs_embeds=path, attention_mask=mask.long()).last_hidden_state
-        logits = network.sentiment_of_text(TextFeatures(hidden, mask, batch.span.expand(_STEPS, -1)))
+        features = TextFeatures(hidden, mask, batch.span.expand(_STEPS, -1))
+        if with_chart:
+            assert row.pixels is not None
+            seen = network.encode_images(row.pixels[None].to(device))
+            image = VisionOutput(seen.tokens.expand(_STEPS, -1, -1), seen.pooled.expand(_STEPS, -1))
+            logits = network.sentiment_of_both(features, image)
+        else:
+            logits = network.sentiment_of_text(features)
         others = [i for i in range(3) if i != target]
         (gradient,) = torch.autograd.grad((logits[:, target] - logits[:, others].mean(dim=1)).sum(), path)
     share = (gradient.mean(dim=0) * (inputs - baseline)[0]).sum(dim=-1)
@@ -336,7 +350,8 @@ def explain(
     target = int(said.sentiment[0].argmax())
     words: tuple[WordShare, ...] = ()
     if row.ids:
-        words = _words(model, row, _integrated_gradients(model, row, target))
+        with_chart = row.pixels is not None and bool(said.used_chart[0])
+        words = _words(model, row, _integrated_gradients(model, row, target, with_chart=with_chart))
     trend: str | None = None
     heat: tuple[tuple[float, ...], ...] = ()
     shares = (1.0, 0.0) if row.ids else (0.0, 1.0)

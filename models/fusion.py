@@ -2,8 +2,8 @@
 
 All three ways share one interface, so that they can be measured against each other:
 
-- `cross`: every text token looks at the image's tokens (cross-attention, Vaswani et al. 2017, section 3.2.3) and at a
-  null token, by which a text that needs no chart can look away;
+- `cross`: every text token looks at the image's tokens and at its pooled vector (cross-attention, Vaswani et al. 2017,
+  section 3.2.3), and at a null token, by which a text that needs no chart can look away;
 - `concat`: pooled text and pooled image side by side through a small network;
 - `pool`: the mean of pooled text and projected pooled image.
 
@@ -90,6 +90,9 @@ class CrossAttentionFusion(Fusion):
     def __init__(self, hidden_size: int, image_size: int, *, heads: int = 6, queries: int = 4) -> None:
         super().__init__(hidden_size)
         self.project = nn.Sequential(nn.Linear(image_size, hidden_size), nn.LayerNorm(hidden_size))
+        # The pooled vector holds what the encoder makes of the whole picture, such as where its curve begins and ends:
+        # no single place of it does.
+        self.project_whole = nn.Sequential(nn.Linear(image_size, hidden_size), nn.LayerNorm(hidden_size))
         self.null = nn.Parameter(torch.randn(hidden_size) * 0.02)
         self.absent_text = nn.Parameter(torch.randn(queries, hidden_size) * 0.02)
         self.norm = nn.LayerNorm(hidden_size)
@@ -103,7 +106,8 @@ class CrossAttentionFusion(Fusion):
 
     def _attend(self, tokens: Tensor, image: VisionTokens) -> Tensor:
         seen = self.project(image.tokens)
-        keys = torch.cat([self.null.to(seen.dtype).expand(len(seen), 1, -1), seen], dim=1)
+        whole = self.project_whole(image.pooled).unsqueeze(1)
+        keys = torch.cat([self.null.to(seen.dtype).expand(len(seen), 1, -1), whole, seen], dim=1)
         found, _ = self.attention(self.norm(tokens), keys, keys, need_weights=False)
         fused = tokens + found
         read: Tensor = fused + self.inner(fused)

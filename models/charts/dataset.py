@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.charts.labels import TREND_ORDER, net_move, trend_of
+from models.charts.labels import CURVE_POINTS, TREND_ORDER, close_curve, net_move, trend_of
 from models.charts.negatives import not_a_chart
 from models.charts.prices import Bars, Part, load_prices, part_of
 from models.charts.render import CLOSES_ONLY, Viewport, render
@@ -23,7 +23,17 @@ from models.charts.screens import worn
 from models.charts.styles import Kind, random_style
 from monitor.records import Trend
 
-__all__ = ["NOT_A_CHART", "Drawing", "Shard", "chart_picture", "drawn_chart", "prepare", "reshaped", "shards"]
+__all__ = [
+    "NOT_A_CHART",
+    "Drawing",
+    "Shard",
+    "chart_picture",
+    "drawn_bars",
+    "drawn_chart",
+    "prepare",
+    "reshaped",
+    "shards",
+]
 
 # Class index of a picture that is no chart; 0, 1, 2 are down, flat, up.
 NOT_A_CHART: Final = 3
@@ -36,10 +46,14 @@ Pixels = NDArray[np.uint8]
 
 
 class Shard(NamedTuple):
-    """`pixels` (N, H, W, 3) as the encoder takes them, `labels` (N,) class indices."""
+    """`pixels` (N, H, W, 3) as the encoder takes them, `labels` (N,) class indices, `curves` (N, CURVE_POINTS).
+
+    A curve is that of `models.charts.labels.close_curve`; of a picture that is no chart it means nothing.
+    """
 
     pixels: Pixels
     labels: NDArray[np.int64]
+    curves: NDArray[np.float32]
 
 
 def reshaped(bars: Bars, rng: np.random.Generator) -> Bars:
@@ -79,11 +93,13 @@ def _tickers(part: Part) -> tuple[str, ...]:
 
 
 class Drawing(NamedTuple):
-    """A chart as it was drawn: its style's kind, the bars in view, their net move from -1 to 1, and what that is."""
+    """A chart as it was drawn: its style's kind, the bars in view, their closes as a curve (`close_curve`), their net
+    move from -1 to 1, and what that is."""
 
     picture: Image.Image
     kind: Kind
     bars: int
+    curve: NDArray[np.float32]
     move: float
     trend: Trend
 
@@ -105,11 +121,22 @@ def drawn_chart(rng: np.random.Generator, part: Part, wanted: Trend | None = Non
         shown = min(count, window.count)
         first = min(_CONTEXT, window.count - shown)
         view = Viewport(first, first + shown, own_scale=not (wide and rng.random() < 0.6))
-        move = net_move(window.between(view.first, view.last), closes_only=closes_only)
+        seen = window.between(view.first, view.last)
+        move = net_move(seen, closes_only=closes_only)
         trend = trend_of(move)
         if wanted is None or trend is wanted:
             break
-    return Drawing(render(window, style, view), style.kind, shown, move, trend)
+    curve = close_curve(seen, closes_only=closes_only)
+    return Drawing(render(window, style, view), style.kind, shown, curve, move, trend)
+
+
+def drawn_bars(rng: np.random.Generator, bars: Bars) -> Drawing:
+    """A clean chart of exactly these bars, in a random style."""
+    style = random_style(rng)
+    closes_only = style.kind in CLOSES_ONLY
+    move, curve = net_move(bars, closes_only=closes_only), close_curve(bars, closes_only=closes_only)
+    view = Viewport(0, bars.count)
+    return Drawing(render(bars, style, view), style.kind, bars.count, curve, move, trend_of(move))
 
 
 def chart_picture(
@@ -130,17 +157,18 @@ def _make_shard(path: str, part: Part, number: int, count: int, seed: int) -> st
     rng = np.random.default_rng([seed, _PART_SEED[part], number])
     pixels = np.empty((count, HEIGHT, WIDTH, 3), dtype=np.uint8)
     labels = np.empty(count, dtype=np.int64)
+    curves = np.full((count, CURVE_POINTS), 0.5, dtype=np.float32)
     for i in range(count):
         if rng.random() < _NEGATIVE_SHARE:
             picture, labels[i] = not_a_chart(rng), NOT_A_CHART
         else:
-            picture, trend = chart_picture(rng, part, TREND_ORDER[int(rng.integers(3))])
-            labels[i] = TREND_ORDER.index(trend)
+            drawn = drawn_chart(rng, part, TREND_ORDER[int(rng.integers(3))])
+            picture, labels[i], curves[i] = worn(drawn.picture, rng), TREND_ORDER.index(drawn.trend), drawn.curve
         pixels[i] = to_pixels(picture)
     final = Path(path)
     part_file = final.with_suffix(f".{os.getpid()}.part")
     with part_file.open("wb") as file:
-        np.savez(file, pixels=pixels, labels=labels)
+        np.savez(file, pixels=pixels, labels=labels, curves=curves)
     part_file.replace(final)
     return path
 
@@ -187,5 +215,5 @@ def shards(folder: Path, part: Part, count: int) -> list[Shard]:
     loaded = []
     for path, _, _ in _files(folder, part, count):
         with np.load(path, allow_pickle=False) as archive:
-            loaded.append(Shard(archive["pixels"], archive["labels"]))
+            loaded.append(Shard(archive["pixels"], archive["labels"], archive["curves"]))
     return loaded

@@ -21,12 +21,15 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
+from models.charts.labels import CURVE_POINTS
 from monitor.errors import ModelError
 
 __all__ = [
     "ChartEncoder",
     "ChartEncoderConfig",
+    "ChartLogits",
     "ChartReader",
     "ChartReadings",
     "VisionOutput",
@@ -38,8 +41,8 @@ __all__ = [
     "to_pixels",
 ]
 
-HEIGHT: Final = 64
-WIDTH: Final = 112
+HEIGHT: Final = 80
+WIDTH: Final = 144
 WEIGHTS_FILE: Final = "model.safetensors"
 CONFIG_FILE: Final = "config.json"
 
@@ -60,13 +63,15 @@ class ChartEncoderConfig(msgspec.Struct, frozen=True, kw_only=True):
     height: int = HEIGHT
     width: int = WIDTH
     channels: tuple[int, int, int, int] = (40, 80, 144, 192)
+    pyramid: int = 48
+    keypoints: int = 32
     hidden_size: int = 192
     dropout: float = 0.1
     trend_temperature: float = 1.0
     chart_temperature: float = 1.0
     chart_threshold: float = 0.5
     weights_sha256: str = ""
-    architecture: str = "chart-encoder-1"
+    architecture: str = "chart-encoder-2"
 
 
 class VisionOutput(NamedTuple):
@@ -74,6 +79,14 @@ class VisionOutput(NamedTuple):
 
     tokens: Tensor
     pooled: Tensor
+
+
+class ChartLogits(NamedTuple):
+    """Uncalibrated logits `trend` (B, 3) and `chart` (B,), that the picture is one; `curve` (B, CURVE_POINTS)."""
+
+    trend: Tensor
+    chart: Tensor
+    curve: Tensor
 
 
 class ChartReadings(NamedTuple):
@@ -144,6 +157,14 @@ def preprocess(image: Image.Image) -> Tensor:
     return normalise(torch.from_numpy(to_pixels(image))[None])[0]
 
 
+def _coordinates(like: Tensor) -> Tensor:
+    """Heights and then abscissae of the cells of a map (B, C, H, W), as (1, 2, H, W) from -1 to 1."""
+    height, width = like.shape[2:]
+    y = torch.linspace(-1.0, 1.0, height, device=like.device, dtype=like.dtype).view(1, 1, height, 1)
+    x = torch.linspace(-1.0, 1.0, width, device=like.device, dtype=like.dtype).view(1, 1, 1, width)
+    return torch.cat([y.expand(1, 1, height, width), x.expand(1, 1, height, width)], dim=1)
+
+
 class _Residual(nn.Module):
     """Two 3 x 3 convolutions round a shortcut (He et al. 2016)."""
 
@@ -167,9 +188,14 @@ class _Residual(nn.Module):
 
 
 class ChartEncoder(nn.Module):
-    """Residual network with two coordinate channels (Liu et al. 2018): where a bar stands is what the label is about.
+    """Residual network that also tells where things are, because where the bars stand is what the label is about.
 
-    Knows two heads of its own: trend (3) and is-a-chart (1).
+    Two coordinate channels (Liu et al. 2018) go in. A feature pyramid (Lin et al. 2017) leads back to a quarter of the
+    input's resolution, where each of `keypoints` channels is reduced to the place of its mass by a spatial softmax
+    (Levine et al. 2016): exact to a fraction of a pixel, where pooling is not.
+
+    Knows heads of its own: the curve of closes (`models.charts.labels.close_curve`), which is learned beside the labels
+    since it says why a label is what it is; trend (3), which reads the curve, too; and is-a-chart (1).
     """
 
     def __init__(self, config: ChartEncoderConfig | None = None) -> None:
@@ -178,16 +204,23 @@ class ChartEncoder(nn.Module):
         stem, one, two, last = self.config.channels
         # Strides of 4 at once: half the time of two strides of 2, for a picture made of lines and blocks.
         self.stem = nn.Sequential(nn.Conv2d(5, stem, 7, 4, 2, bias=False), nn.BatchNorm2d(stem), nn.ReLU())
-        self.stages = nn.Sequential(_Residual(stem, one, 2), _Residual(one, two, 2), _Residual(two, last, 1))
+        self.first = _Residual(stem, one, 2)
+        self.second = nn.Sequential(_Residual(one, two, 2), _Residual(two, last, 1))
+        level, points = self.config.pyramid, self.config.keypoints
+        self.laterals = nn.ModuleList(nn.Conv2d(inputs, level, 1) for inputs in (stem, one, last))
+        self.locate = nn.Sequential(
+            nn.Conv2d(level, level, 3, 1, 1, bias=False), nn.BatchNorm2d(level), nn.ReLU(), nn.Conv2d(level, points, 1)
+        )
         size = self.config.hidden_size
         cells = (self.config.height // 16) * (self.config.width // 16)
         self.project = nn.Linear(last, size)
         # A few channels keep their places, so that "first" and "last" survive the pooling.
         self.place = nn.Conv2d(last, 8, 1)
-        self.pool = nn.Linear(last + 8 * cells, size)
+        self.pool = nn.Linear(last + 8 * cells + 2 * points, size)
         self.norm = nn.LayerNorm(size)
         self.dropout = nn.Dropout(self.config.dropout)
-        self.trend_head = nn.Linear(size, 3)
+        self.curve_head = nn.Linear(size, CURVE_POINTS)
+        self.trend_head = nn.Linear(size + CURVE_POINTS, 3)
         self.chart_head = nn.Linear(size, 1)
 
     @property
@@ -197,24 +230,36 @@ class ChartEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> VisionOutput:
         """`pixels` (B, 3, H, W) from `preprocess`."""
-        batch, _, height, width = pixels.shape
-        y = torch.linspace(-1.0, 1.0, height, device=pixels.device, dtype=pixels.dtype).view(1, 1, height, 1)
-        x = torch.linspace(-1.0, 1.0, width, device=pixels.device, dtype=pixels.dtype).view(1, 1, 1, width)
-        where = torch.cat([y.expand(batch, 1, height, width), x.expand(batch, 1, height, width)], dim=1)
-        features: Tensor = self.stages(self.stem(torch.cat([pixels, where], dim=1)))
+        where = _coordinates(pixels).expand(len(pixels), -1, -1, -1)
+        quarter = self.stem(torch.cat([pixels, where], dim=1))
+        eighth = self.first(quarter)
+        features: Tensor = self.second(eighth)
         tokens = self.project(features.flatten(2).transpose(1, 2))
         placed = torch.relu(self.place(features)).flatten(1)
-        pooled = self.norm(self.pool(torch.cat([features.mean(dim=(2, 3)), placed], dim=1)))
+        points = self._keypoints(quarter, eighth, features)
+        pooled = self.norm(self.pool(torch.cat([features.mean(dim=(2, 3)), placed, points], dim=1)))
         return VisionOutput(tokens, pooled)
 
-    def logits(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """Uncalibrated logits of the heads for `pooled` (B, D): trend (B, 3) and is-a-chart (B,)."""
+    def _keypoints(self, *levels: Tensor) -> Tensor:
+        """Places (B, 2 P), in [-1, 1], of the mass of P channels; `levels` are feature maps, the finest first."""
+        level: Tensor | None = None
+        for lateral, features in zip(reversed(self.laterals), reversed(levels), strict=True):
+            shown = lateral(features)
+            level = shown if level is None else shown + functional.interpolate(level, shown.shape[2:])
+        assert level is not None
+        mass = torch.softmax(self.locate(level).flatten(2), dim=-1)
+        return (mass @ _coordinates(level).flatten(2).transpose(1, 2)).flatten(1)
+
+    def heads(self, pooled: Tensor) -> ChartLogits:
+        """What the heads say about `pooled` (B, D), uncalibrated."""
         hidden = self.dropout(torch.relu(pooled))
-        return self.trend_head(hidden), self.chart_head(hidden).squeeze(-1)
+        curve = torch.sigmoid(self.curve_head(hidden))
+        trend = self.trend_head(torch.cat([hidden, curve], dim=1))
+        return ChartLogits(trend, self.chart_head(hidden).squeeze(-1), curve)
 
     def calibrated(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Calibrated probabilities for `pooled` (B, D): trend (B, 3) and is-a-chart (B,)."""
-        trend, chart = self.logits(pooled)
+        trend, chart, _ = self.heads(pooled)
         return (
             torch.softmax(trend / self.config.trend_temperature, dim=-1),
             torch.sigmoid(chart / self.config.chart_temperature),

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models.charts.dataset import NOT_A_CHART, Shard, prepare, shards
@@ -57,6 +58,7 @@ class ChartTraining:
     learning_rate: float = 2e-3
     weight_decay: float = 0.03
     chart_weight: float = 0.5
+    curve_weight: float = 4.0
     average_decay: float = 0.99
     seed: int = 7
     processes: int = 2
@@ -64,17 +66,26 @@ class ChartTraining:
     checkpoint_s: float = 120.0
 
 
-def _augmented(pixels: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Mirrored in time or price (which swaps up and down), negative, other colours; (B, H, W, 3) 8-bit."""
+class Batch(NamedTuple):
+    """8-bit pixels (B, H, W, 3), class indices (B,) and curves (B, CURVE_POINTS)."""
+
+    pixels: Tensor
+    labels: Tensor
+    curves: Tensor
+
+
+def _augmented(batch: Batch, generator: torch.Generator) -> Batch:
+    """Mirrored in time or price (which swaps up and down), negative, other colours."""
 
     def some(share: float) -> Tensor:
         return torch.rand(len(labels), generator=generator) < share
 
-    pixels, labels = pixels.clone(), labels.clone()
+    pixels, labels, curves = (part.clone() for part in batch)
     for axis in (1, 2):
         chosen = some(0.25)
         pixels[chosen] = pixels[chosen].flip(axis)
         labels[chosen] = _SWAPPED[labels[chosen]]
+        curves[chosen] = 1 - curves[chosen] if axis == 1 else curves[chosen].flip(1)
     chosen = some(0.15)
     pixels[chosen] = 255 - pixels[chosen]
     chosen = some(0.25)
@@ -82,22 +93,25 @@ def _augmented(pixels: Tensor, labels: Tensor, generator: torch.Generator) -> tu
     chosen = some(0.1)
     noise = torch.randn(pixels[chosen].shape, generator=generator) * 8
     pixels[chosen] = (pixels[chosen] + noise).clamp(0, 255).to(torch.uint8)
-    return pixels, labels
+    return Batch(pixels, labels, curves)
 
 
-def _loss(encoder: nn.Module, pixels: Tensor, labels: Tensor, chart_weight: float) -> Tensor:
-    trend, chart = encoder.logits(encoder(normalise(pixels).contiguous(memory_format=torch.channels_last)).pooled)  # type: ignore[operator]
-    is_chart = labels != NOT_A_CHART
-    loss = nn.functional.binary_cross_entropy_with_logits(chart, is_chart.float()) * chart_weight
+def _loss(encoder: ChartEncoder, batch: Batch, config: ChartTraining) -> Tensor:
+    pixels = normalise(batch.pixels).contiguous(memory_format=torch.channels_last)
+    trend, chart, curve = encoder.heads(encoder(pixels).pooled)
+    is_chart = batch.labels != NOT_A_CHART
+    loss = functional.binary_cross_entropy_with_logits(chart, is_chart.float()) * config.chart_weight
     if bool(is_chart.any()):
-        loss = loss + nn.functional.cross_entropy(trend[is_chart], labels[is_chart])
+        loss = loss + functional.cross_entropy(trend[is_chart], batch.labels[is_chart])
+        loss = loss + functional.l1_loss(curve[is_chart], batch.curves[is_chart]) * config.curve_weight
     return loss
 
 
-def _gather(parts: list[Shard], index: NDArray[np.int64], size: int) -> tuple[Tensor, Tensor]:
-    pixels = np.stack([parts[i // size].pixels[i % size] for i in index.tolist()])
-    labels = np.array([parts[i // size].labels[i % size] for i in index.tolist()])
-    return torch.from_numpy(pixels), torch.from_numpy(labels)
+def _gather(parts: list[Shard], index: NDArray[np.int64], size: int) -> Batch:
+    places = [(parts[i // size], i % size) for i in index.tolist()]
+    return Batch(
+        *(torch.from_numpy(np.stack([getattr(part, name)[at] for part, at in places])) for name in Batch._fields)
+    )
 
 
 @torch.inference_mode()
@@ -107,7 +121,7 @@ def _raw(encoder: ChartEncoder, parts: list[Shard], batch: int = 128) -> tuple[F
     trends, charts = [], []
     for part in parts:
         for start in range(0, len(part.labels), batch):
-            trend, chart = encoder.logits(
+            trend, chart, _ = encoder.heads(
                 encoder(normalise(torch.from_numpy(part.pixels[start : start + batch]))).pooled
             )
             trends.append(trend.double().numpy())
@@ -219,7 +233,7 @@ class _Run:
         torch.save(state, half)
         half.replace(self.checkpoint)
 
-    def advance(self, pixels: Tensor, labels: Tensor) -> float:
+    def advance(self, batch: Batch) -> float:
         """One optimisation step; the loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * _rate(self.step, self.steps)
@@ -228,7 +242,7 @@ class _Run:
         generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)
         self.encoder.train()
-        loss = _loss(self.encoder, *_augmented(pixels, labels, generator), self.config.chart_weight)
+        loss = _loss(self.encoder, _augmented(batch, generator), self.config)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.encoder.parameters(), 1.0)
@@ -272,7 +286,7 @@ def train_chart_encoder(out: Path, cache: Path, config: ChartTraining, report: R
         order = np.random.default_rng([config.seed, epoch]).permutation(config.pictures)
         for batch in range(at, per_epoch):
             chosen = order[batch * config.batch : (batch + 1) * config.batch]
-            loss = run.advance(*_gather(parts, chosen, size))
+            loss = run.advance(_gather(parts, chosen, size))
             say(f"training, loss {loss:.3f}", run.step, run.steps)
             if time.monotonic() - saved_at > config.checkpoint_s:
                 run.save()

@@ -31,8 +31,10 @@ __all__ = [
     "Material",
     "PairLogits",
     "SplitExamples",
+    "Texts",
     "attach_fusion",
     "attach_vision",
+    "encode_texts",
     "fit_fusion",
     "pair_logits",
     "prepare",
@@ -91,7 +93,8 @@ def _choose(examples: Sequence[Example], part: Part, count: int, seed: int) -> l
 
 
 @torch.no_grad()
-def _encode(network: Classifier, backbone: TextBackbone, config: TrainingConfig, examples: list[Example]) -> Texts:
+def encode_texts(network: Classifier, backbone: TextBackbone, config: TrainingConfig, examples: list[Example]) -> Texts:
+    """`examples` through the frozen text part; those of which no token is left are dropped."""
     network.eval()
     device = network.device()
     rows = RowTokenizer(backbone, config.max_tokens)([example.row for example in examples])
@@ -158,7 +161,7 @@ def prepare(
             progress("pictures", done, len(counts), f"drawing {count} for {part}")
         negatives = 0.15 if isinstance(vision, HuggingFaceVision) else 0.0
         found.pictures[part] = draw_pictures(vision, part, count, seed=config.seed, negatives=negatives)
-        found.texts[part] = _encode(network, backbone, config, _choose(held[part], part, 2 * count, config.seed))
+        found.texts[part] = encode_texts(network, backbone, config, _choose(held[part], part, 2 * count, config.seed))
     return found
 
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.charts.dataset import chart_picture, reshaped
-from models.charts.labels import TREND_ORDER, net_move, trend_of
+from models.charts.dataset import chart_picture, drawn_bars, reshaped
+from models.charts.labels import CURVE_POINTS, TREND_ORDER, close_curve, net_move, trend_of
 from models.charts.negatives import KINDS, not_a_chart
 from models.charts.prices import Bars, load_prices, part_of
-from models.charts.render import Viewport, render
+from models.charts.render import CLOSES_ONLY, Viewport, render
 from models.charts.screens import framed, worn
 from models.charts.styles import Kind, Style, random_style, tradingview_style
 from monitor.records import Trend
@@ -119,3 +119,23 @@ def test_a_frame_leaves_the_picture_its_share() -> None:
         around = framed(picture, np.random.default_rng(seed))
         assert around.width * around.height <= 300 * 200 / 0.35
         assert min(worn(picture, np.random.default_rng(seed)).size) >= 60
+
+
+def test_the_curve_of_closes_tells_the_net_move() -> None:
+    bars = load_prices()["AAPL"].between(100, 160)
+    for closes_only in (False, True):
+        curve = close_curve(bars, closes_only=closes_only)
+        assert curve.shape == (CURVE_POINTS,)
+        assert 0 <= curve.min() <= curve.max() <= 1
+        assert curve[-1] - curve[0] == pytest.approx(net_move(bars, closes_only=closes_only), abs=1e-6)
+    flat = Bars(*(np.full(3, 7.0) for _ in range(5)), bars.dates[:3])
+    assert (close_curve(flat) == 0.5).all()
+
+
+def test_given_bars_are_drawn_as_they_are() -> None:
+    bars = load_prices()["AAPL"].between(100, 140)
+    for seed in range(6):
+        drawn = drawn_bars(np.random.default_rng(seed), bars)
+        assert drawn.bars == 40
+        assert drawn.move == pytest.approx(net_move(bars, closes_only=drawn.kind in CLOSES_ONLY))
+        assert drawn.trend is trend_of(drawn.move)

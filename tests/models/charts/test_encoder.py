@@ -14,6 +14,8 @@ from PIL import Image
 
 from models.charts.dataset import chart_picture
 from models.charts.encoder import (
+    HEIGHT,
+    WIDTH,
     ChartEncoder,
     ChartEncoderConfig,
     ChartReader,
@@ -54,16 +56,16 @@ def test_margins_and_frames_make_no_difference(margins: list[int], frame: int) -
     np.testing.assert_array_equal(to_pixels(outer)[3:-3, 3:-3], to_pixels(inner)[3:-3, 3:-3])
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 500), (3, 2), (500, 1), (112, 64)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (3, 2), (500, 1), (WIDTH, HEIGHT)])
 def test_a_plain_picture_of_any_size_is_an_input(size: tuple[int, int]) -> None:
     pixels = to_pixels(Image.new("RGB", size, (7, 80, 200)))
-    assert pixels.shape == (64, 112, 3)
+    assert pixels.shape == (HEIGHT, WIDTH, 3)
     assert (pixels == (7, 80, 200)).all()
 
 
 def test_preprocess_is_the_normalised_picture() -> None:
     tensor = preprocess(drawing())
-    assert tensor.shape == (3, 64, 112)
+    assert tensor.shape == (3, HEIGHT, WIDTH)
     assert float(tensor.max()) == pytest.approx(2.0)
     torch.testing.assert_close(tensor, normalise(torch.from_numpy(to_pixels(drawing()))[None])[0])
 
@@ -72,7 +74,7 @@ def test_shapes_and_batches_agree(reader: ChartReader) -> None:
     pictures = [chart_picture(np.random.default_rng(seed), "test")[0] for seed in range(5)]
     output = reader.encoder(torch.stack([preprocess(picture) for picture in pictures]))
     size = reader.encoder.hidden_size
-    assert output.tokens.shape == (5, 28, size)
+    assert output.tokens.shape == (5, HEIGHT // 16 * (WIDTH // 16), size)
     assert output.pooled.shape == (5, size)
     together = reader.read(pictures)
     assert together.trend.shape == (5, 3)
@@ -109,7 +111,7 @@ def test_saved_weights_come_back_and_damage_is_found_out(tmp_path: Path) -> None
     encoder = ChartEncoder(ChartEncoderConfig(trend_temperature=1.5)).eval()
     save_chart_encoder(encoder, tmp_path / "a")
     again = load_chart_encoder(tmp_path / "a")
-    pixels = torch.randn(2, 3, 64, 112)
+    pixels = torch.randn(2, 3, HEIGHT, WIDTH)
     torch.testing.assert_close(encoder(pixels).pooled, again(pixels).pooled)
     assert again.config.trend_temperature == 1.5
 

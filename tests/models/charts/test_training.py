@@ -10,8 +10,9 @@ import torch
 from scipy.special import expit, softmax
 
 from models.charts.dataset import NOT_A_CHART, Shard, prepare, shards
-from models.charts.encoder import ChartEncoder, ChartReader, load_chart_encoder
-from models.charts.train import ChartTraining, _augmented, calibrate, measure, train_chart_encoder
+from models.charts.encoder import HEIGHT, WIDTH, ChartEncoder, ChartReader, load_chart_encoder
+from models.charts.labels import CURVE_POINTS, TREND_ORDER, trend_of
+from models.charts.train import Batch, ChartTraining, _augmented, calibrate, measure, train_chart_encoder
 
 TINY = ChartTraining(pictures=16, held_out=12, epochs=1, batch=4, processes=1, threads=1, checkpoint_s=0.0)
 
@@ -56,7 +57,10 @@ def test_drawn_shards_are_kept_and_seeded(tmp_path: Path) -> None:
     first = shards(tmp_path, "test", 6)[0]
     prepare(tmp_path, "test", 6, seed=3, processes=1)
     assert told == [(0, 1), (1, 1)]
-    assert first.pixels.shape == (6, 64, 112, 3)
+    moves = first.curves[:, -1] - first.curves[:, 0]
+    for move, label in zip(moves.tolist(), first.labels.tolist(), strict=True):
+        assert label == NOT_A_CHART or TREND_ORDER[label] is trend_of(move)
+    assert first.pixels.shape == (6, HEIGHT, WIDTH, 3)
     assert set(first.labels.tolist()) <= {0, 1, 2, NOT_A_CHART}
 
 
@@ -64,7 +68,8 @@ def test_mirrored_pictures_get_the_mirrored_label() -> None:
     pixels = torch.zeros(400, 4, 6, 3, dtype=torch.uint8)
     pixels[:, 0, 5] = 200  # upper right: a rise
     labels = torch.full((400,), 2)
-    changed, now = _augmented(pixels, labels, torch.Generator().manual_seed(1))
+    rise = torch.linspace(0.1, 1.0, CURVE_POINTS).expand(400, -1)
+    changed, now, curves = _augmented(Batch(pixels, labels, rise), torch.Generator().manual_seed(1))
     assert (pixels[:, 0, 5] == 200).all()
     assert set(now.tolist()) == {0, 2}
     for picture, label in zip(changed.float().mean(-1), now.tolist(), strict=True):
@@ -72,6 +77,9 @@ def test_mirrored_pictures_get_the_mirrored_label() -> None:
         row, column = divmod(int((picture - ground).abs().argmax()), 6)
         up = (row == 0) == (column == 5)
         assert label == (2 if up else 0)
+    # A curve goes with its label: what falls ends below where it began.
+    assert ((curves[:, -1] > curves[:, 0]) == (now == 2)).all()
+    assert torch.equal(rise, torch.linspace(0.1, 1.0, CURVE_POINTS).expand(400, -1))
 
 
 def test_calibration_finds_the_temperature_that_was_put_in() -> None:
@@ -88,7 +96,8 @@ def test_calibration_finds_the_temperature_that_was_put_in() -> None:
 def test_measures_of_an_untrained_network_are_those_of_chance() -> None:
     rng = np.random.default_rng(5)
     labels = rng.integers(0, 4, 120)
-    shard = Shard(rng.integers(0, 256, (120, 64, 112, 3), dtype=np.uint8), labels)
+    curves = np.full((120, CURVE_POINTS), 0.5, dtype=np.float32)
+    shard = Shard(rng.integers(0, 256, (120, HEIGHT, WIDTH, 3), dtype=np.uint8), labels, curves)
     torch.manual_seed(0)
     found = measure(ChartReader(ChartEncoder()), [shard])
     confusion = np.array(found["confusion"])
