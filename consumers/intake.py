@@ -153,7 +153,7 @@ class Intake:
         if record.value is None:
             marker = _marker(record.headers or (), now)
             if isinstance(marker, datetime):
-                progress.read(record.offset, epoch_ms(marker))
+                progress.read(record.offset, epoch_ms(min(marker, now)))
                 origin.done()
                 return []
             return self._refuse(origin, marker or Rejected(code="empty", reason="The record is empty."))

@@ -1,7 +1,8 @@
 """The records that travel between the processes, and the one place that decodes them.
 
 Every record is an immutable `msgspec.Struct`; `encode` and the `decode_*` functions are the only ways on and off
-the wire. The JSON Schemas in `docs/schemas/` are generated from these classes (`scripts/generate.py`).
+the wire. The JSON Schemas in `docs/schemas/` are generated from these classes (`scripts/generate.py`). A public record
+carries every one of its fields and its schema version, so that a reader need not know the defaults.
 Times are UTC; on the wire they are RFC 3339 strings.
 """
 
@@ -54,7 +55,7 @@ class Modality(StrEnum):
     BOTH = "both"
 
 
-class NewsItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class NewsItem(msgspec.Struct, frozen=True, kw_only=True):
     """One piece of news as a feed yields it and as it lies on the `news` topic.
 
     `title` or `body` is never empty (but for the stand-in item of a chart that came alone).
@@ -118,7 +119,7 @@ class TopicScore(msgspec.Struct, frozen=True, kw_only=True):
     probabilities: dict[str, float]
 
 
-class EntityScore(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class EntityScore(msgspec.Struct, frozen=True, kw_only=True):
     """Sentiment towards one entity. `ticker` is empty when the name could not be linked.
 
     `relevance` in [0, 1] says how much the item is about this entity.
@@ -144,7 +145,7 @@ class ChartScore(msgspec.Struct, frozen=True, kw_only=True):
     p_chart: float
 
 
-class AppliedRule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class AppliedRule(msgspec.Struct, frozen=True, kw_only=True):
     """A rule that spoke about an item: what it is called, the words that it found, and why it is there.
 
     `effect` is `not_positive`, `not_negative` or `flag`. `before` is the model's own sentiment where the rule changed
@@ -159,7 +160,7 @@ class AppliedRule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     entity: str = ""
 
 
-class ScoredItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ScoredItem(msgspec.Struct, frozen=True, kw_only=True):
     """One scored item: the record of the public `scored` topic and the line that `score` prints."""
 
     id: str

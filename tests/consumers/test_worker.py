@@ -307,8 +307,11 @@ def test_future_times_do_not_push_the_watermark(kafka_settings: Settings, store:
     soon = datetime.now(UTC) + timedelta(hours=20)
     with sending(settings) as sender, working(settings, WordScorer(), store):
         sender.item(news(1, published_at=soon))
+        for partition in range(settings.kafka_partitions):
+            sender.mark("news", partition, soon)
         sender.flush()
         until(lambda: "i1" in stored(store))
+        until(lambda: sum(committed(settings).values()) == 1 + settings.kafka_partitions)
         until(lambda: any(source.at for source in last_sources(settings).values()))
     assert max(s.at for s in last_sources(settings).values()) <= datetime.now(UTC).timestamp() * 1000
     assert json.loads(records(settings, "scored")[0].value)["published_at"].startswith(soon.isoformat()[:16])
