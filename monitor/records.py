@@ -24,6 +24,7 @@ MAX_ID_CHARS: Final = 256
 # A chart that is scored by itself is stored as an item with the id `chart:<chart_id>`.
 MAX_CHART_ID_CHARS: Final = MAX_ID_CHARS - len("chart:")
 MAX_TICKERS: Final = 64
+MAX_CHART_IDS: Final = 64
 
 _TICKER = re.compile(r"[^\s:,]{1,32}")
 
@@ -298,6 +299,13 @@ def derive_id(source: str, url: str, title: str, body: str, published_at: dateti
     return hashlib.sha256("\x1f".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
+def derive_chart_id(item_id: str, image: bytes) -> str:
+    """A stable id for a chart that has none: the same picture of the same item gives the same id, of another item, or
+    alone (`item_id` empty), another one."""
+    own = item_id.encode("utf-8", "surrogatepass") + b"\x1f" if item_id else b""
+    return hashlib.sha256(own + image).hexdigest()[:32]
+
+
 def _text(fields: Mapping[str, Any], name: str) -> str | Rejected:
     value = fields.get(name)
     if value is None:
@@ -358,7 +366,7 @@ def news_item(fields: object, now: datetime) -> NewsItem | Rejected:
         lang=texts["lang"],
         tickers=normalise_tickers(tickers),
         kind=texts["kind"] or "news",
-        chart_ids=chart_ids,
+        chart_ids=chart_ids[:MAX_CHART_IDS],
     )
 
 
@@ -387,7 +395,7 @@ def decode_chart(
 ) -> Chart | Rejected:
     """A chart from a Kafka record: image bytes in the value, all else in headers. Does not decode the image.
 
-    Without a `chart_id` header the id is derived from the image. `tickers` is a comma-separated list.
+    Without a `chart_id` header the id is derived (`derive_chart_id`). `tickers` is a comma-separated list.
     """
     if not value:
         return Rejected(code="empty", reason="The image is empty.")
@@ -398,11 +406,11 @@ def decode_chart(
         try:
             fields[name] = (raw or b"").decode("utf-8").replace("\x00", "").strip()
         except UnicodeDecodeError:
-            return Rejected(code="bad_encoding", reason=f"The header {name} is not UTF-8.")
+            return Rejected(code="bad_encoding", reason=f"The header {name[:64]} is not UTF-8.")
     at = check_time(fields.get("published_at"), now)
     if isinstance(at, Rejected):
         return at
-    chart_id = fields.get("chart_id") or hashlib.sha256(value).hexdigest()[:32]
+    chart_id = fields.get("chart_id") or derive_chart_id(fields.get("item_id", ""), value)
     if len(chart_id) > MAX_CHART_ID_CHARS or len(fields.get("item_id", "")) > MAX_ID_CHARS:
         return Rejected(
             code="bad_id",

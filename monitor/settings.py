@@ -107,7 +107,8 @@ class Settings(BaseSettings):
     companies_file: str = Field("", description="CSV of companies (ticker,name,aliases) laid over the bundled table.")
     sentiment_rules_file: str = Field("", description="TOML file of rules over the model; empty: the bundled ones.")
     max_chart_bytes: int = Field(4 << 20, ge=1024, description="Largest chart image in bytes.")
-    max_chart_pixels: int = Field(40_000_000, ge=10_000, description="Largest chart image in pixels, once decoded.")
+    # A screen of 3840 x 2160 pixels has 8.3 million; decoded, a pixel takes 3 bytes, in several copies.
+    max_chart_pixels: int = Field(10_000_000, ge=10_000, description="Largest chart image in pixels, once decoded.")
     max_text_chars: int = Field(50_000, ge=100, description="Characters of an item's text that are kept and read.")
 
     # Counting

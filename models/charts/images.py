@@ -15,7 +15,7 @@ from monitor.records import Rejected
 
 __all__ = ["DEFAULT_MAX_PIXELS", "decode_image", "image_size", "media_type"]
 
-DEFAULT_MAX_PIXELS: Final = 40_000_000
+DEFAULT_MAX_PIXELS: Final = 10_000_000
 MAX_SIDE: Final = 65_535
 
 _FORMATS: Final = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}

@@ -17,6 +17,7 @@ from PIL import Image
 
 from models.charts.images import decode_image, image_size, media_type
 from monitor.records import Rejected
+from monitor.settings import Settings
 
 
 @pytest.fixture(autouse=True)
@@ -149,6 +150,12 @@ def test_a_bomb_is_refused_by_its_header_alone(monkeypatch: pytest.MonkeyPatch) 
     assert rejection(bomb(1, 60_000_000)) == "too_many_pixels"
     assert rejection(bomb(101, 100), max_pixels=10_000) == "too_many_pixels"
     assert rejection(bomb(0, 100)) == "undecodable_image"
+
+
+def test_a_screen_of_4k_is_read_unless_configured_otherwise_and_a_larger_one_is_not() -> None:
+    limit = Settings().max_chart_pixels
+    assert isinstance(decode_image(coded(picture("L", (3840, 2160)), "PNG"), max_pixels=limit), Image.Image)
+    assert rejection(bomb(5120, 2880), max_pixels=limit) == "too_many_pixels"
 
 
 def test_a_limit_above_the_library_s_own_warns_nobody() -> None:
