@@ -66,6 +66,8 @@ def _receiver(status: ReceiverStatus, health: ReceiverHealth | None, test: Deliv
         text, try_it, switch = st.columns([6, 1.3, 1.3], vertical_alignment="center")
         state = chip("on", "positive") if status.enabled else chip("off", "negative")
         off = "" if status.enabled else f" {escape(status.disabled_reason or '')}"
+        if status.enabled and status.quiet(datetime.now(UTC)):
+            off = f" wants nothing until <time>{clock(status.quiet_until)}</time> UTC"
         kind, address = (escape(str(status.definition.get(field, ""))) for field in ("kind", "address"))
         doing = (
             f"{health.waiting} waiting, {health.failed} given up, last delivery <time>"
@@ -116,7 +118,10 @@ def _undelivered() -> None:
         return
     deliveries_table(waiting, with_alert=True)
     note, button = st.columns([5, 2], vertical_alignment="center")
-    note.caption(f"{len(waiting)} listed. Sent again, they keep their ids: a receiver knows what it has seen.")
+    note.caption(
+        f"{len(waiting)} listed. Sent again, they keep their ids: a receiver knows what it has seen. "
+        "What came later about the same alert follows once more."
+    )
     if button.button("Send all again now", icon=":material/replay:", disabled=not name, width="stretch"):
         with change() as connection:
             number = replay(connection, datetime.now(UTC), by=name)

@@ -222,8 +222,11 @@ def receivers(json: Annotated[bool, typer.Option("--json", help="JSON Lines inst
         err.print("No receivers yet: set webhook_urls or receivers_file and start the notifier.")
         return
     table = plain_table("name", "kind", "address", "state")
+    now = datetime.now(UTC)
     for one in found:
         state = "on" if one.enabled else f"off: {one.disabled_reason}"
+        if one.enabled and one.quiet(now):
+            state = f"on, wants nothing until {moment(one.quiet_until)} UTC"
         table.add_row(Text(one.name), one.definition["kind"], Text(one.definition["address"]), Text(state))
     out.print(table)
 
@@ -246,14 +249,19 @@ def enable(name: Annotated[str, typer.Argument(metavar="RECEIVER", help="The rec
 def _test(config: NotificationConfig, names: Sequence[str], dashboard_url: str) -> dict[str, Outcome]:
     import asyncio
 
-    from monitor.alerts.lifecycle import trial_notice
-    from monitor.alerts.senders import open_senders
+    from monitor.alerts.lifecycle import trial_notices
+    from monitor.alerts.senders import Sender, open_senders
+
+    async def try_one(name: str, sender: Sender) -> Outcome:
+        """The outcome of the first notice that did not arrive, else of the last. The end is sent also when the
+        beginning got no answer: it may have arrived."""
+        outcomes = [await sender.send(*one) for one in trial_notices(name, datetime.now(UTC), dashboard_url)]
+        return next((outcome for outcome in outcomes if not outcome.delivered), outcomes[-1])
 
     async def send() -> dict[str, Outcome]:
         senders = open_senders(config)
         try:
-            notices = {name: trial_notice(name, datetime.now(UTC), dashboard_url) for name in names}
-            outcomes = await asyncio.gather(*(senders[name].send(*notices[name]) for name in names))
+            outcomes = await asyncio.gather(*(try_one(name, senders[name]) for name in names))
             return dict(zip(names, outcomes, strict=True))
         finally:
             for sender in senders.values():
@@ -264,7 +272,7 @@ def _test(config: NotificationConfig, names: Sequence[str], dashboard_url: str) 
 
 @app.command("test")
 def try_receivers(name: Annotated[str, typer.Argument(metavar="[RECEIVER]", help="Only this one.")] = "") -> None:
-    """Send a signed test notice to the receivers and say what they answered."""
+    """Send the receivers a signed test: a made-up alert and its end; say what they answered."""
     from monitor.alerts.config import load_notifications
     from monitor.errors import ConfigurationError, DeliveryError
 

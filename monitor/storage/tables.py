@@ -350,6 +350,7 @@ deliveries = Table(
     Column("last_error", Text, nullable=True),
     Column("created_at", UtcTime, nullable=False),
     Column("delivered_at", UtcTime, nullable=True),
+    Column("released_at", UtcTime, nullable=True),
     Index(None, "state", "next_attempt_at"),
     Index(None, "receiver", "position"),
 )
@@ -362,6 +363,7 @@ receivers = Table(
     Column("enabled", Boolean, nullable=False),
     Column("disabled_reason", Text, nullable=True),
     Column("updated_at", UtcTime, nullable=False),
+    Column("quiet_until", UtcTime, nullable=True),
 )
 
 rules = Table(

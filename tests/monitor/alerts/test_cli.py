@@ -157,8 +157,10 @@ def test_test_sends_a_signed_notice(store: Engine, monkeypatch: pytest.MonkeyPat
             run("test")
         monkeypatch.setenv("SENTIMENT_MONITOR_EGRESS_ALLOW", f"127.0.0.1:{receiver.port}")
         run("test")
-        (got,) = receiver.received
+        got, over = receiver.received
         assert (got.type, got.payload["data"]["rule"]) == ("alert.firing", "test")
+        # Nothing stays open at the receiver.
+        assert (over.type, over.payload["data"]["id"]) == ("alert.resolved", got.payload["data"]["id"])
         with pytest.raises(ConfigurationError, match="no receiver desk"):
             run("test", "desk")
     with pytest.raises(DeliveryError, match="webhook-1"):

@@ -16,14 +16,14 @@ from monitor.alerts.routing import Route
 from monitor.alerts.rules import Rule, Rules
 from monitor.egress.policy import EgressPolicy
 from monitor.storage import deliveries, undelivered
-from monitor.storage.alerts import acknowledge, audit_trail, record_decisions
+from monitor.storage.alerts import acknowledge, audit_trail, firing_ids, record_decisions
 from monitor.storage.audit import changes
 from monitor.storage.engine import writing
 from monitor.storage.receivers import disable, enable, sync
 from monitor.storage.rules import alerts_taken, mute_rule, save_rule, sync_rules, taken_counts
 from monitor.storage.silences import add_silence
 from monitor.storage.tables import deliveries as delivery_table
-from monitor.storage.tables import items
+from monitor.storage.tables import episodes, items
 from monitor.surges.judge import JudgeConfig
 from tests.monitor.alerts.builders import AT, DASHBOARD, decision, put_story
 
@@ -65,6 +65,16 @@ def arrived(conn: Connection, at: datetime) -> None:
 
 def trail(conn: Connection) -> list[str]:
     return [entry["event"] for entry in audit_trail(conn, ID)]
+
+
+def crowd(conn: Connection, number: int) -> None:
+    """So many younger alerts that fire."""
+    columns = dict(conn.execute(select(episodes).where(episodes.c.id == ID)).one()._mapping)
+    for one in range(number):
+        alert = columns["evidence"] | {"id": f"t{one}", "key": f"ticker:T{one}"}
+        at = AT + timedelta(minutes=1 + one)
+        row = {"id": f"t{one}", "key": f"ticker:T{one}", "evidence": alert, "fired_at": at}
+        conn.execute(episodes.insert().values(**(columns | row)))
 
 
 DESK = config_of(Route(("desk",)))
@@ -259,6 +269,39 @@ def test_nothing_held_back_is_escalated(store: Engine) -> None:
         assert announce_again(conn, config, NOW + timedelta(hours=1)) == 0
 
 
+def test_what_was_held_back_is_escalated_from_when_it_was_let_go(store: Engine) -> None:
+    config = config_of(Route(("desk",), escalate_after=timedelta(minutes=15), escalate_to=("boss",)))
+    with writing(store) as conn:
+        end = NOW + timedelta(hours=1)
+        add_silence(conn, key="*", starts_at=AT, ends_at=end, comment="known", author="ada")
+        record(conn, decision())
+        route_outbox(conn, config, NOW)
+        assert release_held(conn, config, end) == 1
+        assert announce_again(conn, config, end) == 0
+        assert announce_again(conn, config, end + timedelta(minutes=14)) == 0
+        assert announce_again(conn, config, end + timedelta(minutes=15)) == 1
+        assert notices(conn)[("boss", ID, "firing")] == "pending"
+
+
+def test_no_alert_is_too_many_to_be_looked_at_again(store: Engine) -> None:
+    config = config_of(Route(("desk",), repeat=timedelta(hours=4)))
+    with writing(store) as conn:
+        end = NOW + timedelta(hours=1)
+        add_silence(conn, key="*", starts_at=AT, ends_at=end, comment="known", author="ada")
+        record(conn, decision(key="market", episode_id="wide"), decision())
+        route_outbox(conn, config, NOW)
+        assert set(notices(conn).values()) == {"held"}
+        crowd(conn, 1_001)
+        held = firing_ids(conn, held=True)
+        assert held == ["wide", ID]
+        assert len(firing_ids(conn)) == 1_003
+        # The market's goes out, and still explains the ticker's.
+        assert release_held(conn, config, end) == 1
+        assert notices(conn) == {("desk", "wide", "firing"): "pending", ("desk", ID, "firing"): "held"}
+        arrived(conn, end)
+        assert announce_again(conn, config, end + timedelta(hours=4)) == 1
+
+
 def test_what_a_switched_off_receiver_misses_is_listed(store: Engine) -> None:
     with writing(store) as conn:
         sync(conn, {"desk": DESK.receivers["desk"].definition}, AT)
@@ -343,6 +386,7 @@ def test_a_rule_made_in_the_store_holds_at_once(store: Engine) -> None:
 def test_a_test_notice_is_asked_for_and_noted(store: Engine) -> None:
     with writing(store) as conn:
         webhook_id = request_trial(conn, "desk", NOW, DASHBOARD, by="ada")
+        # Its end waits for it.
         (row,) = deliveries.due(conn, "desk", NOW, 10)
         assert (row.id, row.event) == (webhook_id, "test")
         assert undelivered.undelivered(conn) == []
@@ -350,7 +394,15 @@ def test_a_test_notice_is_asked_for_and_noted(store: Engine) -> None:
         assert undelivered.undelivered(conn) == []
         assert undelivered.replay(conn, NOW) == 0
         assert deliveries.tests_of_receivers(conn)["desk"].last_error == "The receiver answered 500."
-        assert [(change.actor, change.event) for change in changes(conn)] == [("ada", "test requested")]
+        (over,) = deliveries.due(conn, "desk", NOW, 10)
+        deliveries.finish(conn, over.id, 200, NOW)
+        assert deliveries.tests_of_receivers(conn)["desk"].last_error == "The receiver answered 500."
+        later = NOW + timedelta(minutes=1)
+        request_trial(conn, "desk", later, DASHBOARD, by="ada")
+        assert deliveries.tests_of_receivers(conn)["desk"].state == "pending"
+        arrived(conn, later)
+        assert deliveries.tests_of_receivers(conn)["desk"].state == "delivered"
+        assert [(change.actor, change.event) for change in changes(conn)] == [("ada", "test requested")] * 2
 
 
 def test_without_receivers_events_are_routed_to_nobody(store: Engine) -> None:
