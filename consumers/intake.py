@@ -12,6 +12,7 @@ from kafka.structs import TopicPartition
 
 from consumers.progress import PartitionProgress, Sources
 from consumers.topics import CHARTS, NEWS
+from consumers.unreadable import Unreadable
 from models.charts.images import decode_image, media_type
 from monitor.pairing import Group, Pairing
 from monitor.records import Chart, NewsItem, Rejected, check_time, decode_chart, decode_news
@@ -150,6 +151,8 @@ class Intake:
 
     def _take(self, record: Any, progress: PartitionProgress, now: datetime, reading_s: float) -> list[Group[Origin]]:
         origin = Origin(record, progress)
+        if isinstance(record.value, Unreadable):
+            return self._refuse(origin, Rejected(code="unreadable", reason=record.value.reason))
         if record.value is None:
             marker = _marker(record.headers or (), now)
             if isinstance(marker, datetime):

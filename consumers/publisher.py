@@ -100,7 +100,8 @@ def dead_letter_record(record: Any, rejected: Rejected) -> Outgoing:
     headers += [(f"{ORIGIN_HEADER}{name}", value or b"") for name, value in record.headers or ()]
     if record.value is None:
         headers.append((f"{ORIGIN}null", b"1"))
-    return Outgoing(DEAD_LETTERS, record.value or b"", record.key, headers=headers)
+    # As plain bytes: producers take no others.
+    return Outgoing(DEAD_LETTERS, bytes(record.value or b""), record.key, headers=headers)
 
 
 class Publisher:

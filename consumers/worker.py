@@ -28,6 +28,7 @@ from consumers.pipeline import Pipeline
 from consumers.publisher import Outgoing, Publisher, contribution_records
 from consumers.scoring import Scoring
 from consumers.topics import CHARTS, CONTRIBUTIONS, NEWS, ensure_topics
+from consumers.unreadable import hand_out_unreadable
 from monitor.health import Health
 from monitor.pairing import Group
 from monitor.records import Contribution, SourceWatermark
@@ -125,6 +126,7 @@ class Worker:
             fetch_max_wait_ms=IDLE_POLL_MS,
             metadata_max_age_ms=METADATA_AGE_MS,
         )
+        hand_out_unreadable(client)
         topics = [self._settings.topic(NEWS), self._settings.topic(CHARTS)]
         with broker_errors(self._settings):
             subscribe(client, topics, self._listener)
