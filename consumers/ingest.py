@@ -245,7 +245,9 @@ def poll_feeds(
             for feed in feeds:
                 if feed.due_s > time.monotonic() or stop.is_set():
                     continue
-                polled = feed.poll(client, datetime.now(UTC), time.monotonic())
+                polled = feed.poll(client, datetime.now(UTC), time.monotonic(), stop.is_set)
+                if stop.is_set() and not polled.items:
+                    break
                 try:
                     polled.items, refused = _send_what_fits(ingest, polled.items)
                     polled.skipped += refused
