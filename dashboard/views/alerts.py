@@ -196,6 +196,8 @@ def _acts(alert: Alert) -> None:
         if st.form_submit_button(plain(f"Silence {title_of(alert.key)}")):
             if not name_given:
                 st.warning("Give your name first.")
+            elif not (comment or "").strip():
+                st.warning("Say why: it stands beside what the silence holds back.")
             else:
                 now = datetime.now(UTC)
                 with change() as connection:

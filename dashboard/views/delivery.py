@@ -130,7 +130,9 @@ def _undelivered() -> None:
 
 
 def _silence_form(name: str) -> None:
-    with st.form("silence", border=False, clear_on_submit=True):
+    # A form of another name is empty: what was refused stays for its mistake to be mended.
+    made = st.session_state.setdefault("silences-made", 0)
+    with st.form(f"silence-{made}", border=False):
         what, rule, hours, why, send = st.columns([3, 2, 1.5, 3, 1.5], vertical_alignment="bottom")
         key = what.text_input("Key or pattern", placeholder="ticker:AAPL, topic:*, *", max_chars=160)
         pattern = rule.text_input("Rule or pattern", "*", max_chars=160)
@@ -141,6 +143,9 @@ def _silence_form(name: str) -> None:
         return
     if not name:
         st.warning("Give your name first.", icon=":material/person:")
+        return
+    if not (comment or "").strip():
+        st.warning("Say why: it stands beside what the silence holds back.", icon=":material/edit_note:")
         return
     now = datetime.now(UTC)
     with change() as connection:
@@ -153,6 +158,7 @@ def _silence_form(name: str) -> None:
             comment=comment or "",
             author=name,
         )
+    st.session_state["silences-made"] = made + 1
     st.rerun()
 
 

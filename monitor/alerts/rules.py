@@ -69,7 +69,7 @@ class RuleEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 @dataclass(frozen=True)
 class Rule:
     """Which surges are announced: their sort, keys by pattern, severity, windows, evidence, and hours; see
-    `RuleEntry`."""
+    `RuleEntry`. `entry` is where it is written, if it is."""
 
     name: str
     surge: str = field(default=NEGATIVE, kw_only=True)
@@ -88,6 +88,7 @@ class Rule:
     receivers: tuple[str, ...] = ()
     enabled: bool = True
     description: str = ""
+    entry: Entry | None = field(default=None, compare=False, repr=False)
 
     @property
     def definition(self) -> dict[str, Any]:
@@ -268,6 +269,7 @@ def rule_of(entry: Entry, judge: JudgeConfig) -> Rule:
         week=weekly_hours(entry, fields),
         receivers=fields.receivers,
         enabled=fields.enabled,
+        entry=entry,
     )
 
 

@@ -146,7 +146,7 @@ def ack(
 def silence(
     key: Annotated[str, typer.Argument(metavar="KEY", help="Window key or pattern: ticker:AAPL, 'topic:*', '*'.")],
     length: Annotated[str, typer.Option("--for", help="How long: 30m, 2h, 1d.")],
-    comment: Annotated[str, typer.Option(help="Why.")] = "",
+    comment: Annotated[str, typer.Option(help="Why.")],
     rule: Annotated[str, typer.Option(help="Only alerts of this rule (or pattern).")] = "*",
     by: Annotated[str, typer.Option(help="Who silences; else your user name.")] = "",
 ) -> None:
@@ -273,11 +273,17 @@ def _test(config: NotificationConfig, names: Sequence[str], dashboard_url: str) 
 @app.command("test")
 def try_receivers(name: Annotated[str, typer.Argument(metavar="[RECEIVER]", help="Only this one.")] = "") -> None:
     """Send the receivers a signed test: a made-up alert and its end; say what they answered."""
+    import asyncio
+
     from monitor.alerts.config import load_notifications
+    from monitor.alerts.targets import check_names
     from monitor.errors import ConfigurationError, DeliveryError
 
     settings = current_settings()
     config = load_notifications(settings)
+    wanted = {one: receiver for one, receiver in config.receivers.items() if name in ("", one)}
+    for unknown in asyncio.run(check_names(wanted, config.policy)):
+        err.print(f"{unknown}: no name server tells where it leads; that is checked again when something is sent.")
     names = [name] if name else list(config.receivers)
     if not names:
         raise ConfigurationError("There is no receiver to test.", "Set webhook_urls or receivers_file.")

@@ -177,6 +177,11 @@ class EgressPolicy:
         netloc = shown if port == DEFAULT_PORTS[scheme] else f"{shown}:{port}"
         return urlunsplit((scheme, netloc, parts.path or "/", parts.query, ""))
 
+    def check_host(self, host: str, port: int) -> str:
+        """A host that does not stand in a URL, in its one canonical spelling; everything that can be said without
+        looking it up. Raises `EgressBlockedError`."""
+        return self._check_host(host, port, bracketed=False)
+
     def _check_host(self, raw: str, port: int, *, bracketed: bool) -> str:
         address = _literal(raw)
         if address is not None and "%" not in raw:

@@ -6,6 +6,7 @@ import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -192,14 +193,35 @@ def test_a_silence_is_made_and_ended(filled: Engine) -> None:
     test = view("alerts", alert=sample.ALERT_ID)
     test.text_input(key="person").set_value("Anna").run()
     next(button for button in test.button if button.label.startswith("Silence")).click().run()
+    assert "Say why" in shown(test)
+    next(field for field in test.text_input if field.label == "Why").set_value("known")
+    next(button for button in test.button if button.label.startswith("Silence")).click().run()
     with reading(filled) as connection:
         (silence,) = list_silences(connection, datetime.now(UTC))
-    assert (silence.key, silence.author) == (sample.SURGE_KEY, "Anna")
+    assert (silence.key, silence.author, silence.comment) == (sample.SURGE_KEY, "Anna", "known")
     listed = view("delivery")
     assert sample.SURGE_KEY in shown(listed)
     listed.button(key=f"end-{silence.id}").click().run()
     with reading(filled) as connection:
         assert list_silences(connection, datetime.now(UTC)) == []
+
+
+def test_a_silence_that_does_not_say_why_is_refused_and_stays_to_be_mended(filled: Engine) -> None:
+    def field(test: AppTest, label: str) -> Any:
+        return next(field for field in test.text_input if field.label == label)
+
+    test = named("delivery")
+    field(test, "Key or pattern").set_value("topic:*")
+    press(test, "Silence")
+    assert "Say why" in shown(test)
+    assert field(test, "Key or pattern").value == "topic:*"
+    field(test, "Why").set_value("a planned outage")
+    press(test, "Silence")
+    assert "a planned outage" in shown(test)
+    assert field(test, "Key or pattern").value == field(test, "Why").value == ""
+    with reading(filled) as connection:
+        (silence,) = list_silences(connection, datetime.now(UTC))
+    test.button(key=f"end-{silence.id}").click().run()
 
 
 def press(test: AppTest, label: str) -> AppTest:

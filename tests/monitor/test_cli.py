@@ -96,11 +96,13 @@ def test_secrets_are_masked(tmp_path: Path) -> None:
         "config",
         "show",
         SENTIMENT_MONITOR_WEBHOOK_SECRET="whsec_hidden",
+        SENTIMENT_MONITOR_WEBHOOK_URLS="https://a.example/hidden, https://u:hidden@b.example:8443/x?t=hidden",
         SENTIMENT_MONITOR_DATABASE_URL="postgresql://u:hidden@h/d",
         SENTIMENT_MONITOR_DATA_DIR=str(tmp_path),
     )
     assert done.returncode == 0
     assert "hidden" not in done.stdout
+    assert "webhook_urls = 'https://a.example/…, https://b.example:8443/…'" in done.stdout
     assert "********" in done.stdout
 
 

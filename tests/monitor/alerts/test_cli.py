@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from sqlalchemy import Engine
 from typer.testing import CliRunner
 
-from monitor.alerts.demo_receiver import DemoReceiver
+from monitor.alerts.demo_receiver import DemoReceiver, new_secret
 from monitor.cli.alerts import app
 from monitor.cli.context import root_flags
 from monitor.errors import ConfigurationError, DeliveryError
@@ -81,7 +82,7 @@ def test_the_beginning_of_an_id_is_enough_while_it_is_the_only_one(store: Engine
     for nothing in ("%", "f__d", "B"):
         with pytest.raises(ConfigurationError, match=f"There is no alert {nothing}"):
             run("show", nothing)
-    run("silence", "market", "--for", "1h")
+    run("silence", "market", "--for", "1h", "--comment", "known")
     (line,) = run("silences", "--json").splitlines()
     assert "has ended" in run("unsilence", json.loads(line)["id"][:6])
     with pytest.raises(ConfigurationError, match="is empty"):
@@ -105,7 +106,10 @@ def test_silence_and_its_end(store: Engine) -> None:
     with writing(store) as conn:
         assert len(list_silences(conn)) == 1
     with pytest.raises(ConfigurationError, match="length of time"):
-        run("silence", "market", "--for", "soon")
+        run("silence", "market", "--for", "soon", "--comment", "known")
+    with pytest.raises(ConfigurationError, match="needs a comment"):
+        run("silence", "market", "--for", "1h", "--comment", " ")
+    assert CliRunner().invoke(app, ["silence", "market", "--for", "1h"]).exit_code == 2
 
 
 def test_undelivered_is_listed_and_replayed(store: Engine) -> None:
@@ -165,3 +169,11 @@ def test_test_sends_a_signed_notice(store: Engine, monkeypatch: pytest.MonkeyPat
             run("test", "desk")
     with pytest.raises(DeliveryError, match="webhook-1"):
         run("test", "webhook-1")
+
+
+def test_test_refuses_a_name_that_leads_to_a_private_address(store: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENTIMENT_MONITOR_WEBHOOK_URLS", "https://10.0.0.7.nip.example/")
+    monkeypatch.setenv("SENTIMENT_MONITOR_WEBHOOK_SECRET", new_secret())
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("10.0.0.7", 443))])
+    with pytest.raises(ConfigurationError, match=r"receiver webhook-1 is refused: .* the private address 10\.0\.0\.7"):
+        run("test")

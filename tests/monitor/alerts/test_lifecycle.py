@@ -94,7 +94,7 @@ def test_routing_again_adds_nothing(store: Engine) -> None:
 def test_a_silence_holds_back_and_its_end_lets_go_with_what_is_known_then(store: Engine) -> None:
     with writing(store) as conn:
         end = NOW + timedelta(hours=1)
-        add_silence(conn, key="ticker:*", starts_at=AT, ends_at=end, comment="", author="ada")
+        add_silence(conn, key="ticker:*", starts_at=AT, ends_at=end, comment="known", author="ada")
         record(conn, decision())
         route_outbox(conn, DESK, NOW)
         assert notices(conn) == {("desk", ID, "firing"): "held"}
@@ -109,7 +109,7 @@ def test_a_silence_holds_back_and_its_end_lets_go_with_what_is_known_then(store:
 @pytest.mark.parametrize("end", ["resolve", "acknowledge"])
 def test_what_ends_while_it_is_held_back_is_never_announced(store: Engine, end: str) -> None:
     with writing(store) as conn:
-        add_silence(conn, key="*", starts_at=AT, ends_at=NOW + timedelta(hours=1), comment="", author="ada")
+        add_silence(conn, key="*", starts_at=AT, ends_at=NOW + timedelta(hours=1), comment="known", author="ada")
         record(conn, decision())
         route_outbox(conn, DESK, NOW)
         if end == "resolve":
@@ -147,7 +147,7 @@ def test_a_ticker_waits_for_no_alert_that_its_receiver_is_not_told_of(store: Eng
             ("boss", ID, "firing"): "held",
             ("boss", "wide", "firing"): "pending",
         }
-        add_silence(conn, key="market", starts_at=AT, ends_at=NOW + timedelta(days=1), comment="", author="ada")
+        add_silence(conn, key="market", starts_at=AT, ends_at=NOW + timedelta(days=1), comment="known", author="ada")
         record(conn, decision(key="market", episode_id="other", rule="other"))
         record(conn, decision(key="ticker:MSFT", episode_id="m", rule="other"))
         route_outbox(conn, config, NOW)
@@ -263,7 +263,7 @@ def test_escalates_once_what_nobody_takes_on(store: Engine) -> None:
 def test_nothing_held_back_is_escalated(store: Engine) -> None:
     config = config_of(Route(("desk",), escalate_after=timedelta(minutes=15), escalate_to=("boss",)))
     with writing(store) as conn:
-        add_silence(conn, key="*", starts_at=AT, ends_at=NOW + timedelta(days=1), comment="", author="ada")
+        add_silence(conn, key="*", starts_at=AT, ends_at=NOW + timedelta(days=1), comment="known", author="ada")
         record(conn, decision())
         route_outbox(conn, config, NOW)
         assert announce_again(conn, config, NOW + timedelta(hours=1)) == 0

@@ -184,8 +184,12 @@ def test_a_mistake_is_named_with_its_line(tmp_path: Path, text: str, line: int, 
 
 
 def test_a_rule_tells_receivers_that_there_are(tmp_path: Path) -> None:
-    with pytest.raises(RuleError, match="receiver 'desk', which is not set up"):
-        load_notifications(rules_of(tmp_path, "[[rules]]\nname = 'x'\nreceivers = ['desk']\n"))
+    with pytest.raises(
+        RuleError, match=r"rules.toml, line 4, rules 'x': .*receiver 'desk', which is not set up"
+    ) as told:
+        load_notifications(rules_of(tmp_path, "\n[[rules]]\nname = 'x'\nreceivers = ['desk']\n"))
+    assert told.value.line == 4
+    assert told.value.hint == "There are: none."
 
 
 def names(store: Engine, configured: Rules) -> list[str]:
