@@ -150,6 +150,10 @@ class _Circumstances:
         off = self._switched_off.get(receiver)
         return "" if off is None else f"The receiver is switched off: {off}"
 
+    def newest(self, alert: Alert) -> Alert:
+        """With the publishers that tell of it by now, where a rule waits for more of them."""
+        return store.retold(self._conn, alert) if self._rules.may_take_with_more_sources(alert) else alert
+
     def targets(self, alert: Alert, situation: Situation) -> list[Target]:
         """Who is to be told that the alert fires. Which rules took it goes into its trail, each once."""
         if situation.verdict.taken_by:
@@ -270,6 +274,7 @@ def release_held(
             # Not routed yet: that is what `route_outbox` is for.
             continue
         held = {row.receiver: row for row in rows if row.state == HELD}
+        alert = circumstances.newest(alert) if held else alert
         freed += _tell(conn, alert, position, {row.receiver for row in rows}, now, circumstances)
         for target in circumstances.targets(alert, circumstances.of(alert)) if held else ():
             row = held.get(target.receiver)

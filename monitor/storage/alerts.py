@@ -54,6 +54,7 @@ __all__ = [
     "list_alerts",
     "record_decisions",
     "resolve_forgotten",
+    "retold",
     "rules_that_took",
     "wider_alerts",
     "worsened",
@@ -240,6 +241,20 @@ def _worsen(conn: Connection, decision: Decision, dashboard_url: str, taxonomy: 
         add_event(conn, worse.id, decision.at, "raised", JUDGE, {"from": known.severity, "to": worse.severity})
         # Not a public event: routing looks again for receivers that take only the higher severity.
         announce(conn, worse, f"raised:{worse.severity}")
+
+
+def retold(conn: Connection, alert: Alert) -> Alert:
+    """The alert with the publishers and copies that its stories have by now, stored if these are more: a headline that
+    others take over is no new story, and says more all the same."""
+    stories_now, sources, _ = _evidence(conn, alert.surge, alert.key, alert.window.start, alert.window.end)
+    if sources <= alert.sources:
+        return alert
+    known = _locked(conn, alert.id)
+    if known is None or known.state is not alert.state or known.window != alert.window:
+        return alert
+    more = bounded(msgspec.structs.replace(known, sources=sources, stories=()), stories_now)
+    _store(conn, more)
+    return more
 
 
 def _resolve(conn: Connection, episode_id: str, at: datetime) -> None:

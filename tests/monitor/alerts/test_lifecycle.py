@@ -13,7 +13,7 @@ from monitor.alerts.config import NotificationConfig
 from monitor.alerts.lifecycle import NOT_CONFIGURED, announce_again, release_held, request_trial, route_outbox
 from monitor.alerts.receivers import Receiver, ReceiverKind
 from monitor.alerts.routing import Route
-from monitor.alerts.rules import Rule, Rules
+from monitor.alerts.rules import BUILT_IN, Rule, Rules
 from monitor.egress.policy import EgressPolicy
 from monitor.storage import deliveries, undelivered
 from monitor.storage.alerts import acknowledge, audit_trail, firing_ids, record_decisions
@@ -23,7 +23,7 @@ from monitor.storage.receivers import disable, enable, sync
 from monitor.storage.rules import alerts_taken, mute_rule, save_rule, sync_rules, taken_counts
 from monitor.storage.silences import add_silence
 from monitor.storage.tables import deliveries as delivery_table
-from monitor.storage.tables import episodes, items
+from monitor.storage.tables import episodes, items, stories
 from monitor.surges.judge import JudgeConfig
 from tests.monitor.alerts.builders import AT, DASHBOARD, decision, put_story
 
@@ -177,6 +177,25 @@ def test_rules_hold_back_until_the_evidence_suffices(store: Engine) -> None:
         assert row.last_error == "rule many wants 20 negative stories; market is not about ticker:AAPL"
         record(conn, decision("update", observed=25, p_value=1e-9))
         assert release_held(conn, config, NOW) == 1
+
+
+def test_one_publishers_headlines_wait_until_another_takes_them_over(store: Engine) -> None:
+    config = config_of(Route(("desk",)), rules=(BUILT_IN,))
+    with writing(store) as conn:
+        for number in range(3):
+            put_story(conn, "ticker:AAPL", number, source="wire", url="https://wire.example/")
+        record(conn, decision(observed=3))
+        route_outbox(conn, config, NOW)
+        assert notices(conn) == {("desk", ID, "firing"): "held"}
+        assert release_held(conn, config, NOW) == 0
+        # A copy: no story more, so that the judge has nothing new to say.
+        told = {"sources": ["wire", "post"], "item_ids": ["item-1", "copy"]}
+        conn.execute(stories.update().where(stories.c.item_id == "item-1").values(copies=told, items=2))
+        assert release_held(conn, config, NOW) == 1
+        (row,) = deliveries.due(conn, "desk", NOW, 10)
+        told_of = msgspec.json.decode(row.payload)["data"]
+        assert (told_of["sources"], told_of["observed"]) == (2, 3)
+        assert [story["copies"] for story in told_of["stories"]] == [2, 1, 1]
 
 
 def test_a_muted_rule_holds_back(store: Engine) -> None:
