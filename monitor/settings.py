@@ -8,12 +8,21 @@ folder if there is one. A table in the file is a prefix: `[worker] batch_items =
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import platformdirs
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from monitor.datadir import announced
@@ -25,6 +34,15 @@ ENV_PREFIX = "SENTIMENT_MONITOR_"
 DEFAULT_FILE = "sentiment-monitor.toml"
 EMBEDDED_PORT = 29092
 DASHBOARD_PORT = 8501
+
+
+def _upper(value: object) -> object:
+    return value.strip().upper() if isinstance(value, str) else value
+
+
+SecurityProtocol = Annotated[Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"], BeforeValidator(_upper)]
+SaslMechanism = Annotated[Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"], BeforeValidator(_upper)]
+_SERVER = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 
 
 def _default_data_dir() -> Path:
@@ -51,8 +69,12 @@ class Settings(BaseSettings):
     log_json: bool = Field(False, description="Log lines as JSON objects instead of text.")
 
     # Kafka
-    kafka_security_protocol: str = Field("PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL.")
-    kafka_sasl_mechanism: str = Field("", description="PLAIN, SCRAM-SHA-256, SCRAM-SHA-512; empty: no SASL.")
+    kafka_security_protocol: SecurityProtocol = Field(
+        "PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL."
+    )
+    kafka_sasl_mechanism: SaslMechanism = Field(
+        "", description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512, which SASL_PLAINTEXT and SASL_SSL need; else empty."
+    )
     kafka_sasl_username: str = Field("", description="SASL user.")
     kafka_sasl_password: SecretStr = Field(SecretStr(""), description="SASL password.")
     kafka_ssl_cafile: str = Field("", description="Path of the certificate authority's file.")
@@ -196,6 +218,26 @@ class Settings(BaseSettings):
             return values | {"dashboard_url": f"http://{host}:{port}"}
         return values
 
+    @field_validator("kafka_bootstrap_servers")
+    @classmethod
+    def _servers(cls, value: str) -> str:
+        servers = [server.strip() for server in value.split(",") if server.strip()]
+        for server in servers:
+            found = _SERVER.fullmatch(server)
+            if found is None or not 0 < int(found[1]) < 1 << 16:
+                raise ValueError(f"must be host:port, several of them separated by commas, which {server!r} is not")
+        return ",".join(servers)
+
+    @field_validator("kafka_sasl_mechanism")
+    @classmethod
+    def _mechanism(cls, value: str, info: ValidationInfo) -> str:
+        protocol = str(info.data.get("kafka_security_protocol", ""))
+        if protocol.startswith("SASL_") and not value:
+            raise ValueError(f"must be PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512 with kafka_security_protocol {protocol}")
+        if value and protocol and not protocol.startswith("SASL_"):
+            raise ValueError(f"needs kafka_security_protocol SASL_PLAINTEXT or SASL_SSL, not {protocol}")
+        return value
+
     @field_validator("log_level")
     @classmethod
     def _level(cls, value: str) -> str:
@@ -314,7 +356,9 @@ def load_settings(config: Path | None = None, **flags: Any) -> Settings:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         origin = "a flag" if flags.get(name) is not None else "the environment" if name in from_env else str(path)
+        # A default may be wrong beside another setting.
+        given = f" (from {origin})" if flags.get(name) is not None or name in from_env or name in file else ""
         raise ConfigurationError(
-            f"The setting {name} (from {origin}) is wrong: {first['msg']}.",
+            f"The setting {name}{given} is wrong: {first['msg'].removeprefix('Value error, ')}.",
             "`sentiment-monitor config show` lists all settings.",
         ) from error
