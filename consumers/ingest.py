@@ -163,6 +163,9 @@ def replay(
     latest: datetime | None = None
     began = marked = time.monotonic()
     for line in lines:
+        if stop.is_set():
+            # What is read last then may be half a line.
+            break
         on_line(line)
         if isinstance(line, BadLine):
             out.bad += 1
