@@ -19,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.surges.backtest import WARM_DAYS
 from monitor.surges.budget import bar_from_history
 from monitor.surges.decisions import MinuteCounts
+from monitor.surges.history import WARM_DAYS
 from monitor.surges.judge import Judge, JudgeConfig
 from monitor.surges.sorts import NEGATIVE, POSITIVE, SURGES, VOLUME
 

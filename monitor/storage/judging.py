@@ -17,6 +17,7 @@ from sqlalchemy import Connection, delete, func, select, update
 from monitor.storage import tables as t
 from monitor.storage.upsert import insert_missing
 from monitor.surges.decisions import MinuteCounts
+from monitor.surges.ticks import MAX_GAP_MINUTES
 
 __all__ = [
     "JudgeRow",
@@ -37,7 +38,6 @@ __all__ = [
 ]
 
 NAME: Final = "surges"
-MAX_GAP_MINUTES: Final = 90 * 24 * 60
 
 
 class WatcherRow(msgspec.Struct, frozen=True):

@@ -19,7 +19,8 @@ class JudgeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What the judge goes by. Measured defaults; see docs/surges.md for what each is worth.
 
     `budget` is the number of false alarms allowed per key and day; `bar` the score to alert at (from a replay), None:
-    set online. Windows, calm and hold-off are in minutes; the longest window must be whole blocks of 15 minutes.
+    set online; `bars` those of each sort of surge that has one. Windows, calm and hold-off are in minutes; the longest
+    window must be whole blocks of 15 minutes.
     `surge` is the sort of surge that is looked for (`monitor.surges.sorts`), `rule` what its judge is called.
     A volume wanders off its level by a variance of `volume_wander` in `level_minutes`, by less in shorter windows.
     A key's share of negatives wanders by a variance of `share_wander` a day, in log odds.
@@ -30,6 +31,7 @@ class JudgeConfig(msgspec.Struct, frozen=True, kw_only=True):
     surge: str = NEGATIVE
     budget: float = 0.01
     bar: float | None = None
+    bars: tuple[tuple[str, float], ...] = ()
     windows: tuple[int, ...] = (15, 30, 60, 120, 240, 480)
     window_weight: float = 0.75
     min_stories: int = 3
@@ -62,8 +64,9 @@ class JudgeConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"the sort of surge must be one of {', '.join(SURGES)}")
 
     def watching(self, surge: str) -> JudgeConfig:
-        """The same for another sort of surge."""
-        return msgspec.structs.replace(self, surge=surge, rule=detector(surge))
+        """The same for another sort of surge, with the bar of that sort if there is one."""
+        bar = dict(self.bars).get(surge, self.bar)
+        return msgspec.structs.replace(self, surge=surge, rule=detector(surge), bar=bar)
 
     @classmethod
     def of(cls, settings: Settings) -> JudgeConfig:
