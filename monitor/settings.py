@@ -95,6 +95,9 @@ class Settings(BaseSettings):
     worker_group: str = Field("scoring", description="Consumer group of the scoring workers.")
     worker_batch_items: int = Field(128, ge=1, description="Items scored together at the most.")
     worker_token_budget: int = Field(4096, ge=64, description="Tokens in one forward pass at the most.")
+    worker_gpu_token_budget: int = Field(
+        32_768, ge=64, description="Tokens in one forward pass at the most on a CUDA card."
+    )
     worker_image_budget: int = Field(32, ge=1, description="Images in one forward pass at the most.")
     worker_pairing_wait_s: float = Field(
         2.0, ge=0, description="Seconds an item waits for a chart that it names, or a chart for its item."

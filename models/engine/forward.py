@@ -14,6 +14,7 @@ from models.bundle import LoadedModel, Predictions
 from models.engine.batching import plan
 from models.engine.cache import RowScore
 from models.engine.lanes import lanes, longest_pass, passes, turn
+from models.engine.packed import PackedEncoder
 from models.tokens import Row, TokenizedRow
 from monitor.errors import ModelError
 from monitor.telemetry import get_logger
@@ -54,7 +55,7 @@ class Forward:
 
     Parameters
     ----------
-    token_budget : tokens, padding included, in one pass at the most.
+    token_budget : tokens in one pass at the most, padding included where the encoder needs any.
     image_budget : pictures in one pass at the most.
     """
 
@@ -129,7 +130,9 @@ class Forward:
             in_all = sum(lengths)
             tokens = passes(in_all, self._cores, min(tokens, longest_pass(in_all)))
             images = max(1, min(images, -(-sum(shown) // self._cores)))
-        return [_Pass(batch, shrink) for batch in plan(lengths, shown, token_budget=tokens, image_budget=images)]
+        padded = not isinstance(self.model.encoder, PackedEncoder)
+        batches = plan(lengths, shown, token_budget=tokens, image_budget=images, padded=padded)
+        return [_Pass(batch, shrink) for batch in batches]
 
     def _scores(self, batch: list[int], rows: Sequence[TokenizedRow]) -> list[RowScore]:
         chosen = [rows[i] for i in batch]

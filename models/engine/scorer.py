@@ -13,6 +13,7 @@ import xxhash
 
 from models.bundle import LoadedModel, load_model
 from models.charts.images import decode_image
+from models.engine.batching import token_budget
 from models.engine.cache import RowScore, ScoreCache, row_key
 from models.engine.forward import Forward, RowFailure, starved
 from models.engine.items import Flag, Question, ScoringRequest, answer, entity_shown, spans_of
@@ -121,7 +122,7 @@ class Scorer:
             precision=precision,
             registered=registered,
             forward=Forward(
-                model, token_budget=settings.worker_token_budget, image_budget=settings.worker_image_budget
+                model, token_budget=token_budget(settings, model.device), image_budget=settings.worker_image_budget
             ),
             guard=guard,
             cache=ScoreCache(settings.score_cache_rows),
