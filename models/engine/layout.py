@@ -70,4 +70,4 @@ def placed(device: torch.device, arrays: Sequence[NDArray[Any]]) -> list[Tensor]
     if device.type == "cpu":
         return [torch.from_numpy(one.astype(np.int64, copy=False)) for one in arrays]
     together = torch.from_numpy(np.concatenate([one.astype(np.int64, copy=False) for one in arrays])).to(device)
-    return list(together.split([len(one) for one in arrays]))
+    return list(torch.split(together, [len(one) for one in arrays]))

@@ -173,7 +173,8 @@ class PackedEncoder:
 def _within(starts: Ints, lengths: Ints) -> Ints:
     """The places `starts[n]` to `starts[n] + lengths[n]` of all n, one after the other."""
     within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return np.repeat(starts, lengths) + within
+    places: Ints = np.repeat(starts, lengths) + within
+    return places
 
 
 def _means(x: Tensor, places: Tensor, lengths: Tensor) -> Tensor:
