@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from monitor.cli.alert_tables import deliveries_table, events_table, pending_table, show_pending
 from monitor.cli.context import current_settings, err, open_store, out
 from monitor.cli.tables import moment, parse_length, plain_table, user_name
 from monitor.cli.why import why
@@ -16,11 +17,8 @@ from monitor.surges.sorts import POSITIVE, counted
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.table import Table
-
     from monitor.alerts.config import NotificationConfig
     from monitor.alerts.senders import Outcome
-    from monitor.storage.deliveries import Delivery
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 app.command("why")(why)
@@ -29,6 +27,7 @@ app.command("why")(why)
 class State(StrEnum):
     """States that `list` can be asked for."""
 
+    PENDING = "pending"
     FIRING = "firing"
     ACKNOWLEDGED = "acknowledged"
     RESOLVED = "resolved"
@@ -46,22 +45,31 @@ def list_command(
     limit: Annotated[int, typer.Option(min=1, help="At most so many, the youngest.")] = 50,
     json: Annotated[bool, typer.Option("--json", help="JSON Lines instead of a table.")] = False,
 ) -> None:
-    """Show alerts, the youngest first."""
+    """Show alerts, the youngest first. What is pending, above calm and below the bar, is shown when it is asked for,
+    the nearest to the bar first: nobody is told of it."""
     from rich.text import Text
 
     from monitor.alerts.records import expectation
     from monitor.records import encode
     from monitor.storage.alerts import list_alerts
     from monitor.storage.engine import reading
+    from monitor.storage.pending import list_pending
 
+    states = [s.value for s in state or () if s is not State.PENDING]
+    wanted = bool(states) or not state
     with reading(open_store(current_settings())) as connection:
-        found = list_alerts(connection, states=[s.value for s in state or ()], key=key, limit=limit)
+        waiting = list_pending(connection, key=key, limit=limit) if State.PENDING in (state or ()) else []
+        found = list_alerts(connection, states=states, key=key, limit=limit) if wanted else []
     if json:
-        for alert in found:
-            typer.echo(encode(alert).decode())
+        for one in (*waiting, *found):
+            typer.echo(encode(one).decode())
         return
+    if not found and not waiting:
+        err.print("No alerts." if wanted else "Nothing is pending.")
+        return
+    if waiting:
+        out.print(pending_table(waiting))
     if not found:
-        err.print("No alerts.")
         return
     table = plain_table("id", "state", "severity", "key", "stories / expected", "fired (UTC)", "resolved (UTC)")
     for alert in found:
@@ -90,9 +98,16 @@ def show(
     from monitor.storage.alerts import audit_trail, get_alert
     from monitor.storage.deliveries import of_episode
     from monitor.storage.engine import reading
+    from monitor.storage.pending import get_pending
     from monitor.storage.prefixes import alert_id as whole
+    from monitor.storage.prefixes import pending_id
 
     with reading(open_store(current_settings())) as connection:
+        not_fired = pending_id(connection, given)
+        waiting = get_pending(connection, not_fired) if not_fired else None
+        if waiting is not None:
+            show_pending(waiting, audit_trail(connection, waiting.id), json=json)
+            return
         alert_id = whole(connection, given)
         alert = get_alert(connection, alert_id)
         assert alert is not None
@@ -118,13 +133,9 @@ def show(
         row = (Text(story.source), Text(story.title), Text(story.url))
         stories.add_row(f"{story.p_positive if positive else story.p_negative:.2f}", str(story.copies), *row)
     out.print(stories)
-    events = plain_table("at (UTC)", "event", "by", "detail")
-    for entry in trail:
-        detail = ", ".join(f"{name}: {value}" for name, value in entry["detail"].items())
-        events.add_row(moment(entry["at"]), entry["event"], Text(entry["actor"]), Text(detail))
-    out.print(events)
+    out.print(events_table(trail))
     if sent:
-        out.print(_deliveries(sent))
+        out.print(deliveries_table(sent))
 
 
 @app.command()
@@ -300,24 +311,6 @@ def try_receivers(name: Annotated[str, typer.Argument(metavar="[RECEIVER]", help
         raise DeliveryError(f"The test notice did not reach {', '.join(failed)}.")
 
 
-def _deliveries(rows: Sequence[Delivery]) -> Table:
-    from rich.text import Text
-
-    table = plain_table("id", "receiver", "alert", "event", "state", "attempts", "next (UTC)", "last error")
-    for row in rows:
-        table.add_row(
-            row.id,
-            Text(row.receiver),
-            Text(row.episode_id),
-            row.event,
-            row.state,
-            str(row.attempts),
-            moment(row.next_attempt_at),
-            Text(row.last_error or ""),
-        )
-    return table
-
-
 @app.command()
 def undelivered(json: Annotated[bool, typer.Option("--json", help="JSON Lines instead of a table.")] = False) -> None:
     """Show the notices that were tried and have not arrived."""
@@ -334,7 +327,7 @@ def undelivered(json: Annotated[bool, typer.Option("--json", help="JSON Lines in
     if not rows:
         err.print("Everything that was tried has arrived.")
         return
-    out.print(_deliveries(rows))
+    out.print(deliveries_table(rows))
 
 
 @app.command()

@@ -31,6 +31,7 @@ from monitor.errors import ConfigurationError
 from monitor.storage.articles import counted_within, stories_that_surge, told_by
 from monitor.storage.deliveries import HELD
 from monitor.storage.outbox import announce
+from monitor.storage.pending import fired
 from monitor.storage.tables import alert_events, deliveries, episodes, items, stories, ticks
 from monitor.storage.upsert import insert_missing
 from monitor.stories import p_positive
@@ -202,6 +203,7 @@ def _fire(conn: Connection, decision: Decision, dashboard_url: str, taxonomy: Ta
     }
     if not insert_missing(conn, episodes, [row]):
         return
+    fired(conn, alert.id)
     add_event(conn, alert.id, alert.started_at, AlertState.PENDING, JUDGE)
     add_event(conn, alert.id, alert.fired_at, AlertState.FIRING, JUDGE, {"severity": alert.severity})
     announce(conn, alert, AlertState.FIRING)

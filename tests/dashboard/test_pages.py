@@ -23,9 +23,11 @@ from monitor.storage.audit import changes
 from monitor.storage.deliveries import Delivery
 from monitor.storage.engine import reading, writing
 from monitor.storage.labels import Label, add_labels, label_history
+from monitor.storage.pending import end_pending
 from monitor.storage.receivers import disable, list_receivers, sync
 from monitor.storage.rules import list_rules
 from monitor.storage.silences import list_silences
+from monitor.storage.tables import pending
 from monitor.surges.decisions import episode_id
 from monitor.surges.live import LiveJudge
 from monitor.taxonomy import Taxonomy, taxonomy_of
@@ -187,6 +189,29 @@ def test_acknowledging_needs_a_name_and_is_stored(filled: Engine) -> None:
     assert alert is not None
     assert (alert.state, alert.acknowledged_by) == ("acknowledged", "Anna")
     assert all(button.label != "Acknowledge" for button in test.button)
+
+
+def test_what_is_pending_is_listed_by_itself(filled: Engine) -> None:
+    at = datetime.now(UTC)
+    row = {"rule": "negative-surge", "surge": "negative", "started_at": at, "seen_at": at, "window_minutes": 60}
+    with writing(filled) as connection:
+        for name, score in (("p1", 1.6), ("p2", 3.6)):
+            connection.execute(pending.insert().values(id=name, key=f"ticker:{name}", score=score, bar=4.0, **row))
+    test = view("alerts")
+    assert "pending" not in set(test.dataframe[0].value["state"].str.partition(" ")[2])
+    test.button_group(key="state").set_value(["pending"]).run()
+    (listed,) = test.dataframe
+    assert list(listed.value["about"]) == ["p2", "p1"], "the nearest to the bar first"
+    assert list(listed.value["to the bar"]) == [0.9, 0.4]
+    assert "Nobody is told" in shown(test)
+    test.button_group(key="state").set_value(["pending", "firing"]).run()
+    assert len(test.dataframe) == 2
+    test.text_input(key="about").set_value("p1").run()
+    assert list(test.dataframe[0].value["about"]) == ["p1"]
+    with writing(filled) as connection:
+        end_pending(connection, "negative-surge", at)
+    test.run()
+    assert "Nothing is pending." in shown(test)
 
 
 def test_a_silence_is_made_and_ended(filled: Engine) -> None:

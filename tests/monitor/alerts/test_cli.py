@@ -20,8 +20,10 @@ from monitor.storage import deliveries
 from monitor.storage.alerts import record_decisions
 from monitor.storage.deliveries import Delivery
 from monitor.storage.engine import writing
+from monitor.storage.pending import end_pending
 from monitor.storage.receivers import disable, sync
 from monitor.storage.silences import list_silences
+from monitor.storage.tables import pending
 from tests.monitor.alerts.builders import AT, DASHBOARD, decision, new_store, put_story
 
 ID = decision().episode_id
@@ -51,6 +53,29 @@ def test_list_filters_and_speaks_json(store: Engine) -> None:
     assert {json.loads(line)["id"] for line in run("list", "--json").splitlines()} == {ID, "m"}
     assert [json.loads(line)["id"] for line in run("list", "--state", "firing", "--json").splitlines()] == [ID]
     assert [json.loads(line)["id"] for line in run("list", "--key", "topic:macro", "--json").splitlines()] == ["m"]
+
+
+def test_what_is_pending_is_listed_when_asked_for_and_shown(store: Engine) -> None:
+    fields = {"rule": "negative-surge", "surge": "negative", "window_minutes": 60, "bar": 4.0}
+    times = {"started_at": AT, "seen_at": AT + timedelta(minutes=2)}
+    with writing(store) as conn:
+        for name, key, score in (("p1", "ticker:IBM", 1.6), ("p2", "ticker:SAP", 3.6)):
+            conn.execute(pending.insert().values(id=name, key=key, score=score, **fields, **times))
+    assert {json.loads(line)["id"] for line in run("list", "--json").splitlines()} == {ID, "m"}
+    rows = [json.loads(line) for line in run("list", "--state", "pending", "--json").splitlines()]
+    assert [(row["id"], row["state"]) for row in rows] == [("p2", "pending"), ("p1", "pending")]
+    both = run("list", "--state", "pending", "--state", "firing", "--json", "--key", "ticker:IBM").splitlines()
+    assert [json.loads(line)["id"] for line in both] == ["p1"]
+    assert "3.60 /" in run("list", "--state", "pending")
+    assert "nobody was told of it" in run("show", "p1")
+    with writing(store) as conn:
+        end_pending(conn, "negative-surge", AT + timedelta(hours=1))
+    shown = json.loads(run("show", "p1", "--json"))
+    assert [event["event"] for event in shown["events"]] == ["pending", "ended"]
+    assert "Nothing is pending" in run("list", "--state", "pending")
+    for nothing in ("p", "q"):
+        with pytest.raises(ConfigurationError, match="More than one" if nothing == "p" else "no alert q"):
+            run("show", nothing)
 
 
 def test_ack_is_seen_in_show(store: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
