@@ -17,6 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final, TypeVar
 
 import stamina
@@ -32,6 +33,7 @@ from monitor.records import Contribution, ScoredItem
 from monitor.storage.dead_letters import DeadLetter, LetterId, store_dead_letters
 from monitor.storage.engine import reading, writing
 from monitor.storage.items import RetractedKey, join_stored, lock_pairing, store_scored
+from monitor.storage.overtaken import Told, find_overtaken, told_of
 from monitor.surges.keys import contributions_of, retraction
 from monitor.telemetry import get_logger
 
@@ -304,11 +306,25 @@ class Pipeline:
         # Taken back before anything is added: a record tells one key's story in order.
         taken_back = [retraction(one.key, one.item_id, one.published_at) for one in retracted]
         self._send(outgoing, taken_back + [one for _, _, found in entries for one in found])
+        self._correct({item.id: told_of(found) for _, item, found in entries})
         for _, item, _ in entries:
             metrics.SCORED.labels(item.modality.value).inc()
         for refusal in refusals:
             metrics.DEAD_LETTERS.labels(refusal.rejected.code).inc()
             log.warning("dead letter", id=str(_letter(refusal).id), reason=refusal.rejected.reason)
+
+    def _correct(self, told: dict[str, Told]) -> None:
+        """Where another worker has stored an item anew before this one's word of it was sent, tell what the store has:
+        the other's word may have come first, and would not count."""
+        for _ in range(MAX_JOINS if told else 0):
+            found = self._patiently(reading, partial(find_overtaken, told=told))
+            if not found.told:
+                return
+            told |= found.told
+            taken_back = [retraction(one.key, one.item_id, one.published_at) for one in found.retracted]
+            self._send(
+                [scored_record(item) for item in found.items], taken_back + contributions_of(found.items, texts=False)
+            )
 
     def _patiently(
         self,

@@ -9,6 +9,7 @@ from concurrent.futures import wait
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import pytest
 from sqlalchemy import Engine
 
@@ -29,6 +30,7 @@ from monitor.records import (
     Rejected,
     ScoredItem,
     SourceWatermark,
+    TopicScore,
     decode_strict,
 )
 from monitor.storage.items import Picture
@@ -317,6 +319,65 @@ def test_a_half_that_another_worker_stores_meanwhile_is_joined(bench: Bench, lat
     told = {(one.item_id, one.retracted) for one in bench.sent[0][1]}
     assert told == ({("i1", False)} if late == "chart" else {("i1", False), ("chart:c", True)})
     assert bench.progress.pending == 0
+
+
+class Turning(WordScorer):
+    """Finds another topic in an item each time that its chart is another one."""
+
+    def _one(self, request: ScoringRequest) -> ScoredItem | Rejected:
+        found = super()._one(request)
+        assert isinstance(found, ScoredItem)
+        label = f"topic{len(request.charts[0].image)}" if request.charts else "text"
+        return msgspec.structs.replace(found, topic=TopicScore(label=label, probabilities={label: 1.0}))
+
+
+def counted(sent: Sequence[tuple[list[Outgoing], list[Contribution]]]) -> set[tuple[str, str]]:
+    """Pairs of key and item that are left when everything has been counted in the order of sending."""
+    pairs: set[tuple[str, str]] = set()
+    for _, contributions in sent:
+        for one in contributions:
+            (pairs.discard if one.retracted else pairs.add)((one.key, one.item_id))
+    return pairs
+
+
+@pytest.mark.parametrize("first", ["text", "chart", "lone chart"])
+def test_workers_that_overtake_each_other_between_storing_and_sending_tell_what_is_stored(
+    store: Engine, first: str
+) -> None:
+    slow, fast = Bench(store, Turning()), Bench(store, Turning())
+    sent = slow.sent = fast.sent
+    if first == "chart":
+        # What the slow worker takes back, the fast one puts in force again.
+        fast.work(fast.group(news(1), chart("c", "i1", 7)))
+
+    def send(records: list[Outgoing], contributions: list[Contribution]) -> None:
+        slow.pipeline._send = slow._send
+        if first == "lone chart":
+            fast.work(fast.group(news(1), chart("c", "i1")))
+        elif first == "text":
+            fast.work(fast.group(None, chart("c", "i1")))
+        else:
+            fast.work(fast.group(news(1, tickers=("NVDA",))))
+            fast.work(fast.group(news(1), chart("c", "i1", 7)))
+        slow._send(records, contributions)
+
+    slow.pipeline._send = send
+    if first == "lone chart":
+        slow.work(slow.group(None, chart("c", "i1")))
+    else:
+        slow.work(slow.group(news(1, tickers=("MSFT",))))
+    assert counted(sent) == stored_keys(store)
+    # The last record of an item on the public topic is what the store has.
+    (row,) = stored(store).values()
+    last = {r.key: decode_strict(ScoredItem, r.value or b"") for records, _ in sent for r in records}
+    assert last[row.id.encode()].topic.label == row.topic
+    assert slow.progress.pending == 0
+    # And where nobody came in between, nothing more is read or sent.
+    several = len(sent)
+    slow.work(slow.group(news(2)))
+    assert len(sent) == several + 1
+    for bench in (slow, fast):
+        bench.pipeline.close()
 
 
 def test_a_zombie_cannot_undo_a_pair(bench: Bench) -> None:
