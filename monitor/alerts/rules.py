@@ -201,9 +201,9 @@ class Rules:
 
 class JudgeEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[judge]` of the file: settings of the statistic, as in `JudgeConfig`. Left out: as it is there. The budget of
-    false alarms is the setting `surge_budget`; `bars` are those that `backtest --history` found for it."""
+    false alarms is the setting `surge_budget`; `heights` are what `backtest --history` found."""
 
-    bars: dict[str, float] | None = None
+    heights: dict[str, float] | None = None
     windows: tuple[int, ...] | None = None
     min_stories: int | None = None
     min_age_minutes: int | None = None
@@ -300,11 +300,11 @@ def _judge(entry: Entry, base: JudgeConfig) -> JudgeConfig:
     for name in ("min_stories", "min_age_minutes", "calm_minutes", "hold_off_minutes"):
         _bounded(entry, name, changes.get(name, 0), 0, MAX_MINUTES)
     _windows(entry, changes.get("windows", base.windows))
-    bars = changes.get("bars", {})
-    entry.check("bars", tuple(bars), SURGES)
-    for bar in bars.values():
-        _bounded(entry, "bars", bar, 1, 300)
-    changes["bars"] = tuple(sorted(bars.items()))
+    heights = changes.get("heights", {})
+    entry.check("heights", tuple(heights), SURGES)
+    for height in heights.values():
+        _bounded(entry, "heights", height, 1e-3, 1e3)
+    changes["heights"] = tuple(sorted(heights.items()))
     try:
         # `replace` does not run the checks of the constructor.
         return JudgeConfig(**(msgspec.structs.asdict(base) | changes))

@@ -42,7 +42,7 @@ def backtest(
         float | None, typer.Option(min=0.0, help="False alarms allowed per key and day; default: surge_budget.")
     ] = None,
     history: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="A replay without known surges, which sets the bar.")
+        Path | None, typer.Option(dir_okay=False, help="A replay without known surges, for the bar to begin with.")
     ] = None,
     out: Annotated[Path | None, typer.Option(dir_okay=False, help="Write alerts here, not to standard output.")] = None,
     scores: Annotated[
@@ -60,8 +60,9 @@ def backtest(
     """Run surge detection over history in event time, with the very code that runs live; alerts come out as JSONL.
 
     A line of scored items is what `score` prints, or has at least `id, published_at, source, title, tickers, topic,
-    sentiment, p_negative`. Without --history the bar is set online from the input itself, never looking ahead.
-    A CSV is one key's series of counts; its rows must be in order of time. Every sort of surge has a bar of its own.
+    sentiment, p_negative`. The bar is set online from the input itself, never looking ahead, and begins with what
+    --history shows. Every sort of surge has a bar of its own.
+    A CSV is one key's series of counts, in order of time.
     """
     from monitor.errors import ConfigurationError, InputError
     from monitor.records import encode
@@ -115,20 +116,20 @@ def _items(
         past = None
         if history is not None:
             past = _past(stack, history, counting, judging, skipped is not None)
-        run = Backtest(counting, *judging, bars_later=past is not None)
+        run = Backtest(counting, *judging, history_later=past is not None)
         with _progress(file, "backtest") as watch:
             for item in read_scored(watch(lines), _name(file), skipped, absurd):
                 run.add(item)
         run.finish()
-        bars = [watch_of.judge.bar for watch_of in run.watches]
+        heights: list[float] = []
         if past is not None:
-            bars = _bars(past(), history, settings.surge_budget, judging, skipped)
-            run.decide(bars)
+            heights = _heights(past(), history, judging, skipped)
+            run.decide(heights)
     told = []
-    for watch_of, bar in zip(run.watches, bars, strict=True):
+    for watch_of in run.watches:
         sort = watch_of.config.surge
         number = sum(alert.surge == sort for alert in run.alerts)
-        told.append(f"{number} {'' if len(judging) == 1 else f'{sort} '}alerts at a bar of {bar:.2f}")
+        told.append(f"{number} {'' if len(judging) == 1 else f'{sort} '}alerts at a bar of {watch_of.bar:.2f}")
     for message in absurd[:_SHOWN]:
         err.print(message, markup=False)
     refused = f", {len(absurd)} refused for their date" if absurd else ""
@@ -136,9 +137,9 @@ def _items(
     counts = f"{run.items} items, {run.duplicates} duplicates, {run.late} late, {run.stale} stale{alone}{refused}"
     err.print(f"{counts}; {', '.join(told)}.")
     if past is not None:
-        of_sorts = ", ".join(f"{one.surge} = {bar!r}" for one, bar in zip(judging, bars, strict=True))
-        err.print("To alert by the same bars live, put this into the file that `rules_file` names:")
-        err.print(f"[judge]\nbars = {{ {of_sorts} }}", markup=False, highlight=False, soft_wrap=True)
+        of_sorts = ", ".join(f"{one.surge} = {height!r}" for one, height in zip(judging, heights, strict=True))
+        err.print("To go by the same history live, put this into the file that `rules_file` names:")
+        err.print(f"[judge]\nheights = {{ {of_sorts} }}", markup=False, highlight=False, soft_wrap=True)
     return run.alerts
 
 
@@ -182,10 +183,9 @@ def _abandon(kind: type[BaseException] | None, *_: object) -> None:
             child.terminate()
 
 
-def _bars(
+def _heights(
     past: tuple[list[History], list[str]],
     history: Path | None,
-    budget: float,
     judging: list[JudgeConfig],
     skipped: list[str] | None,
 ) -> list[float]:
@@ -195,7 +195,7 @@ def _bars(
     if skipped is not None:
         skipped += left_out
     try:
-        return [past_of_sort.bar(budget) for past_of_sort in found]
+        return [past_of_sort.height for past_of_sort in found]
     except ValueError as error:
         raise InputError(
             f"The history {history} is too short to set a bar.",

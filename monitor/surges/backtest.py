@@ -73,13 +73,18 @@ class Stretch:
 
 
 class Watch:
-    """The judge of one sort of surge, with what it saw; `sightings` where its bar is to come later."""
+    """The judge of one sort of surge, with what it saw; `sightings` where its history is to come later."""
 
-    def __init__(self, config: JudgeConfig, bar_later: bool) -> None:
+    def __init__(self, config: JudgeConfig, history_later: bool) -> None:
         self.config = config
-        self.sightings = Sightings(config) if bar_later else None
+        self.sightings = Sightings(config) if history_later else None
         self.stretches: list[Stretch] = []
         self.judge = Judge(config)
+
+    @property
+    def bar(self) -> float:
+        """The score that is alerted at in the end."""
+        return self.sightings.bar if self.sightings is not None else self.judge.bar
 
     def begin(self, minute: int) -> None:
         """A judge that knows nothing yet goes on at `minute`."""
@@ -107,14 +112,14 @@ class Backtest:
     ----------
     counting : as in the live processes.
     judging : the judge of each sort of surge that is looked for, one at least.
-    bars_later : the bars are not known yet: there are no alerts until `decide` is told them.
+    history_later : what a history tells is not known yet: there are no alerts until `decide` is told it.
     """
 
-    def __init__(self, counting: CountingConfig, *judging: JudgeConfig, bars_later: bool = False) -> None:
+    def __init__(self, counting: CountingConfig, *judging: JudgeConfig, history_later: bool = False) -> None:
         self.alerts: list[BacktestAlert] = []
         self.items = self.duplicates = self.late = self.stale = 0
-        self.watches = [Watch(config, bars_later) for config in judging]
-        self._bars_later = bars_later
+        self.watches = [Watch(config, history_later) for config in judging]
+        self._history_later = history_later
         self._counter = Counter(counting, CounterState())
         self._ledger = MemoryLedger()
         self._evidence = Evidence([config.surge for config in judging])
@@ -221,7 +226,7 @@ class Backtest:
             counts = self._counts(minute)
             for watch in self.watches:
                 for decision in watch.judge.step(minute, counts):
-                    if not self._bars_later:
+                    if not self._history_later:
                         self._take(decision, self._evidence.steps)
             minute += 1
             if minute % DAY_MINUTES == 0:
@@ -232,7 +237,7 @@ class Backtest:
         self._next_minute = minute
 
     def _wanted(self, midnight: int) -> set[str]:
-        """The keys whose stories may be asked for when the bars are known."""
+        """The keys whose stories may be asked for when the history is known."""
         since = midnight - DAY_MINUTES - self._memory
         seen = [watch.sightings.last_seen.items() for watch in self.watches if watch.sightings is not None]
         return {key for keys in seen for key, minute in keys if minute >= since}
@@ -244,11 +249,12 @@ class Backtest:
         rows = np.array(list(ticks.values()), dtype=np.int64)
         return MinuteCounts(list(ticks), *rows.T)
 
-    def decide(self, bars: Sequence[float]) -> None:
-        """Fill `alerts`, by the bar of each judge, in their order. After `finish`, with `bars_later`."""
+    def decide(self, heights: Sequence[float]) -> None:
+        """Fill `alerts`, by the height that the history has for each judge, in their order. After `finish`, with
+        `history_later`."""
         decided = [
-            watch.sightings.decide(bar)
-            for watch, bar in zip(self.watches, bars, strict=True)
+            watch.sightings.decide(height)
+            for watch, height in zip(self.watches, heights, strict=True)
             if watch.sightings is not None
         ]
         for decision in merge(*decided, key=lambda decision: decision.at):

@@ -10,7 +10,7 @@ import msgspec
 
 from monitor.records import ScoredItem
 from monitor.surges.backtest import Backtest, Stretch
-from monitor.surges.budget import bar_from_history
+from monitor.surges.budget import height_from_history
 from monitor.surges.config import JudgeConfig
 from monitor.surges.counting import CountingConfig
 from monitor.surges.lines import read_scored
@@ -29,9 +29,10 @@ class History(msgspec.Struct, frozen=True):
     key_days: float
     surge: str = NEGATIVE
 
-    def bar(self, budget: float) -> float:
-        """The score to alert at for `budget` false alarms per key and day. Raises `ValueError` without key-days."""
-        return bar_from_history(self.peaks, self.key_days, budget)
+    @property
+    def height(self) -> float:
+        """How many times as high the tail of peaks is as the shipped one. Raises `ValueError` without key-days."""
+        return height_from_history(self.peaks, self.key_days)
 
 
 def measure_history(items: Iterable[ScoredItem], counting: CountingConfig, judging: JudgeConfig) -> History:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitor.surges.baseline import KINDS, PRIOR_SHARE, SUMS, Baseline, kind_of
-from monitor.surges.budget import TOPICS_HEIGHT, AlarmRate
+from monitor.surges.budget import HISTORY_PEAKS, TOPICS_HEIGHT, AlarmRate
 from monitor.surges.config import JudgeConfig
 from monitor.surges.decisions import Decision, MinuteCounts, Standing, WindowStanding, episode_id
 from monitor.surges.episodes import Excursions
@@ -47,7 +47,7 @@ FORGET_BELOW: Final = 0.01
 class Judge:
     """See the module. `on_peak(key, score)` is told the peak of every ended excursion of a key that is no sum of others
     (topics and the market are), for setting a bar; `key_days` counts the days that such keys were judged. `sightings`
-    is told what is seen of keys above calm, for a bar that is not known yet."""
+    is told what is seen of keys above calm, for a history that is still being measured."""
 
     def __init__(
         self,
@@ -67,7 +67,8 @@ class Judge:
         self._season = Season(config.season_half_life_days, config.season_day_stories, config.season_week_stories)
         self._windows = Windows(config.windows, config.level_minutes)
         self._excursions = Excursions(config.calm_minutes, config.hold_off_minutes)
-        self._alarms = AlarmRate(config.alarm_half_life_days)
+        known = (config.height, HISTORY_PEAKS) if config.height is not None else ()
+        self._alarms = AlarmRate(config.alarm_half_life_days, *known)
         self._alarms_of_topics = AlarmRate(config.alarm_half_life_days, TOPICS_HEIGHT)
         self._longest = int(np.argmax(config.windows))
         self._statistic = Statistic(config, self._baseline, self._windows)
@@ -156,6 +157,8 @@ class Judge:
             if block % BLOCKS_A_DAY == 0:
                 self._forget()
             self._set_bars()
+        if self._sightings is not None:
+            self._sightings.learned(minute, self._alarms)
         self._exposure = self._season.factor(block) / (24 * 60)
         self._statistic.begin_block()
 

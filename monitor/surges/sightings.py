@@ -1,18 +1,20 @@
 """What a judge sees, whatever the bar: what it decides follows as soon as the bar is known.
 
 The bar is looked at in one place only: whether a key above calm fires, and how severe that is
-(`monitor.surges.episodes`). What is normal, the scores, and where excursions begin and end do not hang on it. So a
-stream can be judged while its bar is still being worked out from a history: `Sightings` keeps the few minutes that may
-matter, and `decide` gives the decisions of a judge that had had the bar from the beginning.
+(`monitor.surges.episodes`). What is normal, the scores, where excursions begin and end and what is learned of their
+peaks do not hang on it. So a stream can be judged while its history is still being measured: `Sightings` keeps the
+minutes above calm, and `decide` gives the decisions of a judge that had known the history from the beginning.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from monitor.surges.budget import HISTORY_PEAKS, AlarmRate
 from monitor.surges.config import JudgeConfig
 from monitor.surges.decisions import Action, Decision, episode_id
 from monitor.surges.episodes import Excursion, Excursions
@@ -76,41 +78,42 @@ def decision_of(config: JudgeConfig, action: Action, minute: int, excursion: Exc
 
 
 class Sightings:
-    """The sightings of one judge that may decide something at some bar. The bar is the same for the whole stream.
-
-    Those are the highest so far of their excursion: an episode fires, grows worse or rises with a record only. Of
-    topics, whose least bar changes, and where there is a hold-off, all are kept.
-    """
+    """What one judge saw of keys above calm, and what it had learned of peaks at the time."""
 
     def __init__(self, config: JudgeConfig) -> None:
         self._config = config
         self._events: list[Sighting | _End] = []
-        self._highest: dict[str, float] = {}
+        # From which minute on so many low peaks in so many key-days were known.
+        self._learned: list[tuple[int, dict[str, Any]]] = []
         # The last minute that each key was seen in.
         self.last_seen: dict[str, int] = {}
+        # That of the last minute, when it has been decided.
+        self.bar = 0.0
+
+    def learned(self, minute: int, alarms: AlarmRate) -> None:
+        """A block begins, with what is known of peaks."""
+        self._learned.append((minute, alarms.state()))
 
     def saw(self, sighting: Sighting) -> None:
         """A key is above calm; in order of minutes."""
-        key, score = sighting.key, sighting.score
-        record = score > self._highest.get(key, 0.0)
-        if record:
-            self._highest[key] = score
-        if record or sighting.least_bar or self._config.hold_off_minutes:
-            self._events.append(sighting)
-            self.last_seen[key] = sighting.minute
+        self._events.append(sighting)
+        self.last_seen[sighting.key] = sighting.minute
 
     def ended(self, minute: int, key: str) -> None:
         """The key's excursion is over."""
-        if self._highest.pop(key, None) is not None:
-            self._events.append(_End(minute, key))
+        self._events.append(_End(minute, key))
 
-    def decide(self, bar: float) -> Iterator[Decision]:
-        """What a judge with this bar decides, in its order. A resolve has the figures of the last sighting kept."""
+    def decide(self, height: float) -> Iterator[Decision]:
+        """What a judge decides whose history has a tail of this height, in its order. A resolve has the figures of the
+        last sighting."""
         config = self._config
         excursions = Excursions(config.calm_minutes, config.hold_off_minutes)
+        alarms = AlarmRate(config.alarm_half_life_days, height, HISTORY_PEAKS)
         numbers: dict[str, int] = {}
         last: dict[str, Sighting] = {}
+        known = 0
         for minute, events in groupby(self._events, key=lambda event: event.minute):
+            known = self._know(alarms, known, minute)
             decisions: list[Decision] = []
             for event in events:
                 number = numbers.setdefault(event.key, len(numbers))
@@ -120,8 +123,19 @@ class Sightings:
                         decisions.append(decision_of(config, "resolve", minute, excursion, last[event.key]))
                     continue
                 last[event.key] = event
-                made = excursions.above(minute, number, event.score, event.row, max(bar, event.least_bar))
+                made = excursions.above(minute, number, event.score, event.row, max(self.bar, event.least_bar))
                 if made is not None:
                     decisions.append(decision_of(config, made[0], minute, made[1], event))
             decisions.sort(key=lambda decision: (decision.key, decision.action))
             yield from decisions
+        self._know(alarms, known, sys.maxsize)
+
+    def _know(self, alarms: AlarmRate, known: int, minute: int) -> int:
+        """Take up what is known of peaks in `minute`, of which the first `known` were; returns how many are now."""
+        before = known
+        while known < len(self._learned) and self._learned[known][0] <= minute:
+            known += 1
+        if known > before:
+            alarms.load(self._learned[known - 1][1])
+            self.bar = max(alarms.bar(self._config.budget), self._config.calm_score)
+        return known

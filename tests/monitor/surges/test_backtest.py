@@ -56,7 +56,7 @@ def planted() -> tuple[list[dict[str, object]], list[tuple[str, datetime, dateti
 def found(
     history: History, planted: tuple[list[dict[str, object]], list[tuple[str, datetime, datetime, float]]]
 ) -> list[BacktestAlert]:
-    return alerts_of(planted[0], JudgeConfig(bar=history.bar(0.03)))
+    return alerts_of(planted[0], JudgeConfig(budget=0.03, height=history.height))
 
 
 def test_planted_surges_are_found_and_little_else(
@@ -102,23 +102,25 @@ def test_cutting_the_input_or_repeating_lines_changes_nothing(history: History) 
     assert decided(alerts_of(swapped, config)) == decided(once)
 
 
-def test_a_history_sets_a_bar_that_falls_with_the_budget(history: History) -> None:
+def test_a_history_shows_how_high_the_tail_is(history: History) -> None:
     assert history.key_days == pytest.approx(KEYS * DAYS * 2 / 3, rel=0.15)
-    assert 1.5 < history.bar(0.1) < history.bar(0.01) < history.bar(0.001) < 9.0
+    assert 0.6 < history.height < 1.6
+    with pytest.raises(ValueError, match="key-days"):
+        _ = History((), 0.0).height
 
 
-def test_a_bar_that_comes_later_gives_the_alerts_of_one_known_from_the_beginning(
+def test_a_history_that_comes_later_gives_the_alerts_of_one_known_from_the_beginning(
     planted: tuple[list[dict[str, object]], list[tuple[str, datetime, datetime, float]]],
 ) -> None:
     sorts = ("negative", "volume")
     items = list(read_scored(lines(planted[0]), "items"))
 
-    def run(bars: tuple[float | None, float | None], *, later: bool, hold_off: int) -> Backtest:
-        judging = [JudgeConfig(bar=bar, hold_off_minutes=hold_off) for bar in bars]
+    def run(heights: tuple[float | None, float | None], *, later: bool, hold_off: int) -> Backtest:
+        judging = [JudgeConfig(budget=0.1, height=height, hold_off_minutes=hold_off) for height in heights]
         made = Backtest(
             CountingConfig(),
             *(config.watching(surge) for config, surge in zip(judging, sorts, strict=True)),
-            bars_later=later,
+            history_later=later,
         )
         for item in items:
             made.add(item)
@@ -128,11 +130,12 @@ def test_a_bar_that_comes_later_gives_the_alerts_of_one_known_from_the_beginning
     for hold_off in (0, 600):
         later = run((None, None), later=True, hold_off=hold_off)
         assert later.alerts == []
-        later.decide((2.2, 2.6))
-        expected = run((2.2, 2.6), later=False, hold_off=hold_off).alerts
-        assert {alert.key.partition(":")[0] for alert in expected} == {"ticker", "topic", "market"}
-        assert len({alert.surge for alert in expected}) == 2
-        assert later.alerts == expected
+        later.decide((0.2, 0.5))
+        known = run((0.2, 0.5), later=False, hold_off=hold_off)
+        assert {alert.key.partition(":")[0] for alert in known.alerts} == {"ticker", "topic", "market"}
+        assert len({alert.surge for alert in known.alerts}) == 2
+        assert later.alerts == known.alerts
+        assert [watch.bar for watch in later.watches] == [watch.bar for watch in known.watches]
 
 
 def test_one_item_far_ahead_of_all_others_changes_nothing(
@@ -355,14 +358,14 @@ def test_the_block_that_a_history_prints_gives_the_same_alerts_without_it(
     assert first.returncode == 0, first.stderr
     block = first.stderr.decode()[first.stderr.index(b"[judge]") :]
     rules.write_text(block)
-    bars = dict(load_rules(make_settings(rules_file=str(rules))).judge.bars)
-    assert set(bars) == {"negative", "volume"}
+    heights = dict(load_rules(make_settings(rules_file=str(rules))).judge.heights)
+    assert set(heights) == {"negative", "volume"}
     monkeypatch.setenv("SENTIMENT_MONITOR_RULES_FILE", str(rules))
     again = run(str(file), *sorts)
     assert again.returncode == 0, again.stderr
     assert again.stdout == first.stdout != b""
-    for wrong in ("{ neutral = 3.0 }", "{ negative = 0.2 }", "{ negative = nan }"):
-        rules.write_text(f"[judge]\nbars = {wrong}\n")
+    for wrong in ("{ neutral = 3.0 }", "{ negative = 0 }", "{ negative = nan }"):
+        rules.write_text(f"[judge]\nheights = {wrong}\n")
         with pytest.raises(RuleError, match="line 2"):
             load_rules(make_settings(rules_file=str(rules)))
 

@@ -116,16 +116,16 @@ def test_it_decides_what_the_judge_decides_in_memory(
     assert judged_to(store) == END - 1
 
 
-def test_it_alerts_at_the_bar_that_a_history_has_set(
+def test_it_begins_with_what_a_history_has_shown(
     store: Engine, make_settings: Callable[..., Settings], counts: dict[int, MinuteCounts], tmp_path: Path
 ) -> None:
-    (tmp_path / "rules.toml").write_text("[judge]\nbars = { volume = 29.0, negative = 1.6180339887498949 }\n")
+    (tmp_path / "rules.toml").write_text("[judge]\nheights = { volume = 29.0, negative = 0.016180339887498949 }\n")
     write_ticks(store, counts)
     set_watermark(store, 0, END)
     run_to_the_end(LiveJudge(store, make_settings(rules_file=str(tmp_path / "rules.toml")), 1))
-    judge, nothing = Judge(JudgeConfig(bar=1.6180339887498949)), MinuteCounts([], np.zeros(0), np.zeros(0))
+    judge, nothing = Judge(JudgeConfig(height=0.016180339887498949)), MinuteCounts([], np.zeros(0), np.zeros(0))
     decided = [d for minute in range(min(counts), END) for d in judge.step(minute, counts.get(minute, nothing))]
-    assert len({d.episode_id for d in decided}) > 1
+    assert {d.episode_id for d in decided} > {d.episode_id for d in in_memory(counts, make_settings())}
     assert {episode for episode, _ in recorded(store)} == {d.episode_id for d in decided}
 
 
