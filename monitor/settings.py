@@ -107,7 +107,9 @@ class Settings(BaseSettings):
         3.0, gt=0, description="Seconds of quiet after which an input partition read to its end counts as idle."
     )
     worker_image_bytes: int = Field(
-        128 << 20, ge=1 << 20, description="Bytes of chart images that the worker keeps in memory at the most."
+        128 << 20,
+        ge=1 << 20,
+        description="Bytes of texts and chart images that the worker keeps in memory at the most.",
     )
     worker_outage_s: float = Field(
         300.0, gt=0, description="Seconds that an unreachable store or broker is waited for before the worker stops."
