@@ -45,9 +45,10 @@ T = TypeVar("T")
 
 IN_FLIGHT_PER_RECEIVER: Final = 4
 LOOK_AHEAD: Final = 200
-# Silences and mute times end and repeats fall due on a scale of minutes.
+# Silences and mute times end on a scale of minutes.
 REVIEW_S: Final = 2.0
-# A rule that names receivers of its own may take an alert long after it fired, with nothing held back until then.
+# A rule that names receivers of its own may take an alert long after it fired, with nothing held back until then;
+# repeats and escalations fall due on the same scale.
 RECONSIDER_S: Final = 15.0
 STORE_PAUSE_S: Final = 1.0
 # Alerts that are looked at again in one transaction.
@@ -175,10 +176,7 @@ class Dispatcher:
                 await self._review(now, held=held)
             due = True
             self._reviewed = now
-        if self._attempts and now - self._renewed >= self._lease / 3:
-            ids = list(self._attempts)
-            await self._transaction(lambda conn: deliveries.renew(conn, ids, self._holder, now + self._lease))
-            self._renewed = now
+        await self._keep_leases()
         if not unrouted and not due:
             return 0
         claimed = await self._transaction(lambda conn: self._claim(conn, now))
@@ -193,12 +191,23 @@ class Dispatcher:
         insistent = any(route.repeat or route.escalate_after for route in self._config.routes)
         if held or everything:
             for ids in await self._firing(held=not everything):
-                await self._transaction(partial(release_held, config=self._config, now=now, ids=ids))
-        if everything:
-            self._reconsidered = now
-        if insistent:
+                release = partial(release_held, config=self._config, now=now, ids=ids, recount=everything)
+                await self._transaction(release)
+                await self._keep_leases()
+        if insistent and everything:
             for ids in await self._firing(held=False):
                 await self._transaction(partial(announce_again, config=self._config, now=now, ids=ids))
+                await self._keep_leases()
+        if everything:
+            self._reconsidered = now
+
+    async def _keep_leases(self) -> None:
+        """Attempts under way stay this dispatcher's, however long they and other work take."""
+        now = self._clock()
+        if self._attempts and now - self._renewed >= self._lease / 3:
+            ids = list(self._attempts)
+            await self._transaction(lambda conn: deliveries.renew(conn, ids, self._holder, now + self._lease))
+            self._renewed = now
 
     async def _firing(self, *, held: bool) -> list[list[str]]:
         def run() -> list[str]:

@@ -258,10 +258,16 @@ def route_outbox(conn: Connection, config: NotificationConfig, now: datetime, li
 
 
 def release_held(
-    conn: Connection, config: NotificationConfig, now: datetime, ids: Collection[str] | None = None
+    conn: Connection,
+    config: NotificationConfig,
+    now: datetime,
+    ids: Collection[str] | None = None,
+    *,
+    recount: bool = True,
 ) -> int:
     """Look again at what fires: let go what nothing holds back any more, and tell those whom a rule that takes the
-    alert only now names. `ids`: only at these alerts. Returns how many notices are new or free."""
+    alert only now names. `ids`: only at these alerts; `recount`: count the publishers anew for which a rule waits.
+    Returns how many notices are new or free."""
     firing = store.firing_alerts(conn, ids)
     if not firing:
         return 0
@@ -274,7 +280,7 @@ def release_held(
             # Not routed yet: that is what `route_outbox` is for.
             continue
         held = {row.receiver: row for row in rows if row.state == HELD}
-        alert = circumstances.newest(alert) if held else alert
+        alert = circumstances.newest(alert) if held and recount else alert
         freed += _tell(conn, alert, position, {row.receiver for row in rows}, now, circumstances)
         for target in circumstances.targets(alert, circumstances.of(alert)) if held else ():
             row = held.get(target.receiver)
@@ -333,9 +339,19 @@ class _Insistence:
             return 0
         if self._now - min(row.since for row in first) < route.escalate_after:
             return 0
-        told = {row.receiver for row in self._rows}
-        next_ones = [receiver for receiver in route.escalate_to if receiver not in told]
-        return sum(self._send(AlertState.FIRING, one, first[0].position, "escalated") for one in next_ones)
+        known = {row.receiver: row for row in self._rows if row.event == AlertState.FIRING}
+        added = 0
+        for receiver in route.escalate_to:
+            row = known.get(receiver)
+            if row is None:
+                added += self._send(AlertState.FIRING, receiver, first[0].position, "escalated")
+            elif row.state == HELD:
+                # A route of its own holds it back, this one does not.
+                deliveries.set_free(self._conn, row.id, notice_body(self._alert), self._now)
+                detail = {"receiver": receiver, "webhook_id": row.id, "was": row.last_error}
+                store.add_event(self._conn, self._alert.id, self._now, "escalated", NOTIFIER, detail)
+                added += 1
+        return added
 
 
 def announce_again(

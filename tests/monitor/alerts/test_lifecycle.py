@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, select
 from monitor.alerts.config import NotificationConfig
 from monitor.alerts.lifecycle import NOT_CONFIGURED, announce_again, release_held, request_trial, route_outbox
 from monitor.alerts.receivers import Receiver, ReceiverKind
-from monitor.alerts.routing import Route
+from monitor.alerts.routing import Mute, Route
 from monitor.alerts.rules import BUILT_IN, Rule, Rules
 from monitor.egress.policy import EgressPolicy
 from monitor.storage import deliveries, undelivered
@@ -300,6 +300,21 @@ def test_what_was_held_back_is_escalated_from_when_it_was_let_go(store: Engine) 
         assert announce_again(conn, config, end + timedelta(minutes=14)) == 0
         assert announce_again(conn, config, end + timedelta(minutes=15)) == 1
         assert notices(conn)[("boss", ID, "firing")] == "pending"
+
+
+def test_escalation_reaches_whom_another_route_does_not_tell_at_this_hour(store: Engine) -> None:
+    quiet = Mute("always")
+    first = Route(("desk",), escalate_after=timedelta(minutes=15), escalate_to=("boss",))
+    config = config_of(first, Route(("boss",), mutes=(quiet,)))
+    with writing(store) as conn:
+        record(conn, decision())
+        route_outbox(conn, config, NOW)
+        assert notices(conn) == {("desk", ID, "firing"): "pending", ("boss", ID, "firing"): "held"}
+        assert announce_again(conn, config, NOW + timedelta(minutes=14)) == 0
+        assert announce_again(conn, config, NOW + timedelta(minutes=15)) == 1
+        assert announce_again(conn, config, NOW + timedelta(minutes=16)) == 0
+        assert notices(conn)[("boss", ID, "firing")] == "pending"
+        assert trail(conn)[-1] == "escalated"
 
 
 def test_no_alert_is_too_many_to_be_looked_at_again(store: Engine) -> None:
