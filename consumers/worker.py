@@ -67,6 +67,9 @@ SWITCH_INTERVAL_S: Final = 0.0005
 # New objects after which the collector of reference cycles looks for garbage; 700 is the default.
 GC_THRESHOLD: Final = 50_000
 FETCH_BYTES: Final = 4 << 20
+FIRST_RECORD_BYTES: Final = 64 << 10
+# With every poll of smaller ones the largest record counts for so much of its size.
+FORGET_LARGEST: Final = 0.9
 # New partitions are found, and an assignment made on stale metadata is made again, after this time.
 METADATA_AGE_MS: Final = 10_000
 
@@ -135,6 +138,9 @@ class Worker:
         self._report_due = False
         # Offset behind the last record that was polled.
         self._polled: dict[TopicPartition, int] = {}
+        # Bytes that may still come in, and those of the largest record lately (until one has come: of a large one).
+        self._room = settings.worker_image_bytes
+        self._largest = float(FIRST_RECORD_BYTES)
         self._connections: Any = None
         self._commits = Commits(self._intake)
         self._reported: tuple[SourceWatermark, ...] = ()
@@ -148,8 +154,6 @@ class Worker:
         client = consumer(
             self._settings,
             self._settings.worker_group,
-            max_poll_records=max(MAX_POLL_RECORDS, 2 * self._settings.worker_batch_items),
-            # What one poll may bring comes on top of the bytes that are kept.
             max_partition_fetch_bytes=min(FETCH_BYTES, self._settings.worker_image_bytes // 16),
             fetch_max_wait_ms=IDLE_POLL_MS,
             metadata_max_age_ms=METADATA_AGE_MS,
@@ -237,7 +241,8 @@ class Worker:
     def _throttle(self, client: KafkaConsumer) -> bool:
         """Pause what must not come in now; True when nothing may."""
         held = self._ready.bytes + self._pipeline.held_bytes + self._intake.pairing.held_bytes
-        full = len(self._ready) >= 2 * self._settings.worker_batch_items or held > self._settings.worker_image_bytes
+        self._room = self._settings.worker_image_bytes - held
+        full = len(self._ready) >= 2 * self._settings.worker_batch_items or self._room < 0
         # Many items wait for charts, or charts for items: let the others catch up before more come.
         pairing, many = self._intake.pairing, self._settings.worker_held_items // 4
         ahead = {NEWS: pairing.items > many >= pairing.charts, CHARTS: pairing.charts > many >= pairing.items}
@@ -253,7 +258,8 @@ class Worker:
 
     def _poll(self, client: KafkaConsumer) -> None:
         try:
-            polled = poll(client, BUSY_POLL_MS if self._pipeline.scores or self._ready else IDLE_POLL_MS)
+            timeout_ms = BUSY_POLL_MS if self._pipeline.scores or self._ready else IDLE_POLL_MS
+            polled = poll(client, timeout_ms, self._most_records())
         except KafkaError as error:
             if not error.retriable:
                 with broker_errors(self._settings):
@@ -270,7 +276,16 @@ class Worker:
         self._enqueue(self._intake.take(polled, self._reading_s, time.monotonic()))
         for partition, records in polled.items():
             self._polled[partition] = records[-1].offset + 1
+            self._largest = max(self._largest * FORGET_LARGEST, *(len(record.value or b"") for record in records), 1024)
             metrics.POLLED.labels(self._intake.source(partition).partition(":")[0]).inc(len(records))
+
+    def _most_records(self) -> int:
+        """What one poll may bring, so that there is room for it if its records are as large as the last ones were.
+
+        A bound on the bytes that are fetched does not do: compressed, many large records are few bytes.
+        """
+        most = max(MAX_POLL_RECORDS, 2 * self._settings.worker_batch_items)
+        return max(1, min(most, int(self._room / (2 * self._largest))))
 
     def _disown(self) -> None:
         """Partitions are being taken away: nothing more is stored of them. On the client's own thread."""
