@@ -43,7 +43,7 @@ def test_without_a_name_the_benchmarks_are_listed(cli: Cli, page: Path) -> None:
 
 def test_every_benchmark_of_the_checkout_has_a_section(cli: Cli) -> None:
     text = bench.PAGE.read_text(encoding="utf-8")
-    for name in ("engine", "worker", "aggregator", "store", "growth"):
+    for name in ("engine", "passes", "worker", "aggregator", "store", "growth"):
         start, end = bench._within(text, name, bench.PAGE)
         assert 0 < start < end
 
