@@ -38,8 +38,9 @@ from sqlalchemy import Connection, Engine, event, func, select
 from consumers import pipeline
 from consumers.broker.process import running_broker
 from consumers.clients import producer
+from consumers.threads import share_the_interpreter
 from consumers.topics import NEWS, ensure_topics
-from consumers.worker import Worker, share_the_processor
+from consumers.worker import Worker
 from models.engine import ScoringRequest, open_scorer
 from monitor.records import NewsItem, encode
 from monitor.settings import Settings, load_settings
@@ -108,7 +109,7 @@ def serve_worker(given: dict[str, Any], threads: int, ready: Any, stop: Any, out
     pipeline.store_scored = noted
     scorer = open_scorer(settings, store)
     scorer.warm_up()
-    share_the_processor()
+    share_the_interpreter()
     ready.put(os.getpid())
     Worker(settings, scorer, store, stop.is_set).run()
     out.put(stored)
@@ -179,6 +180,8 @@ def engine_rate(settings: Settings, texts: list[str]) -> tuple[float, float]:
     """Items a second of the engine alone, called as the worker calls it, and its processor time an item, ms."""
     scorer = open_scorer(settings)
     scorer.warm_up()
+    # As the worker's process.
+    share_the_interpreter()
     requests = [ScoringRequest(item) for item in items_of(texts, "engine")]
     step = settings.worker_batch_items
     scorer.score(requests[:step])

@@ -7,9 +7,7 @@ or in flight. Whatever happens in between, the records are read again and end in
 
 from __future__ import annotations
 
-import gc
 import signal
-import sys
 import threading
 import time
 from collections import deque
@@ -32,6 +30,7 @@ from consumers.pipeline import Pipeline
 from consumers.publisher import Outgoing, Publisher, contribution_records
 from consumers.scoring import Scoring
 from consumers.storing import Storing
+from consumers.threads import share_the_interpreter
 from consumers.topics import CHARTS, CONTRIBUTIONS, NEWS, ensure_topics
 from consumers.unreadable import hand_out_unreadable
 from monitor.health import Health
@@ -42,7 +41,7 @@ from monitor.storage.engine import open_engine
 from monitor.storage.migrate import upgrade
 from monitor.telemetry import get_logger
 
-__all__ = ["Worker", "run_worker", "share_the_processor"]
+__all__ = ["Worker", "run_worker"]
 
 log = get_logger(__name__)
 
@@ -61,11 +60,6 @@ STUCK_SCORING_S: Final = 120.0
 STUCK_STORING_S: Final = 30.0
 # What is being stored when partitions are taken away is waited for this long, in parts of a session.
 SETTLE_SESSIONS: Final = 0.3
-# A thread that computes in Python lets go after this time, where others want to go on; 5 ms is the default. Each of the
-# model's operations comes back to Python and would wait that long.
-SWITCH_INTERVAL_S: Final = 0.0005
-# New objects after which the collector of reference cycles looks for garbage; 700 is the default.
-GC_THRESHOLD: Final = 50_000
 FETCH_BYTES: Final = 4 << 20
 FIRST_RECORD_BYTES: Final = 64 << 10
 # With every poll of smaller ones the largest record counts for so much of its size.
@@ -400,17 +394,6 @@ class Worker:
         return bool(self._connections.value() > 0)
 
 
-def share_the_processor() -> None:
-    """Set up this process for threads of which some compute and others wait for a client, a store or a broker.
-
-    What has been loaded by now stays, and is not looked through for garbage any more.
-    """
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GC_THRESHOLD, 20, 20)
-
-
 def run_worker(settings: Settings, scorer: Scoring | None = None) -> None:
     """Score until SIGTERM or SIGINT. `scorer` None: the model in force.
 
@@ -430,7 +413,7 @@ def run_worker(settings: Settings, scorer: Scoring | None = None) -> None:
 
             scorer = opened = open_scorer(settings, store)
             opened.warm_up()
-        share_the_processor()
+        share_the_interpreter()
         # Until here a signal ends the process at once: loading a model takes long, and nothing is at stake yet.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, on_signal)
