@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from monitor.surges.backtest import BacktestAlert
     from monitor.surges.config import JudgeConfig
     from monitor.surges.counting import CountingConfig
-    from monitor.surges.history import History
+    from monitor.surges.history import Measured
 
 __all__ = ["backtest"]
 
@@ -123,7 +123,7 @@ def _items(
         run.finish()
         heights: list[float] = []
         if past is not None:
-            heights = _heights(past(), history, judging, skipped)
+            heights = _heights(past(), history, judging, skipped, absurd)
             run.decide(heights)
     told = []
     for watch_of in run.watches:
@@ -145,7 +145,7 @@ def _items(
 
 def _past(
     stack: ExitStack, history: Path, counting: CountingConfig, judging: list[JudgeConfig], skip_bad: bool
-) -> Callable[[], tuple[list[History], list[str]]]:
+) -> Callable[[], Measured]:
     """Begins with the history, in a process of its own where that is worth it; the function waits for what it tells."""
     import os
 
@@ -164,7 +164,7 @@ def _past(
     stack.push(_abandon)
     future = pool.submit(measure_file, history, counting, judging, skip_bad)
 
-    def result() -> tuple[list[History], list[str]]:
+    def result() -> Measured:
         try:
             return future.result()
         except BrokenProcessPool as error:
@@ -184,18 +184,19 @@ def _abandon(kind: type[BaseException] | None, *_: object) -> None:
 
 
 def _heights(
-    past: tuple[list[History], list[str]],
+    past: Measured,
     history: Path | None,
     judging: list[JudgeConfig],
     skipped: list[str] | None,
+    absurd: list[str],
 ) -> list[float]:
     from monitor.errors import InputError
 
-    found, left_out = past
+    absurd += past.absurd
     if skipped is not None:
-        skipped += left_out
+        skipped += past.skipped
     try:
-        return [past_of_sort.height for past_of_sort in found]
+        return [history_of_sort.height for history_of_sort in past.histories]
     except ValueError as error:
         raise InputError(
             f"The history {history} is too short to set a bar.",

@@ -123,7 +123,8 @@ class Backtest:
         self._counter = Counter(counting, CounterState())
         self._ledger = MemoryLedger()
         self._evidence = Evidence([config.surge for config in judging])
-        self._reached = Reached(counting.max_late_ms)
+        # In a night without news nothing is far ahead, however little lateness is allowed.
+        self._reached = Reached(max(counting.max_late_ms, DAY_MINUTES * MINUTE_MS))
         self._lateness_ms = counting.lateness_ms
         self._max_late_minutes = counting.max_late_ms // MINUTE_MS
         # The items of one minute, and those of earlier ones with what was reached after each. Minutes are counted

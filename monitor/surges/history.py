@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -16,7 +16,7 @@ from monitor.surges.counting import CountingConfig
 from monitor.surges.lines import read_scored
 from monitor.surges.sorts import NEGATIVE
 
-__all__ = ["WARM_DAYS", "History", "measure_file", "measure_histories", "measure_history"]
+__all__ = ["WARM_DAYS", "History", "Measured", "measure_file", "measure_histories", "measure_history"]
 
 # The first days of a history are for learning what is normal: their peaks say little about later ones.
 WARM_DAYS: Final = 8
@@ -33,6 +33,14 @@ class History(msgspec.Struct, frozen=True):
     def height(self) -> float:
         """How many times as high the tail of peaks is as the shipped one. Raises `ValueError` without key-days."""
         return height_from_history(self.peaks, self.key_days)
+
+
+class Measured(NamedTuple):
+    """What a file of history tells, what is wrong with the lines that were left out, and which dates were refused."""
+
+    histories: list[History]
+    skipped: list[str]
+    absurd: list[str]
 
 
 def measure_history(items: Iterable[ScoredItem], counting: CountingConfig, judging: JudgeConfig) -> History:
@@ -58,17 +66,19 @@ def measure_file(
     judging: Sequence[JudgeConfig],
     skip_bad: bool,
     lines: Iterable[bytes] | None = None,
-) -> tuple[list[History], list[str]]:
-    """`measure_histories` of the scored items in `file` (or of its `lines`), and what is wrong with the lines that were
-    left out; absurd dates are left out without a word. For another process. Raises `InputError` naming the first wrong
-    line unless `skip_bad`."""
+) -> Measured:
+    """`measure_histories` of the scored items in `file` (or of its `lines`), for another process.
+
+    Raises `InputError` naming the first wrong line unless `skip_bad`.
+    """
     skipped: list[str] | None = [] if skip_bad else None
+    absurd: list[str] = []
     if lines is None:
         with file.open("rb") as opened:
-            measured = measure_histories(read_scored(opened, str(file), skipped, []), counting, judging)
+            measured = measure_histories(read_scored(opened, str(file), skipped, absurd), counting, judging)
     else:
-        measured = measure_histories(read_scored(lines, str(file), skipped, []), counting, judging)
-    return measured, skipped or []
+        measured = measure_histories(read_scored(lines, str(file), skipped, absurd), counting, judging)
+    return Measured(measured, skipped or [], absurd)
 
 
 def _history(stretches: Sequence[Stretch], surge: str) -> History:

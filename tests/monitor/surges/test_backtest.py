@@ -236,7 +236,7 @@ def test_a_history_is_measured_the_same_in_a_process_of_its_own(
         with ExitStack() as stack:
             found.append(_past(stack, file, CountingConfig(), judging, False)())
     assert found[0] == found[1]
-    assert found[0][0][0].peaks
+    assert found[0].histories[0].peaks
     file.write_bytes(b"\n".join([*lines(made), b"{"]))
     with ExitStack() as stack, pytest.raises(InputError, match=rf"Line {len(made) + 1} of .*history"):
         _past(stack, file, CountingConfig(), judging, False)()
