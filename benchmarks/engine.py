@@ -10,19 +10,23 @@ Every way gets the texts in the same order and gives a sentiment for each:
 - `pipeline 1`, `pipeline 32`: Hugging Face `text-classification` in fp32 over the same weights, batched as given;
 - `pipeline 32, features`: its `feature-extraction`, which hands out every token's vector as Python numbers;
 - `sentence-transformers`: its own `encode` (sorted by length, batches of 32) and a linear head;
-- `onnxruntime int8`: the encoder exported to ONNX and quantised dynamically, fed with the engine's sorted batches
-  (padded to the longest of a batch) and the same heads.
+- `onnxruntime int8`: the encoder exported to ONNX and quantised, with ranges from each batch (dynamic) and with fixed
+  ones, found on the engine's own sample (static);
+- `openvino int8`: the latter model in OpenVINO; `openvino bf16` where the processor has the instructions.
+
+The last three take the engine's place in the engine itself: its sorted batches (padded to the longest of a batch), its
+lanes, each with one thread, and its heads.
 
 In each round every way is timed once; a ratio is taken within its round, and its median and range are told. Accuracy
 is measured on held-out texts with labels, for each way that does not compute in fp32. On a machine with a CUDA card
-the engine is compared with its own fp32 with padding, and with the rate of a large bf16 product.
+the engine is compared with its own fp32 with padding, and with the rate of a large bf16 product; take more texts there
+(`--items 65536 --batch 8192 --articles 0`: those of the data sets over and over).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -34,15 +38,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from _peers import peers
 from rich.console import Console
 from rich.table import Table
 
 from models.backbones import _location
-from models.bundle import LoadedModel, collate, load_model
+from models.bundle import LoadedModel, load_model
 from models.engine import ScoringRequest, open_scorer
-from models.engine.batching import plan
+from models.engine.batching import token_budget
 from models.engine.forward import Forward
-from models.engine.precision import _encoder
+from models.engine.packed import PackedEncoder
+from models.engine.precision import Encoder, Precision, _encoder
 from models.fusion import TextFeatures
 from models.tokens import Row, TokenizedRow
 from models.training.datasets import BUNDLED, bundled_path, read_labelled, select
@@ -62,7 +68,7 @@ def texts_of(path: Path | None, count: int, articles: int = 16) -> list[str]:
     """
     if path is None:
         rows = [row.text for name in BUNDLED for row in read_labelled(bundled_path(name))]
-        texts = rows[:: max(1, len(rows) // count)][:count]
+        texts = (rows[:: max(1, len(rows) // count)] * -(-count // len(rows)))[:count]
         for place in range(0, count if articles else 0, articles or 1):
             texts[place] = "\n".join(texts[(place + 7 * n) % len(texts)] for n in range(9))
         return texts
@@ -84,7 +90,8 @@ def held_out(count: int) -> tuple[list[str], np.ndarray]:
 
 def rows_way(model: LoadedModel, settings: Settings) -> Way:
     """The engine's own path, one row a text."""
-    forward = Forward(model, token_budget=settings.worker_token_budget, image_budget=settings.worker_image_budget)
+    budget = token_budget(settings, model.device)
+    forward = Forward(model, token_budget=budget, image_budget=settings.worker_image_budget)
 
     def run(texts: Sequence[str]) -> np.ndarray:
         found = np.empty((len(texts), 3), dtype=np.float32)
@@ -199,69 +206,18 @@ def sentence_transformers_way(model: LoadedModel) -> Way:
     return run
 
 
-def onnx_way(model: LoadedModel, settings: Settings, folder: Path, threads: int) -> Way:
-    """ONNX Runtime, dynamic int8 quantisation, with the engine's batches."""
-    import onnxruntime
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    exported, small = folder / "encoder.onnx", folder / "int8.onnx"
-
-    class Tokens(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.text = model.network.text
-
-        def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            return self.text(input_ids=ids, attention_mask=mask).last_hidden_state  # type: ignore[no-any-return]
-
-    example = torch.ones(2, 16, dtype=torch.long)
-    axes = {name: {0: "rows", 1: "tokens"} for name in ("ids", "mask", "out")}
-    torch.onnx.export(
-        Tokens(),
-        (example, example),
-        str(exported),
-        input_names=["ids", "mask"],
-        output_names=["out"],
-        dynamic_axes=axes,
-        dynamo=False,
-    )
-    quantize_dynamic(exported, small, weight_type=QuantType.QInt8, per_channel=True)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(small), options, providers=["CPUExecutionProvider"])
-
-    def encode(rows: Sequence[TokenizedRow]) -> TextFeatures:
-        batch = collate(rows, model.backbone.pad_id, torch.device("cpu"))
-        (out,) = session.run(["out"], {"ids": batch.ids.numpy(), "mask": batch.mask.long().numpy()})
-        return TextFeatures(torch.from_numpy(out), batch.mask, batch.span)
-
-    def run(texts: Sequence[str]) -> np.ndarray:
-        found = np.empty((len(texts), 3), dtype=np.float32)
-        step = settings.worker_batch_items
-        for start in range(0, len(texts), step):
-            rows = model.tokenize([Row(text) for text in texts[start : start + step]])
-            lengths = [len(row) for row in rows]
-            # Its best: small batches, so that little is padded and much stays in the cache.
-            for batch in plan(lengths, [False] * len(rows), token_budget=1024, image_budget=1):
-                chosen = [rows[i] for i in batch]
-                found[[start + i for i in batch]] = model.finish(chosen, encode(chosen)).sentiment
-        return found
-
-    return run
-
-
-def with_encoder(settings: Settings, precision: Any) -> LoadedModel:
-    """The shipped model with its text encoder in a precision."""
-    model = load_model("default", device=settings.device or None)
-    model.encoder = _encoder(model, precision)
+def with_encoder(settings: Settings, encoder: Encoder | Precision) -> LoadedModel:
+    """The model with its text encoder in a precision, or with another one."""
+    model = load_model(settings.model or "default", device=settings.device or None)
+    model.encoder = _encoder(model, encoder) if isinstance(encoder, str) else encoder
     return model
 
 
-def ways_of(settings: Settings, folder: Path, threads: int) -> tuple[dict[str, Way], list[str]]:
+def ways_of(settings: Settings, folder: Path) -> tuple[dict[str, Way], list[str]]:
     """All ways by name, and those whose accuracy is told; `engine, rows` is the first."""
     scorer = open_scorer(settings)
     precision = scorer.precision
-    plain = load_model("default", device=settings.device or None)
+    plain = load_model(settings.model or "default", device=settings.device or None)
     ways: dict[str, Way] = {f"engine, rows ({precision})": rows_way(scorer.model, settings)}
     if precision != "fp32":
         ways["engine, rows (fp32)"] = rows_way(with_encoder(settings, "fp32"), settings)
@@ -274,15 +230,13 @@ def ways_of(settings: Settings, folder: Path, threads: int) -> tuple[dict[str, W
     if plain.device.type == "cuda":
         ways["fp32, padded"] = rows_way(plain, settings)
         return ways, [next(iter(ways)), "fp32, padded"]
-    for name, make in (
-        ("sentence-transformers", lambda: sentence_transformers_way(plain)),
-        ("onnxruntime int8", lambda: onnx_way(plain, settings, folder, threads)),
-    ):
-        try:
-            ways[name] = make()
-        except ImportError as error:
-            print(f"{name} is left out: {error}", file=sys.stderr)
-    told = [name for name in ways if "rows" in name or "int8" in name]
+    try:
+        ways["sentence-transformers"] = sentence_transformers_way(plain)
+    except ImportError as error:
+        print(f"sentence-transformers is left out: {error}", file=sys.stderr)
+    for name, encoder in peers(plain, folder).items():
+        ways[name] = rows_way(with_encoder(settings, encoder), settings)
+    told = [name for name in ways if "rows" in name or "int8" in name or "bf16" in name]
     return ways, [*told, "pipeline 32"]
 
 
@@ -291,7 +245,8 @@ def timed(ways: dict[str, Way], texts: list[str], rounds: int, clock: Callable[[
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     samples = {name: texts[:: 8 if name == "pipeline 1" else 2 if name.startswith("pipeline") else 1] for name in ways}
     for name, way in ways.items():
-        way(samples[name][:64])
+        # Shapes that come for the first time are prepared: all of them, as a process does that has run for a while.
+        way(samples[name] if "pipeline" not in name else samples[name][:64])
     for _ in range(rounds):
         for name, way in ways.items():
             began = clock()
@@ -330,6 +285,19 @@ def share_of_matrix_rate(model: LoadedModel, rate: float) -> float:
     return 10 * flop / (time.perf_counter() - began) / 1e12 / rate
 
 
+def on_card(settings: Settings) -> dict[str, Any]:
+    """The card, how it attends, and what the engine's encoder reaches of the rate of a large product."""
+    device = torch.device(settings.device or "cuda")
+    found: dict[str, Any] = {"cuda": torch.cuda.get_device_name(device)}
+    rate = matrix_rate(device)
+    found["matrix_tflops"] = round(rate, 1)
+    model = with_encoder(settings, "bf16")
+    if isinstance(model.encoder, PackedEncoder):
+        found["attention"] = type(model.encoder.attention).__name__
+        found["share_of_matrix_rate"] = round(share_of_matrix_rate(model, rate), 3)
+    return found
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -341,15 +309,24 @@ def main() -> None:
     parser.add_argument("--articles", type=int, default=16, help="one text in so many has a body; 0: none")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "int8"))
+    parser.add_argument("--model", default="", help="a model's folder; default: the shipped one")
+    parser.add_argument("--batch", type=int, default=128, help="texts handed to the engine at once")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
     texts = texts_of(given.data, given.items, given.articles)
     with tempfile.TemporaryDirectory() as name:
-        settings = Settings(data_dir=Path(name), score_cache_rows=0, cpu_precision=given.precision, log_level="error")
+        settings = Settings(
+            data_dir=Path(name),
+            score_cache_rows=0,
+            cpu_precision=given.precision,
+            log_level="error",
+            model=given.model,
+            worker_batch_items=given.batch,
+        )
         configure_logging(settings, "bench")
-        ways, told = ways_of(settings, Path(name), torch.get_num_threads())
+        ways, told = ways_of(settings, Path(name))
         seconds = timed(ways, texts, given.rounds, CLOCKS[given.clock])
         checked, labels = held_out(given.checked)
         accuracy = {name: float((ways[name](checked).argmax(1) == labels).mean()) for name in told}
@@ -365,23 +342,24 @@ def main() -> None:
                 "accuracy": round(accuracy[name], 4) if name in accuracy else None,
             }
         )
+    lengths = [
+        len(row) for row in load_model(settings.model or "default", device="cpu").tokenize(list(map(Row, texts)))
+    ]
     about: dict[str, Any] = {
         "texts": len(texts),
+        "tokens_a_text": round(statistics.mean(lengths), 1),
+        "longest_text": max(lengths),
+        "texts_together": given.batch,
         "articles": f"1 in {given.articles}" if given.articles else "none",
         "rounds": given.rounds,
         "accuracy_on": len(checked),
         "clock": given.clock,
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cuda": "none present: the comparison on a card was not run",
     }
     if torch.cuda.is_available():
-        device = torch.device("cuda")
-        rate = matrix_rate(device)
-        model = with_encoder(settings, "bf16")
-        about |= {"cuda": torch.cuda.get_device_name(device), "matrix_tflops": round(rate, 1)}
-        about["share_of_matrix_rate"] = round(share_of_matrix_rate(model, rate), 3)
+        about |= on_card(settings)
     if given.json:
         print(json.dumps({**about, "ways": rows}))
         return

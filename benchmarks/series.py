@@ -1,13 +1,14 @@
 """Detectors for one count series, held against each other as the Numenta Anomaly Benchmark does (standard profile).
 
 usage: python benchmarks/series.py NAB_FOLDER [--group realTweets]
-       python benchmarks/series.py TWEETS.tar.gz [--tickers 6] [--seed 1]
+       python benchmarks/series.py TWEETS.tar.gz [--tickers 6 | --sums] [--seeds 1 2 3]
 
 NAB_FOLDER is a checkout of numenta/NAB: its series and its labelled windows. TWEETS.tar.gz is StockNet's archive of
 tweets about shares (tweet/preprocessed/TICKER/DAY, one JSON object with `created_at` a line): the tweets of the most
 talked-of tickers are counted by the hour, and level shifts are planted into these counts, six a series, 6 to 48 hours
-long and of two to ten times what is usual. Bursts that really happened are in the series, too, and count as false
-alarms for every detector alike. Prints one JSON object.
+long and of two to ten times what is usual. With --sums the counts are those of all tickers together, of the ten most
+talked-of and of the thirty after them, so that a row has many tweets. Bursts that really happened are in the series,
+too, and count as false alarms for every detector alike. Prints one JSON object a seed.
 """
 
 from __future__ import annotations
@@ -159,8 +160,12 @@ def nab(folder: Path, group: str) -> Iterator[Series]:
         yield Series(file.stem, rows, windows)
 
 
-def tweets(archive: Path, tickers: int, seed: int) -> Iterator[Series]:
-    """Hourly numbers of tweets about the most talked-of tickers, with level shifts planted."""
+# Ranks of tickers whose counts are added up with --sums.
+SUMS = {"all": (0, None), "ten most": (0, 10), "thirty next": (10, 40)}
+
+
+def hourly(archive: Path, tickers: int, *, sums: bool) -> dict[str, Counter[datetime]]:
+    """Tweets an hour: about each of the most talked-of tickers, or of `SUMS`."""
     counts: dict[str, Counter[datetime]] = {}
     with tarfile.open(archive) as tar:
         for member in tar:
@@ -169,12 +174,21 @@ def tweets(archive: Path, tickers: int, seed: int) -> Iterator[Series]:
             for line in file or ():
                 at = datetime.strptime(json.loads(line)["created_at"], "%a %b %d %H:%M:%S %z %Y")
                 counts.setdefault(ticker, Counter())[at.replace(minute=0, second=0)] += 1
+    most = sorted(counts, key=lambda ticker: (-counts[ticker].total(), ticker))
+    if not sums:
+        return {ticker: counts[ticker] for ticker in most[:tickers]}
+    return {
+        name: sum((counts[ticker] for ticker in most[first:last]), Counter()) for name, (first, last) in SUMS.items()
+    }
+
+
+def planted(counts: dict[str, Counter[datetime]], seed: int) -> Iterator[Series]:
+    """The counts as series, with level shifts planted."""
     g = np.random.default_rng(seed)
-    most = sorted(counts, key=lambda ticker: (-counts[ticker].total(), ticker))[:tickers]
-    begin = min(min(counts[ticker]) for ticker in most)
-    hours = int((max(max(counts[ticker]) for ticker in most) - begin) / timedelta(hours=1)) + 1
-    for ticker in most:
-        values = np.array([counts[ticker][begin + timedelta(hours=h)] for h in range(hours)], dtype=np.float64)
+    begin = min(min(of_one) for of_one in counts.values())
+    hours = int((max(max(of_one) for of_one in counts.values()) - begin) / timedelta(hours=1)) + 1
+    for name, of_one in counts.items():
+        values = np.array([of_one[begin + timedelta(hours=h)] for h in range(hours)], dtype=np.float64)
         usual = values.mean()
         starts: list[int] = []
         while len(starts) < SHIFTS:
@@ -186,7 +200,7 @@ def tweets(archive: Path, tickers: int, seed: int) -> Iterator[Series]:
             values[start : start + length] += g.poisson(usual * factor, length)
         rows = [Row(str(h), begin + timedelta(hours=h), float(value)) for h, value in enumerate(values)]
         last = int(LABEL / timedelta(hours=1)) - 1
-        yield Series(ticker, rows, sorted((start, start + last) for start in starts))
+        yield Series(name, rows, sorted((start, start + last) for start in starts))
 
 
 def main() -> None:
@@ -195,19 +209,23 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--group", default="realTweets")
     parser.add_argument("--tickers", type=int, default=6)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--sums", action="store_true")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     options = parser.parse_args()
     if options.data.is_dir():
-        corpus = list(nab(options.data, options.group))
+        corpora = {0: list(nab(options.data, options.group))}
     else:
-        corpus = list(tweets(options.data, options.tickers, options.seed))
-    result: dict[str, object] = {
-        "series": [f"{s.name}: {sum(row.value for row in s.rows) / len(s.rows):.2f} a row" for s in corpus],
-        "rows": sum(len(s.rows) for s in corpus),
-    }
-    for name, detector in DETECTORS.items():
-        result[name] = score(corpus, [detector(series.rows) for series in corpus])
-    print(json.dumps(result, indent=1))
+        counts = hourly(options.data, options.tickers, sums=options.sums)
+        corpora = {seed: list(planted(counts, seed)) for seed in options.seeds}
+    for seed, corpus in corpora.items():
+        result: dict[str, object] = {
+            "seed": seed,
+            "series": [f"{s.name}: {sum(row.value for row in s.rows) / len(s.rows):.2f} a row" for s in corpus],
+            "rows": sum(len(s.rows) for s in corpus),
+        }
+        for name, detector in DETECTORS.items():
+            result[name] = score(corpus, [detector(series.rows) for series in corpus])
+        print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

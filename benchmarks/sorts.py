@@ -4,9 +4,9 @@ usage: python benchmarks/sorts.py [--seeds 6] [--first 1] [--keys 200] [--days 2
 
 A stream is what makes real news hard: heavy-tailed rates (0.3 to 200 stories a day), season, levels that wander,
 shares of negatives and positives that drift and, unless what is watched is the volume, bursts of all news. For every
-seed a stream without surges sets the bar (history), another without surges counts the false alarms of that bar and of
-the one set online, and a third with planted surges of the sort counts those found, of 4 excess stories or more.
-Prints one JSON object a sort.
+seed a stream without surges is the history, another without surges counts the false alarms of the bar that begins with
+it and of the one that begins without, and a third with planted surges of the sort counts those found, of 4 excess
+stories or more. Prints one JSON object a sort.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.surges.backtest import WARM_DAYS
-from monitor.surges.budget import bar_from_history
+from monitor.surges.budget import height_from_history
 from monitor.surges.decisions import MinuteCounts
+from monitor.surges.history import WARM_DAYS
 from monitor.surges.judge import Judge, JudgeConfig
 from monitor.surges.sorts import NEGATIVE, POSITIVE, SURGES, VOLUME
 
@@ -163,15 +163,15 @@ def measure(sort: str, seed: int, keys: int, days: int, budget: float) -> dict[s
     config = JudgeConfig(budget=budget).watching(sort)
     quiet = draw(seed, keys, days, sort, surges=False)
     history = judge(quiet, config)
-    bar = bar_from_history(history.peaks, history.key_days, budget)
-    fixed = JudgeConfig(budget=budget, bar=bar).watching(sort)
+    height = height_from_history(history.peaks, history.key_days)
+    known = JudgeConfig(budget=budget, height=height).watching(sort)
     other = draw(seed + 10_000, keys, days, sort, surges=False)
-    judged = judge(other, fixed)
+    judged = judge(other, known)
     surging = draw(seed + 20_000, keys, days, sort, surges=True)
-    found = judge(surging, fixed)
+    found = judge(surging, known)
     false, delays = false_alarms(surging, found)
     return {
-        "bar": bar,
+        "height": height,
         "history": false_alarms(other, judged)[0] / judged.key_days,
         "online": false_alarms(quiet, history)[0] / history.key_days,
         "with_surges": false / found.key_days,
@@ -206,7 +206,7 @@ def main() -> None:
             tail = {x: int((peaks >= x).sum()) / key_days for x in np.arange(1.5, 6.1, 0.5).tolist()}
             told = {
                 "sort": sort,
-                "bars": [round(row["bar"], 2) for row in rows],  # type: ignore[arg-type]
+                "heights": [round(row["height"], 2) for row in rows],  # type: ignore[arg-type]
                 **{
                     name: [round(row[name], 4) for row in rows]
                     + [round(float(np.mean([row[name] for row in rows])), 4)]  # type: ignore[arg-type]

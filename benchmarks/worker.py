@@ -8,9 +8,10 @@ worker does, without cache; then the same texts lie on the topic and a worker pr
 is that between the first and the last batch that it stores. `share` is the worker's rate over the engine's in the same
 round: broker and benchmark take their part of the same cores. `cpu_ms` is the processor time an item takes of each,
 `cpu_share` the engine's over the worker's: what the share comes to where the worker has the machine to itself, as far
-as it keeps all cores busy. With half of the rate found, items are then sent one by one, and the time from the broker's
-append to the commit of the store is told. `--workers` measures several workers in one group; with more of them than
-processor cores they share these.
+as it keeps all cores busy. With half of the rate found (or `--per-s`), items are then sent one by one, in as many
+rounds, and the time from the broker's append to the commit of the store is told: of all items, of short ones and of
+those with a body. `--workers` measures several workers in one group; with more of them than processor cores they share
+these. The machine's load average is told beside everything that other work disturbs.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from sqlalchemy import Connection, Engine, event, func, select
 from consumers import pipeline
 from consumers.broker.process import running_broker
 from consumers.clients import producer
+from consumers.threads import share_the_interpreter
 from consumers.topics import NEWS, ensure_topics
 from consumers.worker import Worker
 from models.engine import ScoringRequest, open_scorer
@@ -92,21 +94,22 @@ def serve_worker(given: dict[str, Any], threads: int, ready: Any, stop: Any, out
     configure_logging(settings, "worker")
     store = open_engine(settings.database)
     stored: list[Stored] = []
-    pending: list[str] = []
+    # One thread stores while another one looks something up: their transactions end apart.
+    pending: dict[int, list[str]] = {}
 
     def noted(connection: Connection, scored: Any, pictures: Any) -> Any:
-        pending.extend(item.id for _, item, _ in scored)
+        pending.setdefault(threading.get_ident(), []).extend(item.id for _, item, _ in scored)
         return store_scored(connection, scored, pictures)
 
     @event.listens_for(store, "commit")
     def committed(_connection: Connection) -> None:
         now, spent = time.time(), time.process_time()
-        stored.extend((item_id, now, spent) for item_id in pending)
-        pending.clear()
+        stored.extend((item_id, now, spent) for item_id in pending.pop(threading.get_ident(), ()))
 
     pipeline.store_scored = noted
     scorer = open_scorer(settings, store)
     scorer.warm_up()
+    share_the_interpreter()
     ready.put(os.getpid())
     Worker(settings, scorer, store, stop.is_set).run()
     out.put(stored)
@@ -177,6 +180,8 @@ def engine_rate(settings: Settings, texts: list[str]) -> tuple[float, float]:
     """Items a second of the engine alone, called as the worker calls it, and its processor time an item, ms."""
     scorer = open_scorer(settings)
     scorer.warm_up()
+    # As the worker's process.
+    share_the_interpreter()
     requests = [ScoringRequest(item) for item in items_of(texts, "engine")]
     step = settings.worker_batch_items
     scorer.score(requests[:step])
@@ -196,6 +201,8 @@ def main() -> None:
     parser.add_argument("--broker", default="", help="bootstrap servers; default: an embedded broker")
     parser.add_argument("--database", default="", help="SQLAlchemy URL of an empty database; default: SQLite")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--per-s", type=float, default=0.0, help="items a second for the latency; default: half load")
+    parser.add_argument("--latency-only", action="store_true", help="needs --per-s")
     asked = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     address, ask, spent = context.Queue(), context.Queue(), context.Queue()
@@ -214,18 +221,21 @@ def main() -> None:
         }
         spending = Spending(ask, spent, ours=not asked.broker)
         try:
-            for number in range(asked.rounds):
+            for number in range(0 if asked.latency_only else asked.rounds):
                 for count in asked.workers:
                     one = one_round(given, texts, count, f"r{number}w{count}-", asked.database, spending)
                     found["rounds"].append(one)
             rates = [one["items_per_s"] for one in found["rounds"] if one["workers"] == 1]
-            if rates:
-                found["latency_ms_at_half_load"] = latency(given, texts, statistics.median(rates) / 2)
+            per_s = asked.per_s or (statistics.median(rates) / 2 if rates else 0.0)
+            if per_s:
+                found["latency_ms"] = [latency(given, texts, per_s, number) for number in range(asked.rounds)]
         finally:
             ask.put(False)
     for count in asked.workers:
         for name in ("share", "cpu_share"):
             shares = [one[name] for one in found["rounds"] if one["workers"] == count]
+            if not shares:
+                continue
             found[f"{name}_with_{count}"] = [round(f(shares), 3) for f in (statistics.median, min, max)]
     print(json.dumps(found))
 
@@ -260,12 +270,14 @@ def one_round(
         "share": round(rate / alone, 3),
         "cpu_ms": {name: round(value, 2) for name, value in cpu_ms.items()},
         "cpu_share": round(engine_ms / worker_ms, 3),
+        "load_average": round(os.getloadavg()[0], 1),
     }
 
 
-def latency(given: dict[str, Any], texts: list[str], per_s: float) -> dict[str, Any]:
+def latency(given: dict[str, Any], texts: list[str], per_s: float, number: int) -> dict[str, Any]:
     """Milliseconds from append to commit, for at most half a minute of items at `per_s`, once the worker works."""
-    mine = given | {"topic_prefix": "latency-", "database_url": f"sqlite:///{given['data_dir']}/latency.db"}
+    name = f"latency{number}"
+    mine = given | {"topic_prefix": f"{name}-", "database_url": f"sqlite:///{given['data_dir']}/{name}.db"}
     settings = load_settings(**mine)
     store = open_engine(settings.database)
     upgrade(store)
@@ -282,14 +294,25 @@ def latency(given: dict[str, Any], texts: list[str], per_s: float) -> dict[str, 
         sender.join()
         wait_until_stored(store, len(first) + len(some))
     store.dispose()
-    taken = sorted(1000 * (at - appended[item_id]) for mine in stored for item_id, at, _ in mine if item_id in appended)
-    return {
-        "items": len(taken),
-        "per_s": round(per_s, 1),
-        "p50": round(taken[len(taken) // 2], 1),
-        "p99": round(taken[int(len(taken) * 0.99)], 1),
-        "max": round(taken[-1], 1),
+    with_body = {item.id for item in some if "\n" in item.title}
+    taken = {
+        item_id: 1000 * (at - appended[item_id]) for mine in stored for item_id, at, _ in mine if item_id in appended
     }
+    return {
+        "per_s": round(per_s, 1),
+        "load_average": round(os.getloadavg()[0], 1),
+        "all": quantiles(list(taken.values())),
+        "short": quantiles([ms for item_id, ms in taken.items() if item_id not in with_body]),
+        "long": quantiles([ms for item_id, ms in taken.items() if item_id in with_body]),
+    }
+
+
+def quantiles(taken: list[float]) -> dict[str, float]:
+    """Of some times, rounded."""
+    taken = sorted(taken)
+    found = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+    at = {name: round(taken[int(len(taken) * share)], 1) for name, share in found.items() if taken}
+    return {"items": len(taken), **at, "max": round(max(taken, default=0.0), 1)}
 
 
 if __name__ == "__main__":

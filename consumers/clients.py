@@ -176,7 +176,9 @@ def subscribe(client: KafkaConsumer, topics: Sequence[str], listener: ConsumerRe
     client._coordinator._handle_metadata_update(client._cluster)
 
 
-def poll(client: KafkaConsumer, timeout_ms: int) -> dict[TopicPartition, list[ConsumerRecord]]:
+def poll(
+    client: KafkaConsumer, timeout_ms: int, max_records: int | None = None
+) -> dict[TopicPartition, list[ConsumerRecord]]:
     """`client.poll` that ends every rebalance it has begun.
 
     kafka-python 3.0.12 forgets one that took longer than `timeout_ms` when its cause (topics subscribed to or found
@@ -186,7 +188,7 @@ def poll(client: KafkaConsumer, timeout_ms: int) -> dict[TopicPartition, list[Co
     coordinator = client._coordinator
     if coordinator.rejoining and not coordinator.need_rejoin():
         coordinator.request_rejoin()
-    polled: dict[TopicPartition, list[ConsumerRecord]] = client.poll(timeout_ms=timeout_ms)
+    polled: dict[TopicPartition, list[ConsumerRecord]] = client.poll(timeout_ms=timeout_ms, max_records=max_records)
     return polled
 
 

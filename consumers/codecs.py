@@ -23,13 +23,16 @@ class Codec(NamedTuple):
 
 def codecs() -> list[Codec]:
     """The codecs of all clients."""
-    own, others = "Records are sent in lz4.", "Other producers may write in it."
+    own, others = (
+        "Records are sent in lz4.",
+        "Others may write in it, and a worker ends at what it cannot read.",
+    )
     return [
         Codec("lz4 (worker, notifier)", kafka.codec.has_lz4(), "lz4", True, own),
         Codec("lz4 (aggregator)", aiokafka.codec.has_lz4(), "cramjam", True, own),
         Codec("crc32c", _importable("crc32c"), "crc32c", True, "Kafka is 3 times faster with it."),
-        Codec("zstd (worker)", kafka.codec.has_zstd(), "zstandard", False, others),
-        Codec("snappy (worker)", kafka.codec.has_snappy(), "python-snappy", False, others),
+        Codec("zstd (worker)", kafka.codec.has_zstd(), "zstandard", True, others),
+        Codec("snappy (worker)", kafka.codec.has_snappy(), "python-snappy", True, others),
     ]
 
 

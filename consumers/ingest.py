@@ -20,7 +20,7 @@ from monitor.egress.policy import feed_policy
 from monitor.errors import BrokerError, RecordTooLargeError
 from monitor.feeds.jsonl import BadLine, Line
 from monitor.feeds.rss import RssFeed, open_client
-from monitor.records import Chart, NewsItem, encode
+from monitor.records import SCHEMA_VERSION, Chart, NewsItem, encode
 from monitor.settings import Settings
 from monitor.telemetry import get_logger
 
@@ -55,6 +55,7 @@ class Ingest:
     def chart(self, chart: Chart) -> Any:
         """Send a chart, keyed by its item's id if it has one, so that both meet in one partition number."""
         fields = {
+            "schema_version": str(SCHEMA_VERSION),
             "chart_id": chart.chart_id,
             "item_id": chart.item_id,
             "published_at": chart.published_at.isoformat(),
@@ -64,8 +65,11 @@ class Ingest:
         return self._send(CHARTS, chart.image, (chart.item_id or chart.chart_id).encode(), headers)
 
     def mark(self, at: datetime) -> None:
-        """Tell every partition: everything up to the event time `at` has been sent."""
-        headers = [(WATERMARK_HEADER, at.astimezone(UTC).isoformat().encode())]
+        """Tell every partition: everything up to the event time `at` has been sent.
+
+        Never past the present: a single record that is dated ahead must not make late what is still to come.
+        """
+        headers = [(WATERMARK_HEADER, min(at.astimezone(UTC), datetime.now(UTC)).isoformat().encode())]
         for topic, partitions in self._partitions.items():
             for partition in range(partitions):
                 self._send(topic, None, MARKER_KEY, headers, partition)
@@ -159,6 +163,9 @@ def replay(
     latest: datetime | None = None
     began = marked = time.monotonic()
     for line in lines:
+        if stop.is_set():
+            # What is read last then may be half a line.
+            break
         on_line(line)
         if isinstance(line, BadLine):
             out.bad += 1
@@ -241,7 +248,9 @@ def poll_feeds(
             for feed in feeds:
                 if feed.due_s > time.monotonic() or stop.is_set():
                     continue
-                polled = feed.poll(client, datetime.now(UTC), time.monotonic())
+                polled = feed.poll(client, datetime.now(UTC), time.monotonic(), stop.is_set)
+                if stop.is_set() and not polled.items:
+                    break
                 try:
                     polled.items, refused = _send_what_fits(ingest, polled.items)
                     polled.skipped += refused

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import threading
+from collections import deque
+from collections.abc import Iterable, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -12,6 +15,7 @@ from kafka.structs import TopicPartition
 
 from consumers.progress import PartitionProgress, Sources
 from consumers.topics import CHARTS, NEWS
+from consumers.unreadable import Unreadable
 from models.charts.images import decode_image, media_type
 from monitor.pairing import Group, Pairing
 from monitor.records import Chart, NewsItem, Rejected, check_time, decode_chart, decode_news
@@ -19,7 +23,7 @@ from monitor.settings import Settings
 from monitor.storage.items import Picture
 from monitor.surges.keys import epoch_ms
 
-__all__ = ["WATERMARK_HEADER", "Intake", "Origin", "Refusal", "clip"]
+__all__ = ["WATERMARK_HEADER", "Intake", "Origin", "Refusal", "clip", "weight"]
 
 WATERMARK_HEADER: Final = "watermark"
 MAX_TITLE_CHARS: Final = 2_000
@@ -41,6 +45,15 @@ class Origin:
     def done(self) -> None:
         """Everything that follows from this record is stored and sent."""
         self.progress.done(self.record.offset)
+
+
+def weight(group: Group[Origin]) -> int:
+    """Bytes that a group holds in memory: its images, its texts, and these once more as the records that they were.
+
+    A record is kept until it is done: whatever is refused goes to the dead letters as it came.
+    """
+    texts = sum(len(origin.record.value or b"") for origin in group.tokens if not origin.chart_id)
+    return 2 * texts + sum(len(chart.image) for chart in group.charts.values())
 
 
 @dataclass(slots=True)
@@ -83,15 +96,19 @@ class Intake:
     Parameters
     ----------
     settings : wait and limits.
-    max_bytes : bytes of images that may wait for their items.
+    max_bytes : bytes of texts and images that may wait for each other.
     """
 
     def __init__(self, settings: Settings, max_bytes: int) -> None:
         self._settings = settings
         self._names = {settings.topic(NEWS): NEWS, settings.topic(CHARTS): CHARTS}
-        self.pairing: Pairing[Origin] = Pairing(settings.worker_pairing_wait_s, settings.worker_held_items, max_bytes)
+        self.pairing: Pairing[Origin] = Pairing(
+            settings.worker_pairing_wait_s, settings.worker_held_items, max_bytes, weight
+        )
         self.sources = Sources(settings.worker_idle_after_s, 60 + settings.lateness_s)
-        self.refused: list[Refusal] = []
+        self.refused: deque[Refusal] = deque()
+        # Set while partitions are being taken away, by the client's own thread.
+        self.disowned = threading.Event()
 
     def source(self, partition: TopicPartition) -> str:
         """Name of an input partition without prefix: `news:0`."""
@@ -102,9 +119,20 @@ class Intake:
         self.pairing.clear()
         self.sources.clear()
         self.refused.clear()
+        self.disowned.clear()
+
+    def take_refused(self) -> list[Refusal]:
+        """The records that were refused since the last call. May be called from another thread."""
+        found: list[Refusal] = []
+        with suppress(IndexError):
+            while True:
+                found.append(self.refused.popleft())
+        return found
 
     def owns(self, origin: Origin) -> bool:
-        """False for a record that was read before its partition was taken away."""
+        """False for a record that was read before its partition was taken away. May be called from another thread."""
+        if self.disowned.is_set():
+            return False
         name = self.source(TopicPartition(origin.record.topic, origin.record.partition))
         return self.sources.partitions.get(name) is origin.progress
 
@@ -123,7 +151,7 @@ class Intake:
                 ready += self._take(record, progress, now, reading_s)
         return ready
 
-    def expire(self, reading_s: float, at_end: set[str]) -> list[Group[Origin]]:
+    def expire(self, reading_s: float, at_end: Set[str]) -> list[Group[Origin]]:
         """Groups that have waited long enough for their other half. `at_end`: sources that are read to their end.
 
         While the partition that the other half comes on is still behind (after a restart, or with a backlog), the wait
@@ -131,7 +159,7 @@ class Intake:
         """
         return self.pairing.expire(reading_s, lambda group: self._may_come(group, at_end))
 
-    def _may_come(self, group: Group[Origin], at_end: set[str]) -> bool:
+    def _may_come(self, group: Group[Origin], at_end: Set[str]) -> bool:
         if group.item is not None:
             # A chart that names its item lies on the partition of the same number; another one may be on any.
             at, others = group.item.published_at, CHARTS
@@ -150,10 +178,12 @@ class Intake:
 
     def _take(self, record: Any, progress: PartitionProgress, now: datetime, reading_s: float) -> list[Group[Origin]]:
         origin = Origin(record, progress)
+        if isinstance(record.value, Unreadable):
+            return self._refuse(origin, Rejected(code="unreadable", reason=record.value.reason))
         if record.value is None:
             marker = _marker(record.headers or (), now)
             if isinstance(marker, datetime):
-                progress.read(record.offset, epoch_ms(marker))
+                progress.read(record.offset, epoch_ms(min(marker, now)))
                 origin.done()
                 return []
             return self._refuse(origin, marker or Rejected(code="empty", reason="The record is empty."))

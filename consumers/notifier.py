@@ -21,6 +21,7 @@ from consumers.topics import ALERTS, ensure_topics
 from monitor.alerts.config import NotificationConfig, load_notifications
 from monitor.alerts.delivery import Dispatcher, holder_name
 from monitor.alerts.senders import open_senders
+from monitor.alerts.targets import check_names
 from monitor.errors import BrokerError, MonitorError, StorageError
 from monitor.health import Health
 from monitor.records import encode
@@ -138,9 +139,14 @@ class AlertPublisher(threading.Thread):
 
 
 def run_notifier(settings: Settings) -> None:
-    """Run until SIGINT or SIGTERM. Raises `ConfigurationError` for wrong receivers, `StorageError` when the store
-    cannot be opened at the start, `MonitorError` when publishing cannot go on; nothing is lost then."""
+    """Run until SIGINT or SIGTERM. Raises `ConfigurationError` for wrong receivers and those whose names lead where
+    nobody may be called, `StorageError` when the store cannot be opened at the start, `MonitorError` when publishing
+    cannot go on; nothing is lost then."""
     config = load_notifications(settings)
+    for name in asyncio.run(check_names(config.receivers, config.policy)):
+        log.warning(
+            "no name server tells where a receiver leads: that is checked when something is sent", receiver=name
+        )
     engine = open_engine(settings.database)
     upgrade(engine)
     publisher = AlertPublisher(settings, engine)

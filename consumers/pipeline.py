@@ -2,25 +2,29 @@
 
 Knows nothing of the consumer: groups come in, and their records are marked as done when everything that follows from
 them is in the store and on the broker. Scoring runs on threads of its own, ahead of storing: one batch is prepared
-while another is computed.
+while another is computed, and batches of long texts have threads apart from those of short ones. What is scored first
+is stored first, but never before an earlier batch that has an item or a chart in common with it.
+
+One thread may hand batches over while another one finishes them.
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final, TypeVar
 
 import stamina
 from sqlalchemy import Connection, Engine
 
 from consumers import worker_metrics as metrics
-from consumers.intake import Origin, Refusal
+from consumers.intake import Origin, Refusal, weight
 from consumers.publisher import Outgoing, dead_letter_record, scored_record
 from consumers.scoring import Scored, Scoring, score_groups
 from monitor.errors import StorageError
@@ -29,7 +33,8 @@ from monitor.records import Contribution, ScoredItem
 from monitor.storage.dead_letters import DeadLetter, LetterId, store_dead_letters
 from monitor.storage.engine import reading, writing
 from monitor.storage.items import RetractedKey, join_stored, lock_pairing, store_scored
-from monitor.surges.keys import contributions, retraction
+from monitor.storage.overtaken import Told, find_overtaken, told_of
+from monitor.surges.keys import contributions_of, retraction
 from monitor.telemetry import get_logger
 
 __all__ = ["Pipeline"]
@@ -39,15 +44,23 @@ log = get_logger(__name__)
 T = TypeVar("T")
 Entry = tuple[Group[Origin], ScoredItem, Sequence[Contribution]]
 
-MAX_IN_FLIGHT: Final = 3
+# Batches of one kind (short or long texts) that are not scored yet, and the threads that score them.
+MAX_UNSCORED: Final = 3
 SCORING_THREADS: Final = 2
+# Items that may wait to be stored: the store or the broker is slow, and scoring ahead gains nothing.
+MAX_UNSTORED: Final = 1024
 # The other half of a pair turns up in the store once, while a batch is being scored; more often means it is chased.
 MAX_JOINS: Final = 5
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Batch:
+    """`ids` are those of its items and charts, whether they are in it or only named."""
+
     groups: list[Group[Origin]]
+    ids: frozenset[str]
+    weight: int
+    long: bool
     scored: Future[Scored[Origin]]
     started: float
 
@@ -61,6 +74,7 @@ class Pipeline:
     owns : False for a record whose partition was taken away; it is no longer this worker's business.
     going_on : asked while an outage is waited out; False gives up.
     patience_s : how long an outage of the store is waited for.
+    on_scored : called, on any thread, when there is something to finish.
     """
 
     def __init__(
@@ -72,6 +86,7 @@ class Pipeline:
         owns: Callable[[Origin], bool],
         going_on: Callable[[], bool],
         patience_s: float,
+        on_scored: Callable[[], None] = lambda: None,
     ) -> None:
         self._scorer = scorer
         self._store = store
@@ -79,14 +94,22 @@ class Pipeline:
         self._owns = owns
         self._going_on = going_on
         self._patience_s = patience_s
-        self._pool = ThreadPoolExecutor(SCORING_THREADS, thread_name_prefix="scorer")
-        self._in_flight: deque[_Batch] = deque()
+        self._on_scored = on_scored
+        self._pools = {
+            long: ThreadPoolExecutor(SCORING_THREADS, thread_name_prefix="long" if long else "scorer")
+            for long in (False, True)
+        }
+        # Loading a model takes seconds: no batch waits for that.
+        self._refresher = ThreadPoolExecutor(1, thread_name_prefix="refresh")
+        self._turn = threading.Lock()
+        self._in_flight: list[_Batch] = []
         self._refresh: Future[bool] | None = None
 
-    @property
-    def room(self) -> bool:
-        """Another batch may be handed over."""
-        return len(self._in_flight) < MAX_IN_FLIGHT
+    def takes(self, *, long: bool = False, full: bool = True) -> bool:
+        """Another batch may be handed over: a full one that is to be ready, any while the classifier is not busy."""
+        with self._turn:
+            unstored = sum(len(batch.groups) for batch in self._in_flight if batch.scored.done())
+        return unstored < MAX_UNSTORED and self._unscored(long) < (MAX_UNSCORED if full else SCORING_THREADS)
 
     @property
     def holds(self) -> bool:
@@ -94,23 +117,40 @@ class Pipeline:
         return bool(self._in_flight)
 
     @property
-    def busy(self) -> bool:
+    def scores(self) -> bool:
+        """A batch is being scored."""
+        return any(not batch.scored.done() for batch in self._snapshot())
+
+    def busy(self, *, long: bool = False) -> bool:
         """One batch is being computed and another one prepared: a third would only wait."""
-        return sum(not batch.scored.done() for batch in self._in_flight) >= SCORING_THREADS
+        return self._unscored(long) >= SCORING_THREADS
+
+    def scoring_for(self, now: float) -> float:
+        """How long the oldest batch that is being scored has been, seconds; `now` on the monotonic clock."""
+        return max((now - batch.started for batch in self._snapshot() if not batch.scored.done()), default=0.0)
 
     def wait(self, seconds: float) -> None:
-        """Until the oldest batch is scored; not at all when there is none."""
-        if self._in_flight:
-            wait([self._in_flight[0].scored], timeout=seconds)
+        """Until a batch is scored; not at all when none is being scored."""
+        waiting = [batch.scored for batch in self._snapshot() if not batch.scored.done()]
+        if waiting:
+            wait(waiting, timeout=seconds, return_when=FIRST_COMPLETED)
 
     @property
-    def image_bytes(self) -> int:
-        """Bytes of the images that are being scored."""
-        return sum(len(c.image) for batch in self._in_flight for g in batch.groups for c in g.charts.values())
+    def held_bytes(self) -> int:
+        """Bytes of the texts and images that are being scored or stored."""
+        return sum(batch.weight for batch in self._snapshot())
+
+    def _snapshot(self) -> list[_Batch]:
+        with self._turn:
+            return list(self._in_flight)
+
+    def _unscored(self, long: bool) -> int:
+        return sum(batch.long == long and not batch.scored.done() for batch in self._snapshot())
 
     def close(self) -> None:
         """Wait for the scoring that has begun; drop what has not."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (*self._pools.values(), self._refresher):
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def refresh(self) -> None:
         """Look for a newly promoted model, between two batches. A bad one is reported and the old one kept."""
@@ -122,34 +162,71 @@ class Pipeline:
                 log.info("model taken up", model=self._scorer.model_version)
             self._refresh = None
         if self._refresh is None:
-            self._refresh = self._pool.submit(self._scorer.refresh)
+            self._refresh = self._refresher.submit(self._scorer.refresh)
 
-    def submit(self, groups: Sequence[Group[Origin]]) -> None:
-        """Complete groups from the store and start to score them. Raises `StorageError` after a long outage."""
+    def submit(self, groups: Sequence[Group[Origin]], *, long: bool = False) -> None:
+        """Complete groups from the store and start to score them; `long` ones do not hold up the others.
+
+        Raises `StorageError` after a long outage.
+        """
         joined, _ = self._patiently(reading, lambda connection: join_stored(connection, groups))
-        self._in_flight.append(_Batch(joined, self._start(joined), time.monotonic()))
+        weighs, started = sum(map(weight, joined)), time.monotonic()
+        scored = self._start(joined, long=long)
+        with self._turn:
+            self._in_flight.append(_Batch(joined, _ids(joined), weighs, long, scored, started))
+        scored.add_done_callback(lambda _: self._on_scored())
 
     def drop_unbegun(self) -> None:
         """Drop the batches whose scoring has not begun; their records are not done and are read again."""
-        self._in_flight = deque(batch for batch in self._in_flight if not batch.scored.cancel())
+        with self._turn:
+            self._in_flight = [batch for batch in self._in_flight if not batch.scored.cancel()]
 
     def finish(self, refused: list[Refusal], *, wait: bool) -> None:
-        """Store and send the batches that are scored (`wait`: all), and the refused records.
+        """Store and send the batches that are scored now, and the refused records; `wait`: all batches.
 
+        Without `wait` it comes back after one transaction, and says by `on_scored` when there is more.
         Raises `StorageError` or `BrokerError` after a long outage and `ModelError` when nothing can be scored; nothing
         is marked as done then.
         """
-        while self._in_flight and (wait or self._in_flight[0].scored.done()):
-            batch = self._in_flight.popleft()
-            outcome = batch.scored.result()
-            metrics.SCORING_SECONDS.observe(time.monotonic() - batch.started)
-            self._complete(outcome, refused)
+        while ready := self._ready(wait):
+            try:
+                outcome: Scored[Origin] = Scored()
+                for batch in ready:
+                    scored = batch.scored.result()
+                    outcome.entries += scored.entries
+                    outcome.refused += scored.refused
+                    metrics.SCORING_SECONDS.observe(time.monotonic() - batch.started)
+                self._complete(outcome, refused)
+            finally:
+                with self._turn:
+                    self._in_flight = [batch for batch in self._in_flight if batch not in ready]
             refused = []
+            if not wait:
+                break
         if refused:
             self._complete(Scored(), refused)
+        if not wait and self._ready(False):
+            self._on_scored()
 
-    def _start(self, groups: Sequence[Group[Origin]]) -> Future[Scored[Origin]]:
-        return self._pool.submit(score_groups, self._scorer, groups)
+    def _ready(self, waiting: bool) -> list[_Batch]:
+        """Batches to be stored together: those that are scored and have nothing in common with an earlier one.
+
+        `waiting`: at least one, when there is any at all.
+        """
+        while True:
+            found: list[_Batch] = []
+            before: set[str] = set()
+            batches = self._snapshot()
+            for batch in batches:
+                if batch.scored.done() and not batch.scored.cancelled() and before.isdisjoint(batch.ids):
+                    found.append(batch)
+                before |= batch.ids
+            if found or not waiting or not batches:
+                return found
+            self.wait(1.0)
+
+    def _start(self, groups: Sequence[Group[Origin]], *, long: bool = False) -> Future[Scored[Origin]]:
+        return self._pools[long].submit(score_groups, self._scorer, groups)
 
     def _complete(self, outcome: Scored[Origin], refused: list[Refusal]) -> None:
         began = time.monotonic()
@@ -158,11 +235,8 @@ class Pipeline:
         entries: list[Entry] = []
         retracted: list[RetractedKey] = []
         for join in range(MAX_JOINS):
-            entries = [
-                (group, item, contributions(item))
-                for group, item in answers.values()
-                if any(self._owns(origin) for origin in group.tokens)
-            ]
+            owned = [one for one in answers.values() if any(self._owns(origin) for origin in one[0].tokens)]
+            entries = _with_contributions(owned)
             refusals = [refusal for refusal in refusals if self._owns(refusal.origin)]
             merged, changed, retracted = self._write(entries, refusals, chase=join < MAX_JOINS - 1)
             if not changed:
@@ -232,11 +306,25 @@ class Pipeline:
         # Taken back before anything is added: a record tells one key's story in order.
         taken_back = [retraction(one.key, one.item_id, one.published_at) for one in retracted]
         self._send(outgoing, taken_back + [one for _, _, found in entries for one in found])
+        self._correct({item.id: told_of(found) for _, item, found in entries})
         for _, item, _ in entries:
             metrics.SCORED.labels(item.modality.value).inc()
         for refusal in refusals:
             metrics.DEAD_LETTERS.labels(refusal.rejected.code).inc()
             log.warning("dead letter", id=str(_letter(refusal).id), reason=refusal.rejected.reason)
+
+    def _correct(self, told: dict[str, Told]) -> None:
+        """Where another worker has stored an item anew before this one's word of it was sent, tell what the store has:
+        the other's word may have come first, and would not count."""
+        for _ in range(MAX_JOINS if told else 0):
+            found = self._patiently(reading, partial(find_overtaken, told=told))
+            if not found.told:
+                return
+            told |= found.told
+            taken_back = [retraction(one.key, one.item_id, one.published_at) for one in found.retracted]
+            self._send(
+                [scored_record(item) for item in found.items], taken_back + contributions_of(found.items, texts=False)
+            )
 
     def _patiently(
         self,
@@ -258,6 +346,25 @@ class Pipeline:
             log.warning("the store does not answer, trying again", error=str(error))
             return True
         return False
+
+
+def _ids(groups: Sequence[Group[Origin]]) -> frozenset[str]:
+    """Items and charts that a batch is about: what it stores of them must not be undone by an earlier batch."""
+    found = {chart_id for group in groups for chart_id in group.charts}
+    found |= {chart.item_id for group in groups for chart in group.charts.values() if chart.item_id}
+    for group in groups:
+        if group.item is not None:
+            found.add(group.item.id)
+            found.update(group.item.chart_ids)
+    return frozenset(found)
+
+
+def _with_contributions(scored: Sequence[tuple[Group[Origin], ScoredItem]]) -> list[Entry]:
+    """What each item adds to its window keys; the stories of all are signed at once."""
+    found: dict[str, list[Contribution]] = {item.id: [] for _, item in scored}
+    for one in contributions_of([item for _, item in scored], texts=False):
+        found[one.item_id].append(one)
+    return [(group, item, found[item.id]) for group, item in scored]
 
 
 def _letter(refusal: Refusal) -> DeadLetter:

@@ -36,7 +36,10 @@ CONTRIBUTION_BYTES: Final = 8 << 20
 ORIGIN: Final = "origin-"
 ORIGIN_HEADER: Final = "origin-header-"
 CUT_FROM: Final = "cut-from"
+# What is kept of a dead letter that is too large: so much of its value, and so much of its key.
 CUT_BYTES: Final = 65_536
+CUT_KEY_BYTES: Final = 1_024
+MAX_REASON_CHARS: Final = 1_000
 
 
 @dataclass(slots=True)
@@ -88,7 +91,7 @@ def dead_letter_record(record: Any, rejected: Rejected) -> Outgoing:
     """A record of `dead-letters`: the original bytes and key, and where they came from and why in headers."""
     headers: list[tuple[str, bytes]] = [
         ("code", rejected.code.encode()),
-        ("reason", rejected.reason.encode("utf-8", "replace")),
+        ("reason", rejected.reason[:MAX_REASON_CHARS].encode("utf-8", "replace")),
         (f"{ORIGIN}topic", record.topic.encode()),
         (f"{ORIGIN}partition", str(record.partition).encode()),
         (f"{ORIGIN}offset", str(record.offset).encode()),
@@ -97,7 +100,8 @@ def dead_letter_record(record: Any, rejected: Rejected) -> Outgoing:
     headers += [(f"{ORIGIN_HEADER}{name}", value or b"") for name, value in record.headers or ()]
     if record.value is None:
         headers.append((f"{ORIGIN}null", b"1"))
-    return Outgoing(DEAD_LETTERS, record.value or b"", record.key, headers=headers)
+    # As plain bytes: producers take no others.
+    return Outgoing(DEAD_LETTERS, bytes(record.value or b""), record.key, headers=headers)
 
 
 class Publisher:
@@ -191,9 +195,14 @@ class Publisher:
 
 
 def _cut(record: Outgoing) -> Outgoing:
-    """A large dead letter without most of its bytes and without its original headers; others as they are."""
-    if record.topic != DEAD_LETTERS or record.value is None or len(record.value) <= CUT_BYTES:
+    """A large dead letter with the beginnings of its value and key, without its original headers; others as they are.
+
+    Whatever made it large: a strange sender's key or headers may be so just as well as the value.
+    """
+    value, key = record.value or b"", record.key
+    size = len(value) + len(key or b"") + sum(len(name.encode()) + len(held or b"") for name, held in record.headers)
+    if record.topic != DEAD_LETTERS or size <= CUT_BYTES:
         return record
     headers = [header for header in record.headers if not header[0].startswith(ORIGIN_HEADER)]
-    headers.append((CUT_FROM, str(len(record.value)).encode()))
-    return Outgoing(record.topic, record.value[:CUT_BYTES], record.key, headers=headers)
+    headers.append((CUT_FROM, str(len(value)).encode()))
+    return Outgoing(record.topic, value[:CUT_BYTES], key and key[:CUT_KEY_BYTES], headers=headers)

@@ -71,10 +71,17 @@ class _Isolation:
             answers = self._scorer.score(requests)
         except MonitorError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a row provokes in the classifier is that row's fault
+        except Exception as error:
             if len(requests) > 1:
                 middle = len(requests) // 2
                 return [*self.score(requests[:middle]), *self.score(requests[middle:])]
+            if isinstance(error, MemoryError):
+                # Even by itself: but a row is not to blame for what the machine lacks.
+                raise ModelError(
+                    "There is not enough memory to score even one item.",
+                    "Nothing was lost: it is read again after a restart. Give the process more memory, or lower "
+                    "worker_batch_items, worker_image_bytes and score_cache_rows.",
+                ) from error
             self.error = error
             reason = f"The classifier fails on it: {type(error).__name__}: {str(error)[:200]}"
             return [Rejected(code="scoring_failed", reason=reason)]

@@ -38,6 +38,9 @@ DEAD_LETTERS: Final = "dead-letters"
 ALERTS: Final = "alerts"
 
 READY_TIMEOUT_S: Final = 30.0
+DAY_MS: Final = 86_400_000
+# A thousand years.
+LONGEST_RETENTION_MS: Final = 365_000 * DAY_MS
 
 
 @dataclass(frozen=True)
@@ -53,17 +56,19 @@ def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
     """All topics of the product.
 
     An image somewhat over the limit still fits into `charts`, so that it ends as a dead letter with a reason instead
-    of an error at its sender. Alerts and dead letters are few, and one partition keeps them in order.
+    of an error at its sender. Alerts and dead letters are few, and one partition keeps them in order. Dead letters lie
+    there as long as the store lists them, and a day more: its old rows go once a day.
     """
     count = settings.kafka_partitions
     image = {"max.message.bytes": str(2 * settings.max_chart_bytes + (1 << 20))}
     batch = {"max.message.bytes": str(LARGEST_RECORD_BYTES)}
+    listed_ms = min((settings.retention_items_days + 1) * DAY_MS, float(LONGEST_RETENTION_MS))
     return (
         TopicSpec(NEWS, count, {"max.message.bytes": str(2 << 20)}),
         TopicSpec(CHARTS, count, image),
         TopicSpec(SCORED, count, {"max.message.bytes": str(2 << 20)}),
         TopicSpec(CONTRIBUTIONS, count, batch),
-        TopicSpec(DEAD_LETTERS, 1, image),
+        TopicSpec(DEAD_LETTERS, 1, {**image, "retention.ms": str(int(listed_ms))}),
         TopicSpec(ALERTS, 1),
     )
 

@@ -1,6 +1,6 @@
 """The scoring worker: poll -> decode -> pair -> score -> store -> send -> commit.
 
-One thread polls, stores, sends and commits; another one scores. Order is what makes it safe: a batch is stored in one
+One thread polls and commits, one stores and sends, others score. Order is what makes it safe: a batch is stored in one
 transaction, then sent and acknowledged, then its offsets may be committed, and never past a record that is still held
 or in flight. Whatever happens in between, the records are read again and end in the same rows.
 """
@@ -14,20 +14,25 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer
 from kafka.errors import KafkaError
-from kafka.structs import OffsetAndMetadata, TopicPartition
+from kafka.structs import TopicPartition
 from sqlalchemy import Engine
 
 from consumers import worker_metrics as metrics
+from consumers.backlog import Backlog
 from consumers.clients import broker_errors, consumer, poll, subscribe
-from consumers.intake import Intake, Origin, Refusal
+from consumers.commits import Commits, time_in
+from consumers.intake import Intake, Origin
 from consumers.pipeline import Pipeline
 from consumers.publisher import Outgoing, Publisher, contribution_records
 from consumers.scoring import Scoring
+from consumers.storing import Storing
+from consumers.threads import share_the_interpreter
 from consumers.topics import CHARTS, CONTRIBUTIONS, NEWS, ensure_topics
+from consumers.unreadable import hand_out_unreadable
 from monitor.health import Health
 from monitor.pairing import Group
 from monitor.records import Contribution, SourceWatermark
@@ -49,20 +54,33 @@ READY_WAIT_S: Final = 0.1
 BUSY_POLL_MS: Final = 1
 IDLE_POLL_MS: Final = 100
 MAX_POLL_RECORDS: Final = 500
+# A batch that is not scored, or a transaction that is not through, after this time has got stuck: the worker is not
+# ready any more.
+STUCK_SCORING_S: Final = 120.0
+STUCK_STORING_S: Final = 30.0
+# What is being stored when partitions are taken away is waited for this long, in parts of a session.
+SETTLE_SESSIONS: Final = 0.3
 FETCH_BYTES: Final = 4 << 20
+FIRST_RECORD_BYTES: Final = 64 << 10
+# With every poll of smaller ones the largest record counts for so much of its size.
+FORGET_LARGEST: Final = 0.9
 # New partitions are found, and an assignment made on stale metadata is made again, after this time.
 METADATA_AGE_MS: Final = 10_000
-AT: Final = "at="
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Notes what the group decides; called on the client's own thread, so that acting on it is left to the loop."""
+    """Notes what the group decides; called on the client's own thread, so that acting on it is left to the loop.
 
-    def __init__(self) -> None:
+    `disown` returns when nothing more is stored of what was read: only then do others get the partitions.
+    """
+
+    def __init__(self, disown: Callable[[], None]) -> None:
         self.changes: deque[str] = deque()
+        self._disown = disown
 
     def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:  # noqa: ARG002
         """Partitions are about to be taken away."""
+        self._disown()
         self.changes.append("revoked")
 
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:  # noqa: ARG002
@@ -78,7 +96,7 @@ class Worker:
     scorer : the classifier.
     store : a migrated database.
     stopping : asked all the time; True makes `run` finish what is being scored, commit and return.
-    health : gets a sign of life with every turn of the loop.
+    health : gets a sign of life with every turn of the loop unless something has got stuck; is told what ended it.
     """
 
     def __init__(
@@ -94,21 +112,31 @@ class Worker:
         self._stopping = stopping
         self._health = health or Health(0)
         self._intake = Intake(settings, settings.worker_image_bytes // 2)
-        self._publisher = Publisher(settings, settings.worker_outage_s, lambda: not stopping())
+        self._publisher = Publisher(settings, settings.worker_outage_s, self._going_on)
         self._pipeline = Pipeline(
             scorer,
             store,
             send=self._send,
             owns=self._intake.owns,
-            going_on=lambda: not stopping(),
+            going_on=self._going_on,
             patience_s=settings.worker_outage_s,
+            on_scored=lambda: self._storing.wake(),
         )
-        self._listener = _Listener()
-        self._ready: deque[Group[Origin]] = deque()
-        self._ready_bytes = 0
+        self._storing = Storing(self._store_and_send)
+        self._listener = _Listener(self._disown)
+        self._ready = Backlog(settings)
         self._reading_s = 0.0
-        self._at_end: set[str] = set()
-        self._committed: dict[TopicPartition, tuple[int, int]] = {}
+        self._failed = False
+        # Told by one thread, looked at by the other: exchanged as a whole.
+        self._at_end: frozenset[str] = frozenset()
+        self._report_due = False
+        # Offset behind the last record that was polled.
+        self._polled: dict[TopicPartition, int] = {}
+        # Bytes that may still come in, and those of the largest record lately (until one has come: of a large one).
+        self._room = settings.worker_image_bytes
+        self._largest = float(FIRST_RECORD_BYTES)
+        self._connections: Any = None
+        self._commits = Commits(self._intake)
         self._reported: tuple[SourceWatermark, ...] = ()
         self._counts: dict[str, int] = {}
         self._assigned = False
@@ -120,19 +148,25 @@ class Worker:
         client = consumer(
             self._settings,
             self._settings.worker_group,
-            max_poll_records=max(MAX_POLL_RECORDS, 2 * self._settings.worker_batch_items),
-            max_partition_fetch_bytes=FETCH_BYTES,
+            max_partition_fetch_bytes=min(FETCH_BYTES, self._settings.worker_image_bytes // 16),
             fetch_max_wait_ms=IDLE_POLL_MS,
             metadata_max_age_ms=METADATA_AGE_MS,
         )
+        hand_out_unreadable(client)
         topics = [self._settings.topic(NEWS), self._settings.topic(CHARTS)]
         with broker_errors(self._settings):
             subscribe(client, topics, self._listener)
         log.info("worker started", model=self._scorer.model_version, group=self._settings.worker_group)
+        self._storing.start()
         try:
             self._loop(client)
             self._drain(client)
+        except Exception as error:
+            self._failed = True
+            self._health.fail(str(error))
+            raise
         finally:
+            self._storing.end(finish=False)
             self._pipeline.close()
             self._publisher.close()
             with suppress(KafkaError):
@@ -142,9 +176,10 @@ class Worker:
     def _loop(self, client: KafkaConsumer) -> None:
         committed = reported = refreshed = began = time.monotonic()
         while not self._stopping():
-            self._health.beat()
+            self._storing.check()
+            self._beat()
             full = self._throttle(client)
-            enough = full or len(self._ready) >= self._settings.worker_batch_items
+            enough = full or self._ready.full(long=False) or self._ready.full(long=True)
             self._pipeline.wait(READY_WAIT_S if enough else BUSY_WAIT_S)
             # First what is there: the engine need not wait for the poll.
             self._submit()
@@ -156,7 +191,8 @@ class Worker:
             began = now
             self._enqueue(self._intake.expire(self._reading_s, self._at_end))
             self._submit()
-            self._pipeline.finish(self._take_refused(), wait=False)
+            if self._intake.refused:
+                self._storing.wake()
             if now - refreshed >= self._settings.worker_model_poll_s:
                 refreshed = now
                 self._pipeline.refresh()
@@ -165,20 +201,42 @@ class Worker:
                 self._report(client, now, fetching=not full)
             if now - committed >= COMMIT_EVERY_S:
                 committed = now
-                self._commit(client)
+                self._commits.send(client, now)
+
+    def _beat(self) -> None:
+        """A sign of life, unless something has got stuck that this thread does not wait for."""
+        now = time.monotonic()
+        stuck = self._pipeline.scoring_for(now) > STUCK_SCORING_S or self._storing.busy_for(now) > STUCK_STORING_S
+        if not stuck:
+            self._health.beat()
+
+    def _going_on(self) -> bool:
+        return not (self._failed or self._stopping())
 
     def _drain(self, client: KafkaConsumer) -> None:
         """Finish what is being scored; what waits is read again by whoever comes next."""
         self._pipeline.drop_unbegun()
-        self._pipeline.finish(self._take_refused(), wait=True)
-        self._commit(client)
+        self._storing.end(finish=True)
+        self._storing.check()
+        self._commits.finish(client)
+
+    def _store_and_send(self, last: bool) -> None:
+        """The storing thread's work: what is scored, what was refused, how far the partitions are."""
+        self._pipeline.finish(self._intake.take_refused(), wait=last)
+        if self._report_due and not last:
+            self._report_due = False
+            if self._intake.sources.watermarks(self._at_end, time.monotonic()) != self._reported:
+                self._send([], [])
+        # All that is done now is sent.
+        self._commits.marks = self._intake.sources.marks()
 
     # Reading
 
     def _throttle(self, client: KafkaConsumer) -> bool:
         """Pause what must not come in now; True when nothing may."""
-        images = self._ready_bytes + self._pipeline.image_bytes + self._intake.pairing.held_bytes
-        full = len(self._ready) >= 2 * self._settings.worker_batch_items or images > self._settings.worker_image_bytes
+        held = self._ready.bytes + self._pipeline.held_bytes + self._intake.pairing.held_bytes
+        self._room = self._settings.worker_image_bytes - held
+        full = len(self._ready) >= 2 * self._settings.worker_batch_items or self._room < 0
         # Many items wait for charts, or charts for items: let the others catch up before more come.
         pairing, many = self._intake.pairing, self._settings.worker_held_items // 4
         ahead = {NEWS: pairing.items > many >= pairing.charts, CHARTS: pairing.charts > many >= pairing.items}
@@ -194,7 +252,8 @@ class Worker:
 
     def _poll(self, client: KafkaConsumer) -> None:
         try:
-            polled = poll(client, BUSY_POLL_MS if self._pipeline.holds or self._ready else IDLE_POLL_MS)
+            timeout_ms = BUSY_POLL_MS if self._pipeline.scores or self._ready else IDLE_POLL_MS
+            polled = poll(client, timeout_ms, self._most_records())
         except KafkaError as error:
             if not error.retriable:
                 with broker_errors(self._settings):
@@ -210,7 +269,22 @@ class Worker:
             return
         self._enqueue(self._intake.take(polled, self._reading_s, time.monotonic()))
         for partition, records in polled.items():
+            self._polled[partition] = records[-1].offset + 1
+            self._largest = max(self._largest * FORGET_LARGEST, *(len(record.value or b"") for record in records), 1024)
             metrics.POLLED.labels(self._intake.source(partition).partition(":")[0]).inc(len(records))
+
+    def _most_records(self) -> int:
+        """What one poll may bring, so that there is room for it if its records are as large as the last ones were.
+
+        A bound on the bytes that are fetched does not do: compressed, many large records are few bytes.
+        """
+        most = max(MAX_POLL_RECORDS, 2 * self._settings.worker_batch_items)
+        return max(1, min(most, int(self._room / (2 * self._largest))))
+
+    def _disown(self) -> None:
+        """Partitions are being taken away: nothing more is stored of them. On the client's own thread."""
+        self._intake.disowned.set()
+        self._storing.settle(SETTLE_SESSIONS * self._settings.kafka_session_timeout_s)
 
     def _let_go(self) -> None:
         """All partitions were taken away to be handed out anew: what is not done is read again, here or elsewhere.
@@ -222,9 +296,9 @@ class Worker:
         self._settled = False
         self._intake.reset()
         self._ready.clear()
-        self._ready_bytes = 0
-        self._at_end.clear()
-        self._committed.clear()
+        self._at_end = frozenset()
+        self._polled.clear()
+        self._commits.forget()
         self._reported = ()
 
     def _settle(self, client: KafkaConsumer) -> None:
@@ -242,11 +316,11 @@ class Worker:
                 log.warning("the committed offsets are not known yet", partition=str(partition), error=str(error))
                 self._intake.reset()
                 return
-            at = _time_in(found.metadata or "") if found is not None else 0
+            at = time_in(found.metadata or "") if found is not None else 0
             position = found.offset if found is not None else None
             self._intake.sources.assign(self._intake.source(partition), at, time.monotonic(), position)
             if position is not None:
-                self._committed[partition] = (position, at)
+                self._commits.assigned(partition, position, at)
         self._settled = True
         log.info("partitions assigned", partitions=sorted(self._intake.sources.partitions))
 
@@ -254,23 +328,16 @@ class Worker:
 
     def _enqueue(self, groups: Iterable[Group[Origin]]) -> None:
         for group in groups:
-            self._ready.append(group)
-            self._ready_bytes += sum(len(chart.image) for chart in group.charts.values())
+            self._ready.add(group)
 
     def _submit(self) -> None:
         """Hand the classifier what is there: at once while it has no two batches to score, else as full batches.
 
         What is scored and not stored yet does not count: the classifier need not wait for the store.
         """
-        size = self._settings.worker_batch_items
-        while self._ready and self._pipeline.room and (not self._pipeline.busy or len(self._ready) >= size):
-            groups = [self._ready.popleft() for _ in range(min(size, len(self._ready)))]
-            self._ready_bytes -= sum(len(chart.image) for group in groups for chart in group.charts.values())
-            self._pipeline.submit(groups)
-
-    def _take_refused(self) -> list[Refusal]:
-        refused, self._intake.refused = self._intake.refused, []
-        return refused
+        for long in (False, True):
+            while self._ready.waits(long=long) and self._pipeline.takes(long=long, full=self._ready.full(long=long)):
+                self._pipeline.submit(self._ready.take(long=long), long=long)
 
     # Telling
 
@@ -282,57 +349,49 @@ class Worker:
         )
 
     def _report(self, client: KafkaConsumer, now: float, *, fetching: bool) -> None:
-        """Tell the aggregators how far the partitions are, when that has changed."""
-        self._at_end.clear()
+        """See how far the partitions are, for the storing thread to tell the aggregators when that has changed."""
+        at_end = set()
         # While no broker is connected nothing can be seen to come: quiet begins when one is there again.
-        fetching = fetching and client.metrics()["consumer-metrics"]["connection-count"] > 0
+        fetching = fetching and self._connected(client)
+        paused = client.paused()
         for partition in client.assignment():
             name = self._intake.source(partition)
             progress = self._intake.sources.partitions.get(name)
             end = client.highwater(partition)
             if progress is None or end is None:
                 continue
-            position = self._position(client, partition)
-            if not fetching or partition in client.paused():
+            if not fetching or partition in paused:
                 self._intake.sources.active(name, now)
-            elif position is not None and position >= end:
-                progress.skip_to(position)
-                self._at_end.add(name)
+            elif progress.pending == 0:
+                position = self._position(client, partition, end)
+                if position is not None and position >= end:
+                    progress.skip_to(position)
+                    at_end.add(name)
+            elif self._polled.get(partition, 0) >= end:
+                at_end.add(name)
             metrics.LAG.labels(name).set(max(0, end - (progress.position if progress.position is not None else 0)))
+        self._at_end = frozenset(at_end)
         metrics.HELD.set(len(self._intake.pairing))
-        if self._intake.sources.watermarks(self._at_end, now) != self._reported:
-            self._send([], [])
+        self._report_due = True
+        self._storing.wake()
 
-    @staticmethod
-    def _position(client: KafkaConsumer, partition: TopicPartition) -> int | None:
+    def _position(self, client: KafkaConsumer, partition: TopicPartition, end: int) -> int | None:
+        """Offset of what is read next: what was polled last tells it, unless nothing that can be read comes after."""
+        polled = self._polled.get(partition)
+        if polled is not None and polled >= end:
+            return polled
         with suppress(KafkaError):
             position: int | None = client.position(partition, timeout_ms=100)
             return position
         return None
 
-    def _commit(self, client: KafkaConsumer) -> None:
-        """Commit what is done. After a rebalance it is read again instead, after an outage tried again."""
-        offsets = {}
-        for partition in client.assignment():
-            progress = self._intake.sources.partitions.get(self._intake.source(partition))
-            if progress is not None and progress.position is not None:
-                mark = (progress.position, progress.at)
-                if self._committed.get(partition) != mark:
-                    offsets[partition] = mark
-        if not offsets:
-            return
-        try:
-            client.commit({tp: OffsetAndMetadata(at, f"{AT}{ms}", -1) for tp, (at, ms) in offsets.items()}, 5000)
-        except KafkaError as error:
-            log.warning("offsets not committed, the records may be read again", error=str(error))
-        else:
-            self._committed.update(offsets)
-
-
-def _time_in(metadata: str) -> int:
-    """Event time that a former owner of the partition reached: it travels with the committed offset."""
-    text = metadata.removeprefix(AT)
-    return int(text) if metadata.startswith(AT) and text.isdecimal() else 0
+    def _connected(self, client: KafkaConsumer) -> bool:
+        """Some broker is connected. All of the client's metrics take long to evaluate; one does not."""
+        if self._connections is None:
+            wanted = ("consumer-metrics", "connection-count")
+            found = client.metrics(raw=True)
+            self._connections = next(metric for name, metric in found.items() if (name.group, name.name) == wanted)
+        return bool(self._connections.value() > 0)
 
 
 def run_worker(settings: Settings, scorer: Scoring | None = None) -> None:
@@ -354,6 +413,7 @@ def run_worker(settings: Settings, scorer: Scoring | None = None) -> None:
 
             scorer = opened = open_scorer(settings, store)
             opened.warm_up()
+        share_the_interpreter()
         # Until here a signal ends the process at once: loading a model takes long, and nothing is at stake yet.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, on_signal)

@@ -40,7 +40,12 @@ __all__ = [
 
 # A sign of its own for each class: colour alone tells nothing to one man in twelve.
 SENTIMENT_MARKS: Final = {Sentiment.NEGATIVE: "▼", Sentiment.NEUTRAL: "■", Sentiment.POSITIVE: "▲"}
-STATE_MARKS: Final = {"firing": "● firing", "acknowledged": "◐ acknowledged", "resolved": "○ resolved"}
+STATE_MARKS: Final = {
+    "pending": "◌ pending",
+    "firing": "● firing",
+    "acknowledged": "◐ acknowledged",
+    "resolved": "○ resolved",
+}
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")

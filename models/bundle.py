@@ -213,13 +213,14 @@ class LoadedModel:
         said = [index for index, row in enumerate(rows) if row.ids]
         calibration = self.file.calibration
         if text is not None and said:
-            topic[said] = _probabilities(self.network.topic_logits(text), calibration.topic)
             place = {row: at for at, row in enumerate(said)}
-            for asked, temperature in ((False, calibration.item), (True, calibration.entity)):
-                alone = [row for row in said if not used[row] and (rows[row].span is not None) == asked]
-                if alone:
-                    logits = self.network.sentiment_of_text(text.select(self._index([place[row] for row in alone])))
-                    sentiment[alone] = _probabilities(logits, temperature)
+            # Both heads read all texts and their answers are fetched together: on a card each copy waits for it.
+            read = (
+                torch.cat([self.network.topic_logits(text), self.network.sentiment_of_text(text)], dim=1).float().cpu()
+            )
+            topic[said] = _probabilities(read[:, :-3], calibration.topic)
+            temperatures = [calibration.item if rows[row].span is None else calibration.entity for row in said]
+            sentiment[said] = _probabilities(read[:, -3:], torch.tensor(temperatures).unsqueeze(1))
             both = [row for row in said if used[row]]
             if both and image is not None:
                 logits = self.network.sentiment_of_both(
@@ -275,7 +276,7 @@ class _Pictures:
     pooled: Tensor
 
 
-def _probabilities(logits: Tensor, temperature: float) -> Tensor:
+def _probabilities(logits: Tensor, temperature: float | Tensor) -> Tensor:
     return torch.softmax(logits.float() / temperature, dim=-1).cpu()
 
 

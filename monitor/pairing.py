@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from monitor.records import Chart, NewsItem
 
@@ -103,6 +103,10 @@ def _absorb(group: Group[T], other: Group[T]) -> None:
     group.refused |= other.refused
 
 
+def _image_bytes(group: Group[Any]) -> int:
+    return sum(len(chart.image) for chart in group.charts.values())
+
+
 def _over(held: dict[str, tuple[Group[T], float]], now: float, may_come: Callable[[Group[T]], bool]) -> list[str]:
     return [key for key, (group, until) in held.items() if until <= now and not may_come(group)]
 
@@ -114,13 +118,17 @@ class Pairing(Generic[T]):
     ----------
     wait_s : how long an item waits for a chart that it names, and a chart for its item.
     max_held : items and charts that may wait at the same time; the oldest makes room.
-    max_bytes : bytes of the images among them.
+    max_bytes : bytes of what waits.
+    weigh : bytes of a group; its images unless said otherwise.
     """
 
-    def __init__(self, wait_s: float, max_held: int, max_bytes: int) -> None:
+    def __init__(
+        self, wait_s: float, max_held: int, max_bytes: int, weigh: Callable[[Group[T]], int] | None = None
+    ) -> None:
         self._wait_s = wait_s
         self._max_held = max_held
         self._max_bytes = max_bytes
+        self._weigh = weigh or _image_bytes
         # By item id and by chart id, oldest first; the float is when the wait ends.
         self._items: dict[str, tuple[Group[T], float]] = {}
         self._charts: dict[str, tuple[Group[T], float]] = {}
@@ -134,7 +142,7 @@ class Pairing(Generic[T]):
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of the images that wait."""
+        """Bytes of what waits."""
         return self._bytes
 
     def clear(self) -> None:
@@ -180,7 +188,7 @@ class Pairing(Generic[T]):
         if self._wait_s <= 0:
             return [group]
         self._charts[chart.chart_id] = (group, now + self._wait_s)
-        self._bytes += len(chart.image)
+        self._bytes += self._weigh(group)
         if chart.item_id:
             self._by_item.setdefault(chart.item_id, set()).add(chart.chart_id)
         return self._make_room()
@@ -217,13 +225,13 @@ class Pairing(Generic[T]):
     def _hold_item(self, group: Group[T], until: float) -> None:
         assert group.item is not None
         self._items[group.item.id] = (group, until)
-        self._bytes += sum(len(chart.image) for chart in group.charts.values())
+        self._bytes += self._weigh(group)
         for chart_id in group.missing:
             self._wanted.setdefault(chart_id, group.item.id)
 
     def _take_item(self, item_id: str) -> Group[T]:
         group, _ = self._items.pop(item_id)
-        self._bytes -= sum(len(chart.image) for chart in group.charts.values())
+        self._bytes -= self._weigh(group)
         for chart_id in group.missing:
             if self._wanted.get(chart_id) == item_id:
                 del self._wanted[chart_id]
@@ -232,7 +240,7 @@ class Pairing(Generic[T]):
     def _take_chart(self, chart_id: str) -> Group[T]:
         group, _ = self._charts.pop(chart_id)
         chart = group.charts[chart_id]
-        self._bytes -= len(chart.image)
+        self._bytes -= self._weigh(group)
         waiting = self._by_item.get(chart.item_id)
         if waiting is not None:
             waiting.discard(chart_id)

@@ -1,7 +1,8 @@
 """The records that travel between the processes, and the one place that decodes them.
 
 Every record is an immutable `msgspec.Struct`; `encode` and the `decode_*` functions are the only ways on and off
-the wire. The JSON Schemas in `docs/schemas/` are generated from these classes (`scripts/generate.py`).
+the wire. The JSON Schemas in `docs/schemas/` are generated from these classes (`scripts/generate.py`). A public record
+carries every one of its fields and its schema version, so that a reader need not know the defaults.
 Times are UTC; on the wire they are RFC 3339 strings.
 """
 
@@ -23,6 +24,7 @@ MAX_ID_CHARS: Final = 256
 # A chart that is scored by itself is stored as an item with the id `chart:<chart_id>`.
 MAX_CHART_ID_CHARS: Final = MAX_ID_CHARS - len("chart:")
 MAX_TICKERS: Final = 64
+MAX_CHART_IDS: Final = 64
 
 _TICKER = re.compile(r"[^\s:,]{1,32}")
 
@@ -54,7 +56,7 @@ class Modality(StrEnum):
     BOTH = "both"
 
 
-class NewsItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class NewsItem(msgspec.Struct, frozen=True, kw_only=True):
     """One piece of news as a feed yields it and as it lies on the `news` topic.
 
     `title` or `body` is never empty (but for the stand-in item of a chart that came alone).
@@ -118,7 +120,7 @@ class TopicScore(msgspec.Struct, frozen=True, kw_only=True):
     probabilities: dict[str, float]
 
 
-class EntityScore(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class EntityScore(msgspec.Struct, frozen=True, kw_only=True):
     """Sentiment towards one entity. `ticker` is empty when the name could not be linked.
 
     `relevance` in [0, 1] says how much the item is about this entity.
@@ -144,7 +146,7 @@ class ChartScore(msgspec.Struct, frozen=True, kw_only=True):
     p_chart: float
 
 
-class AppliedRule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class AppliedRule(msgspec.Struct, frozen=True, kw_only=True):
     """A rule that spoke about an item: what it is called, the words that it found, and why it is there.
 
     `effect` is `not_positive`, `not_negative` or `flag`. `before` is the model's own sentiment where the rule changed
@@ -159,7 +161,7 @@ class AppliedRule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     entity: str = ""
 
 
-class ScoredItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ScoredItem(msgspec.Struct, frozen=True, kw_only=True):
     """One scored item: the record of the public `scored` topic and the line that `score` prints."""
 
     id: str
@@ -297,6 +299,13 @@ def derive_id(source: str, url: str, title: str, body: str, published_at: dateti
     return hashlib.sha256("\x1f".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
+def derive_chart_id(item_id: str, image: bytes) -> str:
+    """A stable id for a chart that has none: the same picture of the same item gives the same id, of another item, or
+    alone (`item_id` empty), another one."""
+    own = item_id.encode("utf-8", "surrogatepass") + b"\x1f" if item_id else b""
+    return hashlib.sha256(own + image).hexdigest()[:32]
+
+
 def _text(fields: Mapping[str, Any], name: str) -> str | Rejected:
     value = fields.get(name)
     if value is None:
@@ -357,7 +366,7 @@ def news_item(fields: object, now: datetime) -> NewsItem | Rejected:
         lang=texts["lang"],
         tickers=normalise_tickers(tickers),
         kind=texts["kind"] or "news",
-        chart_ids=chart_ids,
+        chart_ids=chart_ids[:MAX_CHART_IDS],
     )
 
 
@@ -386,7 +395,7 @@ def decode_chart(
 ) -> Chart | Rejected:
     """A chart from a Kafka record: image bytes in the value, all else in headers. Does not decode the image.
 
-    Without a `chart_id` header the id is derived from the image. `tickers` is a comma-separated list.
+    Without a `chart_id` header the id is derived (`derive_chart_id`). `tickers` is a comma-separated list.
     """
     if not value:
         return Rejected(code="empty", reason="The image is empty.")
@@ -397,11 +406,11 @@ def decode_chart(
         try:
             fields[name] = (raw or b"").decode("utf-8").replace("\x00", "").strip()
         except UnicodeDecodeError:
-            return Rejected(code="bad_encoding", reason=f"The header {name} is not UTF-8.")
+            return Rejected(code="bad_encoding", reason=f"The header {name[:64]} is not UTF-8.")
     at = check_time(fields.get("published_at"), now)
     if isinstance(at, Rejected):
         return at
-    chart_id = fields.get("chart_id") or hashlib.sha256(value).hexdigest()[:32]
+    chart_id = fields.get("chart_id") or derive_chart_id(fields.get("item_id", ""), value)
     if len(chart_id) > MAX_CHART_ID_CHARS or len(fields.get("item_id", "")) > MAX_ID_CHARS:
         return Rejected(
             code="bad_id",

@@ -8,12 +8,21 @@ folder if there is one. A table in the file is a prefix: `[worker] batch_items =
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import platformdirs
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from monitor.datadir import announced
@@ -25,6 +34,15 @@ ENV_PREFIX = "SENTIMENT_MONITOR_"
 DEFAULT_FILE = "sentiment-monitor.toml"
 EMBEDDED_PORT = 29092
 DASHBOARD_PORT = 8501
+
+
+def _upper(value: object) -> object:
+    return value.strip().upper() if isinstance(value, str) else value
+
+
+SecurityProtocol = Annotated[Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"], BeforeValidator(_upper)]
+SaslMechanism = Annotated[Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"], BeforeValidator(_upper)]
+_SERVER = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 
 
 def _default_data_dir() -> Path:
@@ -51,8 +69,12 @@ class Settings(BaseSettings):
     log_json: bool = Field(False, description="Log lines as JSON objects instead of text.")
 
     # Kafka
-    kafka_security_protocol: str = Field("PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL.")
-    kafka_sasl_mechanism: str = Field("", description="PLAIN, SCRAM-SHA-256, SCRAM-SHA-512; empty: no SASL.")
+    kafka_security_protocol: SecurityProtocol = Field(
+        "PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL."
+    )
+    kafka_sasl_mechanism: SaslMechanism = Field(
+        "", description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512, which SASL_PLAINTEXT and SASL_SSL need; else empty."
+    )
     kafka_sasl_username: str = Field("", description="SASL user.")
     kafka_sasl_password: SecretStr = Field(SecretStr(""), description="SASL password.")
     kafka_ssl_cafile: str = Field("", description="Path of the certificate authority's file.")
@@ -73,6 +95,9 @@ class Settings(BaseSettings):
     worker_group: str = Field("scoring", description="Consumer group of the scoring workers.")
     worker_batch_items: int = Field(128, ge=1, description="Items scored together at the most.")
     worker_token_budget: int = Field(4096, ge=64, description="Tokens in one forward pass at the most.")
+    worker_gpu_token_budget: int = Field(
+        32_768, ge=64, description="Tokens in one forward pass at the most on a CUDA card."
+    )
     worker_image_budget: int = Field(32, ge=1, description="Images in one forward pass at the most.")
     worker_pairing_wait_s: float = Field(
         2.0, ge=0, description="Seconds an item waits for a chart that it names, or a chart for its item."
@@ -82,7 +107,9 @@ class Settings(BaseSettings):
         3.0, gt=0, description="Seconds of quiet after which an input partition read to its end counts as idle."
     )
     worker_image_bytes: int = Field(
-        128 << 20, ge=1 << 20, description="Bytes of chart images that the worker keeps in memory at the most."
+        128 << 20,
+        ge=1 << 20,
+        description="Bytes of texts and chart images that the worker keeps in memory at the most.",
     )
     worker_outage_s: float = Field(
         300.0, gt=0, description="Seconds that an unreachable store or broker is waited for before the worker stops."
@@ -107,7 +134,8 @@ class Settings(BaseSettings):
     companies_file: str = Field("", description="CSV of companies (ticker,name,aliases) laid over the bundled table.")
     sentiment_rules_file: str = Field("", description="TOML file of rules over the model; empty: the bundled ones.")
     max_chart_bytes: int = Field(4 << 20, ge=1024, description="Largest chart image in bytes.")
-    max_chart_pixels: int = Field(40_000_000, ge=10_000, description="Largest chart image in pixels, once decoded.")
+    # A screen of 3840 x 2160 pixels has 8.3 million; decoded, a pixel takes 3 bytes, in several copies.
+    max_chart_pixels: int = Field(10_000_000, ge=10_000, description="Largest chart image in pixels, once decoded.")
     max_text_chars: int = Field(50_000, ge=100, description="Characters of an item's text that are kept and read.")
 
     # Counting
@@ -124,6 +152,12 @@ class Settings(BaseSettings):
     # Surges
     surge_budget: float = Field(0.01, gt=0, le=1, description="False alarms a key and day, of each sort of surge.")
     rules_file: str = Field("", description="TOML file of alert rules; empty: the built-in rule.")
+    surge_min_sources: int = Field(
+        2,
+        ge=0,
+        description="Publishers that must tell of a surge before the built-in rule announces it; where none is known it "
+        "does not wait. With one feed alone: 1.",
+    )
 
     # Alerts
     webhook_urls: str = Field("", description="Comma-separated receivers that every alert goes to.")
@@ -188,6 +222,26 @@ class Settings(BaseSettings):
             host, port = values.get("dashboard_host", "127.0.0.1"), values.get("dashboard_port", DASHBOARD_PORT)
             return values | {"dashboard_url": f"http://{host}:{port}"}
         return values
+
+    @field_validator("kafka_bootstrap_servers")
+    @classmethod
+    def _servers(cls, value: str) -> str:
+        servers = [server.strip() for server in value.split(",") if server.strip()]
+        for server in servers:
+            found = _SERVER.fullmatch(server)
+            if found is None or not 0 < int(found[1]) < 1 << 16:
+                raise ValueError(f"must be host:port, several of them separated by commas, which {server!r} is not")
+        return ",".join(servers)
+
+    @field_validator("kafka_sasl_mechanism")
+    @classmethod
+    def _mechanism(cls, value: str, info: ValidationInfo) -> str:
+        protocol = str(info.data.get("kafka_security_protocol", ""))
+        if protocol.startswith("SASL_") and not value:
+            raise ValueError(f"must be PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512 with kafka_security_protocol {protocol}")
+        if value and protocol and not protocol.startswith("SASL_"):
+            raise ValueError(f"needs kafka_security_protocol SASL_PLAINTEXT or SASL_SSL, not {protocol}")
+        return value
 
     @field_validator("log_level")
     @classmethod
@@ -307,7 +361,9 @@ def load_settings(config: Path | None = None, **flags: Any) -> Settings:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         origin = "a flag" if flags.get(name) is not None else "the environment" if name in from_env else str(path)
+        # A default may be wrong beside another setting.
+        given = f" (from {origin})" if flags.get(name) is not None or name in from_env or name in file else ""
         raise ConfigurationError(
-            f"The setting {name} (from {origin}) is wrong: {first['msg']}.",
+            f"The setting {name}{given} is wrong: {first['msg'].removeprefix('Value error, ')}.",
             "`sentiment-monitor config show` lists all settings.",
         ) from error

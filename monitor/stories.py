@@ -84,7 +84,7 @@ _HIGHEST = _LOWER + int.from_bytes(b"\x01\x00" * VALUES, "little")
 
 def _tokens(text: str) -> list[str]:
     found = _TOKEN.findall(text)
-    if not _UNSPACED_CHAR.search(text):
+    if text.isascii() or not _UNSPACED_CHAR.search(text):
         return found
     return [part for token in found for part in _MIXED.findall(token)]
 
@@ -98,6 +98,8 @@ def _normalised(text: str) -> str:
             break
         text = shorter
     shorter = _SUFFIX.sub("", text)
+    if shorter == text:
+        return text
     return shorter if len(_tokens(shorter)) >= ENOUGH_TOKENS else text
 
 

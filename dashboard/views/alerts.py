@@ -27,6 +27,7 @@ from dashboard.markup import (
 from dashboard.navigation import page
 from dashboard.store import change, guarded, read, taxonomy
 from dashboard.views.delivery import deliveries_table
+from dashboard.views.pending import PENDING, is_about, show_pending
 from dashboard.views.why import show_why
 from monitor.alerts.records import SEVERITIES, Alert, AlertState, AlertStory, expectation
 from monitor.storage.alerts import acknowledge, audit_trail, get_alert, list_alerts
@@ -40,7 +41,7 @@ __all__ = ["show"]
 
 REFRESH_S: Final = 10
 LISTED: Final = 1000
-STATES: Final = ("firing", "acknowledged", "resolved")
+STATES: Final = (PENDING, "firing", "acknowledged", "resolved")
 
 
 def _minute(at: datetime) -> int:
@@ -48,9 +49,8 @@ def _minute(at: datetime) -> int:
 
 
 def _matches(alert: Alert, severities: Sequence[str], about: str) -> bool:
-    words = about.lower().split()
-    text = f"{alert.key} {alert.title} {alert.rule}".lower()
-    return (not severities or alert.severity in severities) and all(word in text for word in words)
+    fits = not severities or alert.severity in severities
+    return fits and is_about(f"{alert.key} {alert.title} {alert.rule}", about)
 
 
 @guarded
@@ -59,6 +59,11 @@ def _list() -> None:
     states = left.pills("State", STATES, selection_mode="multi", key="state", bind="query-params")
     severities = middle.pills("Severity", SEVERITIES[::-1], selection_mode="multi", key="severity", bind="query-params")
     about = right.text_input("Key or rule", key="about", bind="query-params", placeholder="AAPL, earnings, …")
+    if PENDING in states:
+        show_pending(about or "")
+        states = [state for state in states if state != PENDING]
+        if not states:
+            return
     with read() as connection:
         found = list_alerts(connection, states=states, limit=LISTED)
     shown = [alert for alert in found if _matches(alert, severities, about or "")]
@@ -196,6 +201,8 @@ def _acts(alert: Alert) -> None:
         if st.form_submit_button(plain(f"Silence {title_of(alert.key)}")):
             if not name_given:
                 st.warning("Give your name first.")
+            elif not (comment or "").strip():
+                st.warning("Say why: it stands beside what the silence holds back.")
             else:
                 now = datetime.now(UTC)
                 with change() as connection:

@@ -66,6 +66,8 @@ def _receiver(status: ReceiverStatus, health: ReceiverHealth | None, test: Deliv
         text, try_it, switch = st.columns([6, 1.3, 1.3], vertical_alignment="center")
         state = chip("on", "positive") if status.enabled else chip("off", "negative")
         off = "" if status.enabled else f" {escape(status.disabled_reason or '')}"
+        if status.enabled and status.quiet(datetime.now(UTC)):
+            off = f" wants nothing until <time>{clock(status.quiet_until)}</time> UTC"
         kind, address = (escape(str(status.definition.get(field, ""))) for field in ("kind", "address"))
         doing = (
             f"{health.waiting} waiting, {health.failed} given up, last delivery <time>"
@@ -116,7 +118,10 @@ def _undelivered() -> None:
         return
     deliveries_table(waiting, with_alert=True)
     note, button = st.columns([5, 2], vertical_alignment="center")
-    note.caption(f"{len(waiting)} listed. Sent again, they keep their ids: a receiver knows what it has seen.")
+    note.caption(
+        f"{len(waiting)} listed. Sent again, they keep their ids: a receiver knows what it has seen. "
+        "What came later about the same alert follows once more."
+    )
     if button.button("Send all again now", icon=":material/replay:", disabled=not name, width="stretch"):
         with change() as connection:
             number = replay(connection, datetime.now(UTC), by=name)
@@ -125,7 +130,9 @@ def _undelivered() -> None:
 
 
 def _silence_form(name: str) -> None:
-    with st.form("silence", border=False, clear_on_submit=True):
+    # A form of another name is empty: what was refused stays for its mistake to be mended.
+    made = st.session_state.setdefault("silences-made", 0)
+    with st.form(f"silence-{made}", border=False):
         what, rule, hours, why, send = st.columns([3, 2, 1.5, 3, 1.5], vertical_alignment="bottom")
         key = what.text_input("Key or pattern", placeholder="ticker:AAPL, topic:*, *", max_chars=160)
         pattern = rule.text_input("Rule or pattern", "*", max_chars=160)
@@ -136,6 +143,9 @@ def _silence_form(name: str) -> None:
         return
     if not name:
         st.warning("Give your name first.", icon=":material/person:")
+        return
+    if not (comment or "").strip():
+        st.warning("Say why: it stands beside what the silence holds back.", icon=":material/edit_note:")
         return
     now = datetime.now(UTC)
     with change() as connection:
@@ -148,6 +158,7 @@ def _silence_form(name: str) -> None:
             comment=comment or "",
             author=name,
         )
+    st.session_state["silences-made"] = made + 1
     st.rerun()
 
 

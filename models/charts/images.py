@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-import threading
 import warnings
 from typing import Final
 
@@ -13,14 +12,21 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from monitor.records import Rejected
 
-__all__ = ["DEFAULT_MAX_PIXELS", "decode_image", "image_size", "media_type"]
+__all__ = ["DEFAULT_MAX_PIXELS", "decode_image", "ignore_warnings", "image_size", "media_type"]
 
-DEFAULT_MAX_PIXELS: Final = 40_000_000
+DEFAULT_MAX_PIXELS: Final = 10_000_000
 MAX_SIDE: Final = 65_535
 
 _FORMATS: Final = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
-# `warnings.catch_warnings` swaps process-wide state: one thread at a time.
-_quiet: Final = threading.Lock()
+
+
+def ignore_warnings() -> None:
+    """What the library says of a damaged EXIF block or an odd palette helps nobody. Done once for the whole process:
+    `warnings.catch_warnings` swaps its state, so that threads that decode would have to wait for each other."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+ignore_warnings()
 
 
 def media_type(data: bytes) -> str | None:
@@ -107,36 +113,44 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image | Rejected:
-    """The picture as 8-bit RGB, upright, of an animation the first frame; or why it cannot be used. Never raises.
-
-    The size in the header is checked against `max_pixels` before any pixel is decoded, so that a small file cannot
-    fill the memory. Codes: `empty`, `unsupported_image`, `undecodable_image`, `too_many_pixels`.
-    """
+def _checked(data: bytes, limit: int) -> str | Rejected:
+    """Media type of an image whose signature and header are in order and that has at most `limit` pixels."""
     if not data:
         return Rejected(code="empty", reason="The image is empty.")
     kind = media_type(data)
     if kind is None:
         return Rejected(code="unsupported_image", reason="The image is none of PNG, JPEG and WebP.")
-    name = _FORMATS[kind]
     size = image_size(data)
     if size is None or min(size) < 1:
-        return Rejected(code="undecodable_image", reason=f"The {name} image has no valid header.")
+        return Rejected(code="undecodable_image", reason=f"The {_FORMATS[kind]} image has no valid header.")
     width, height = size
-    limit = min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels)
     if width * height > limit or max(size) > MAX_SIDE:
         return Rejected(
             code="too_many_pixels", reason=f"The image has {width} x {height} pixels; the limit is {limit} in all."
         )
+    return kind
+
+
+def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image | Rejected:
+    """The picture as 8-bit RGB, upright, of an animation the first frame; or why it cannot be used.
+
+    The size in the header is checked against `max_pixels` before any pixel is decoded, so that a small file cannot
+    fill the memory. Codes: `empty`, `unsupported_image`, `undecodable_image`, `too_many_pixels`. Raises `MemoryError`
+    alone: the picture is not to blame for it. Threads may decode side by side.
+    """
+    limit = min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels)
+    kind = _checked(data, limit)
+    if isinstance(kind, Rejected):
+        return kind
+    name = _FORMATS[kind]
     try:
-        with _quiet, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=[name]) as opened:
-                if opened.width * opened.height > limit:
-                    return Rejected(code="too_many_pixels", reason=f"The image has more than {limit} pixels.")
-                opened.load()
-                upright = ImageOps.exif_transpose(opened)
-                return _to_rgb(upright)
+        with Image.open(io.BytesIO(data), formats=[name]) as opened:
+            if opened.width * opened.height > limit:
+                return Rejected(code="too_many_pixels", reason=f"The image has more than {limit} pixels.")
+            opened.load()
+            return _to_rgb(ImageOps.exif_transpose(opened))
+    except MemoryError:
+        raise
     except UnidentifiedImageError:
         # Its own words name an address in memory.
         return Rejected(code="undecodable_image", reason=f"The {name} image is damaged: its header cannot be read.")

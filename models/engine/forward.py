@@ -5,18 +5,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from models.bundle import LoadedModel, Predictions
 from models.engine.batching import plan
 from models.engine.cache import RowScore
-from models.engine.lanes import lanes, passes
+from models.engine.lanes import lanes, longest_pass, passes, turn
+from models.engine.packed import PackedEncoder
 from models.tokens import Row, TokenizedRow
 from monitor.errors import ModelError
 from monitor.telemetry import get_logger
 
-__all__ = ["Forward", "RowFailure"]
+__all__ = ["Forward", "RowFailure", "out_of_memory", "starved"]
 
 log = get_logger(__name__)
 
@@ -28,21 +31,31 @@ class RowFailure(Exception):  # noqa: N818 - stands in a list of results in plac
     """Why one row cannot be scored; all other rows of its batch were."""
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, the device's or the machine's, has run out."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
 
 
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """Rows computed together, and by how much the budget was shrunk when they were put together."""
+
+    batch: list[int]
+    shrink: int
+    alone: bool = False
+
+
 class Forward:
     """Runs a model over rows, in batches of about equal length: on a card one after the other, else one a core.
 
-    May be called from several threads: what came first is computed first.
+    May be called from several threads: short calls are computed before long ones (`lanes.turn`).
 
     Parameters
     ----------
-    token_budget : tokens, padding included, in one pass at the most.
+    token_budget : tokens in one pass at the most, padding included where the encoder needs any.
     image_budget : pictures in one pass at the most.
     """
 
@@ -53,51 +66,73 @@ class Forward:
         self.shrink = 1
         self._untroubled = 0
         self._turn = threading.Lock()
-        self._cores = torch.get_num_threads() if model.device.type == "cpu" else 1
+        self._on_cpu = model.device.type == "cpu"
+        self._cores = torch.get_num_threads() if self._on_cpu else 1
         self._lanes = lanes(self._cores)
 
     def tokenize(self, rows: Sequence[Row]) -> list[TokenizedRow | RowFailure]:
-        """Token ids of N rows; a row that the tokenizer cannot take is a failure, found by bisection."""
+        """Token ids of N rows; a row that the tokenizer cannot take is a failure, found by bisection.
+
+        Raises `ModelError` when memory does not even suffice for one row.
+        """
         if not rows:
             return []
         try:
             return list(self.model.tokenize(rows))
-        except Exception as error:  # noqa: BLE001 - any failure is narrowed down to its row
+        except Exception as error:
             if len(rows) == 1:
+                if out_of_memory(error):
+                    raise starved(error) from error
                 return [RowFailure(f"The text cannot be split into tokens: {_told(error)}.")]
             half = len(rows) // 2
             return self.tokenize(rows[:half]) + self.tokenize(rows[half:])
 
     def run(self, rows: Sequence[TokenizedRow]) -> list[RowScore | RowFailure]:
-        """Scores of N rows, in their order. Raises `ModelError` when the device itself has failed."""
+        """Scores of N rows, in their order.
+
+        Raises `ModelError` when the device itself has failed, or has not even the memory for one row by itself.
+        """
         results: dict[int, RowScore | RowFailure] = {}
-        running = {self._start(batch, rows): batch for batch in self._plan(rows)}
+        at = turn(sum(map(len, rows)))
+        running = {self._start(one, rows, at): one for one in self._plan(rows)}
+        # Rows that memory did not suffice for: tried again when nothing of this call is computed beside them.
+        starving: list[_Pass] = []
         try:
-            while running:
+            while running or starving:
+                if not running:
+                    one = starving.pop()
+                    running = {self._start(one, rows, at): one}
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    batch = running.pop(future)
+                    one = running.pop(future)
                     error = future.exception()
-                    if isinstance(error, Exception):
-                        parts = self._after(error, batch, rows, results)
-                        running |= {self._start(part, rows): part for part in parts}
-                    else:
-                        results.update(zip(batch, future.result(), strict=True))
+                    if not isinstance(error, Exception):
+                        results.update(zip(one.batch, future.result(), strict=True))
                         self._recover()
+                        continue
+                    for part in self._after(error, one, rows, results):
+                        if part.alone:
+                            starving.append(part)
+                        else:
+                            running[self._start(part, rows, at)] = part
         finally:
             for future in running:
                 future.cancel()
         return [results[index] for index in range(len(rows))]
 
-    def _start(self, batch: list[int], rows: Sequence[TokenizedRow]) -> Future[list[RowScore]]:
-        return self._lanes.submit(self._scores, batch, rows)
+    def _start(self, one: _Pass, rows: Sequence[TokenizedRow], at: float) -> Future[list[RowScore]]:
+        return self._lanes.submit_at(at, partial(self._scores, one.batch, rows))
 
-    def _plan(self, rows: Sequence[TokenizedRow]) -> list[list[int]]:
+    def _plan(self, rows: Sequence[TokenizedRow]) -> list[_Pass]:
         lengths, shown = [len(row.ids) for row in rows], [row.pixels is not None for row in rows]
-        tokens, images = max(1, self.token_budget // self.shrink), max(1, self.image_budget // self.shrink)
-        if self._cores > 1:
-            tokens = passes(sum(lengths), self._cores, tokens)
+        shrink = self.shrink
+        tokens, images = max(1, self.token_budget // shrink), max(1, self.image_budget // shrink)
+        if self._on_cpu:
+            in_all = sum(lengths)
+            tokens = passes(in_all, self._cores, min(tokens, longest_pass(in_all)))
             images = max(1, min(images, -(-sum(shown) // self._cores)))
-        return plan(lengths, shown, token_budget=tokens, image_budget=images)
+        padded = not isinstance(self.model.encoder, PackedEncoder)
+        batches = plan(lengths, shown, token_budget=tokens, image_budget=images, padded=padded)
+        return [_Pass(batch, shrink) for batch in batches]
 
     def _scores(self, batch: list[int], rows: Sequence[TokenizedRow]) -> list[RowScore]:
         chosen = [rows[i] for i in batch]
@@ -118,27 +153,43 @@ class Forward:
     def _after(
         self,
         error: Exception,
-        batch: list[int],
+        failed: _Pass,
         rows: Sequence[TokenizedRow],
         results: dict[int, RowScore | RowFailure],
-    ) -> list[list[int]]:
-        """The batches to try instead of the one that failed."""
-        if isinstance(error, torch.AcceleratorError) and not _out_of_memory(error):
+    ) -> list[_Pass]:
+        """The passes to try instead of the one that failed."""
+        batch, short = failed.batch, out_of_memory(error)
+        if isinstance(error, torch.AcceleratorError) and not short:
             # An assertion on the card leaves its context unusable: only a new process helps.
             raise ModelError(f"The device failed: {_told(error)}.", "Start the process again.") from error
-        if len(batch) == 1:
+        if short:
+            self.halve(failed.shrink)
+            if len(batch) == 1:
+                # It is not the row's fault: it must not end as one that cannot be scored.
+                if failed.alone:
+                    raise starved(error) from error
+                return [_Pass(batch, self.shrink, alone=True)]
+        elif len(batch) == 1:
             log.warning("row cannot be scored", error=_told(error), tokens=len(rows[batch[0]].ids))
             results[batch[0]] = RowFailure(f"The model fails on this text or picture: {_told(error)}.")
             return []
-        if _out_of_memory(error):
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            with self._turn:
-                self.shrink = min(2 * self.shrink, self.token_budget)
-                self._untroubled = 0
-            log.warning("memory ran out, batches become smaller", token_budget=self.token_budget // self.shrink)
         half = len(batch) // 2
-        return [batch[:half], batch[half:]]
+        return [_Pass(batch[:half], self.shrink), _Pass(batch[half:], self.shrink)]
+
+    def halve(self, shrink: int | None = None) -> None:
+        """Memory has run out: halve the budgets.
+
+        `shrink` is what they were divided by for the pass that failed: of several that failed side by side, only the
+        first changes anything.
+        """
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        with self._turn:
+            self._untroubled = 0
+            if shrink is not None and shrink != self.shrink:
+                return
+            self.shrink = min(2 * self.shrink, self.token_budget)
+            log.warning("memory ran out, batches become smaller", token_budget=self.token_budget // self.shrink)
 
     def _recover(self) -> None:
         if self.shrink == 1:
@@ -148,6 +199,15 @@ class Forward:
             if self._untroubled >= _RECOVER_AFTER:
                 self.shrink = max(1, self.shrink // 2)
                 self._untroubled = 0
+
+
+def starved(error: BaseException) -> ModelError:
+    """What to raise when there is not even the memory for one text or picture by itself."""
+    return ModelError(
+        f"There is not enough memory to score even one item: {_told(error)}.",
+        "Nothing was lost: it is read again after a restart. Give the process more memory, or lower max_chart_pixels "
+        "and score_cache_rows.",
+    )
 
 
 def _told(error: BaseException) -> str:

@@ -16,6 +16,7 @@ Two things make one scale for all channels accurate enough:
 from __future__ import annotations
 
 import copy
+from functools import cache
 from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
@@ -76,11 +77,25 @@ class _Quantiser:
         return signed.view(torch.uint8).bitwise_xor_(128)
 
 
+@cache
+def _largest_weight() -> int:
+    """127; or 64, where the processor adds up two products of bytes in 16 bits, which then never overflow.
+
+    x86 without VNNI does so (`vpmaddubsw`), and what overflows is cut off in silence: found out by a product.
+    """
+    count, given = _ALIGNED, torch.full((1, _ALIGNED), 255, dtype=torch.uint8)
+    weight = torch.ops.onednn.qlinear_prepack(torch.full((count, count), 127, dtype=torch.int8), None)
+    fixed = (weight, torch.ones(count), torch.zeros(count, dtype=torch.int64), torch.zeros(count))
+    product: Any = torch.ops.onednn.qlinear_pointwise
+    found: Tensor = product(given, 1.0, 0, *fixed, 1.0, 0, torch.float32, "none", [], "")
+    return 127 if bool((found == 255 * 127 * count).all()) else 64
+
+
 class _Product:
     """x @ weight.T + bias for x in 0..255."""
 
     def __init__(self, weight: Tensor, bias: Tensor, given: _Range) -> None:
-        scale = (weight.abs().amax(dim=1) / 127.0).clamp(min=1e-12)
+        scale = (weight.abs().amax(dim=1) / _largest_weight()).clamp(min=1e-12)
         integers = (weight / scale[:, None]).round().to(torch.int8)
         self._scale = scale.float()
         self._weight = torch.ops.onednn.qlinear_prepack(integers, None)
@@ -137,6 +152,9 @@ class Int8Layer:
     hidden : (T, I) input of the last.
     """
 
+    # Sums of integers are exact however many rows a product has; a full row of vectors is all that the kernels like.
+    tile = _ALIGNED
+
     def __init__(self, layer: FloatLayer, x: Tensor, attended: Tensor, y: Tensor, hidden: Tensor) -> None:
         factor = _factor(x, layer.qkv_weight)
         self._in = _Quantiser(x, factor)
@@ -184,14 +202,17 @@ def quantised(encoder: PackedEncoder, sample: PackedRows) -> list[Int8Layer]:
 
     Raises `RuntimeError` or `AttributeError` where this build of torch has no integer kernels for this processor.
     """
-    x = encoder.embed(sample)
+    attend = encoder.attend(sample)
+    x = encoder.embed(sample.ids, sample.positions)
+    # What fills up the tile is no text.
+    real = slice(sample.tokens)
     found: list[Int8Layer] = []
     for layer in encoder.layers:
         if not isinstance(layer, FloatLayer):
             raise TypeError("only float layers can be quantised")
-        attended = encoder.attend(layer.project(x), sample)
+        attended = attend(layer.project(x))
         y = layer.merge(attended, x)
         hidden = layer.inner(y)
-        found.append(Int8Layer(layer, x, attended, y, hidden))
+        found.append(Int8Layer(layer, x[real], attended[real], y[real], hidden[real]))
         x = layer.outer(hidden, y)
     return found

@@ -1,31 +1,28 @@
 """The text encoder without padding: the tokens of all rows in one long matrix, attention row by row.
 
-Everything but attention looks at a token alone, so rows of any length lie end to end and nothing is spent on padding.
-Attention takes the rows of one length together (on a CUDA card: all rows in one call, by their boundaries). A row is
-computed by the same operations whatever stands beside it; where sums are exact, as in int8, so is the row's result.
+Everything but attention looks at a token alone, so rows of any length lie end to end and nothing is spent on padding;
+how attention is computed is told in `models.engine.attention`. A row is computed by the same operations whatever stands
+beside it; where sums are exact, as in int8, so is the row's result.
 
 For encoders of the BERT architecture (Devlin et al. 2019), the usual one of small text encoders; `packable` tells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import chain
-from typing import Any, Final, Protocol, cast
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.engine.attention import Attend, VarlenFunction, attention_for
+from models.engine.layout import TILE, Ints, PackedRows, arrange, placed
 from models.fusion import TextFeatures
 from models.tokens import TokenizedRow
 
 __all__ = ["FloatLayer", "Layer", "PackedEncoder", "PackedRows", "arrange", "packable"]
-
-# Products of a shape that was seen before are ready; with so many rows more, there are few shapes.
-TILE: Final = 64
 
 
 def packable(encoder: nn.Module) -> bool:
@@ -39,48 +36,13 @@ def packable(encoder: nn.Module) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class PackedRows:
-    """Rows end to end, the longest first.
+class Layer(Protocol):
+    """One transformer layer in four steps; T tokens, H wide.
 
-    Attributes
-    ----------
-    ids, positions : (T,) token ids and their places in their rows; T is a multiple of `TILE`.
-    groups : (first token, number of rows, tokens a row) of the rows of one length; the last fills up the tile.
-    order : the given row that stands at each place.
-    starts : (N + 1,) first token of each row in this order, then the end of the last.
+    `tile`: tokens come in multiples of so many.
     """
 
-    ids: Tensor
-    positions: Tensor
-    groups: list[tuple[int, int, int]]
-    order: list[int]
-    starts: list[int]
-
-
-def arrange(rows: Sequence[Sequence[int]]) -> PackedRows:
-    """Token ids of N rows, none empty."""
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    lengths = [len(rows[i]) for i in order]
-    starts = [0, *np.cumsum(lengths).tolist()]
-    total = starts[-1]
-    groups: list[tuple[int, int, int]] = []
-    for start, length in zip(starts, lengths, strict=False):
-        if groups and groups[-1][2] == length:
-            groups[-1] = (groups[-1][0], groups[-1][1] + 1, length)
-        else:
-            groups.append((start, 1, length))
-    fill = -total % TILE
-    if fill:
-        groups.append((total, 1, fill))
-    ids = np.zeros(total + fill, dtype=np.int64)
-    ids[:total] = np.fromiter(chain.from_iterable(rows[i] for i in order), dtype=np.int64, count=total)
-    positions = np.concatenate([np.tile(np.arange(length), count) for _, count, length in groups])
-    return PackedRows(torch.from_numpy(ids), torch.from_numpy(positions), groups, order, starts)
-
-
-class Layer(Protocol):
-    """One transformer layer in four steps; T tokens, H wide."""
+    tile: int
 
     def project(self, x: Tensor) -> Tensor:
         """Queries, keys and values side by side: (T, H) to (T, 3H)."""
@@ -97,6 +59,9 @@ class Layer(Protocol):
 
 class FloatLayer(nn.Module):
     """A layer of a Hugging Face `BertModel` with its own weights, in their precision."""
+
+    # The order in which a product of floats adds up may depend on how many rows it has.
+    tile = TILE
 
     def __init__(self, source: nn.Module) -> None:
         super().__init__()
@@ -128,97 +93,91 @@ class FloatLayer(nn.Module):
         return cast(Tensor, self.norm(self.down(hidden).add_(y)))
 
 
-Attention = Callable[[Tensor, PackedRows], Tensor]
-
-
 class PackedEncoder:
     """Encodes rows with the weights of a `BertModel`; its layers may be exchanged for others.
 
     Parameters
     ----------
     encoder : what `packable` accepts; its precision and device are kept.
+    varlen : attention by boundaries, in place of torch's own.
     """
 
-    def __init__(self, encoder: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, *, varlen: VarlenFunction | None = None) -> None:
         source = cast(Any, encoder)
         config = source.config
         self.heads = int(config.num_attention_heads)
         self.hidden_size = int(config.hidden_size)
         self.embeddings = source.embeddings
         self.layers: list[Layer] = [FloatLayer(layer) for layer in source.encoder.layer]
-        self.device: torch.device = self.embeddings.word_embeddings.weight.device
-        self._attend: Attention = self._by_boundaries if self.device.type == "cuda" else self.by_length
+        weight: Tensor = self.embeddings.word_embeddings.weight
+        self.device: torch.device = weight.device
+        width = self.hidden_size // self.heads
+        self.attention = attention_for(self.heads, width, weight.device, weight.dtype, varlen)
 
-    def embed(self, packed: PackedRows) -> Tensor:
-        """(T, H)."""
+    def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """(T, H) of token ids and their places in their rows, both (T,)."""
         parts = self.embeddings
-        ids, positions = packed.ids.to(self.device), packed.positions.to(self.device)
         x = F.embedding(ids, parts.word_embeddings.weight)
         x = x + F.embedding(positions, parts.position_embeddings.weight)
         x += parts.token_type_embeddings.weight[0]
         return cast(Tensor, parts.LayerNorm(x))
 
-    def by_length(self, qkv: Tensor, packed: PackedRows) -> Tensor:
-        """What each token attends to, (T, H), from (T, 3H): one call for the rows of one length."""
-        width = self.hidden_size // self.heads
-        out = torch.empty(len(qkv), self.hidden_size, dtype=qkv.dtype, device=qkv.device)
-        for start, count, length in packed.groups:
-            end = start + count * length
-            query, key, value = qkv[start:end].view(count, length, 3, self.heads, width).permute(2, 0, 3, 1, 4)
-            found = F.scaled_dot_product_attention(query, key, value)
-            out[start:end].view(count, length, self.heads, width).copy_(found.transpose(1, 2))
-        return out
+    def attend(self, packed: PackedRows) -> Attend:
+        """What each token of `packed` attends to: a function of (T, 3H) that gives (T, H)."""
+        return self.attention.bound(packed, placed(self.device, self.attention.indices(packed)))
 
-    def _by_boundaries(self, qkv: Tensor, packed: PackedRows) -> Tensor:
-        from torch.nn.attention.varlen import varlen_attn
-
-        ends = [start + length * (n + 1) for start, count, length in packed.groups for n in range(count)]
-        bounds = torch.tensor([0, *ends], dtype=torch.int32, device=qkv.device)
-        longest = packed.groups[0][2] if len(packed.groups) == 1 else max(packed.groups[0][2], packed.groups[-1][2])
-        query, key, value = qkv.view(len(qkv), 3, self.heads, -1).unbind(1)
-        found = cast(Tensor, varlen_attn(query, key, value, bounds, bounds, longest, longest))
-        return found.reshape(len(qkv), self.hidden_size)
-
-    def attend(self, qkv: Tensor, packed: PackedRows) -> Tensor:
-        """What each token attends to: (T, 3H) to (T, H)."""
-        return self._attend(qkv, packed)
-
-    def tokens(self, packed: PackedRows) -> Tensor:
-        """Token vectors (T, H), as the rows stand in `packed`."""
-        x = self.embed(packed)
+    def _tokens(self, x: Tensor, attend: Attend) -> Tensor:
         for layer in self.layers:
-            y = layer.merge(self.attend(layer.project(x), packed), x)
+            y = layer.merge(attend(layer.project(x)), x)
             x = layer.outer(layer.inner(y), y)
         return x
 
     @torch.inference_mode()
     def __call__(self, rows: Sequence[TokenizedRow]) -> TextFeatures:
         """Features of N rows with a text, in fp32; padded token vectors only where a row has a picture."""
-        packed = arrange([row.ids for row in rows])
-        x = self.tokens(packed).float()
-        count, size = len(rows), self.hidden_size
+        packed = arrange([row.ids for row in rows], max(layer.tile for layer in self.layers))
+        count = len(rows)
         places = np.empty(count, dtype=np.int64)
         places[packed.order] = packed.starts[:-1]
         lengths = np.array([len(row.ids) for row in rows])
         spans = np.array([row.span or (0, len(row.ids)) for row in rows])
-        whole = self._means(x, places, lengths)
-        same = all(row.span is None for row in rows)
-        spanned = whole if same else self._means(x, places + spans[:, 0], spans[:, 1] - spans[:, 0])
+        widths = spans[:, 1] - spans[:, 0]
+        asked = any(row.span is not None for row in rows)
+        # All that the device must know of this batch, in one copy.
+        wanted = [packed.ids.numpy(), packed.positions.numpy(), _within(places, lengths), lengths]
+        if asked:
+            wanted += [_within(places + spans[:, 0], widths), widths]
+        ids, positions, *parts = placed(self.device, [*wanted, *self.attention.indices(packed)])
+        means, parts = parts[: len(wanted) - 2], parts[len(wanted) - 2 :]
+        x = self._tokens(self.embed(ids, positions), self.attention.bound(packed, parts)).float()
+        whole = _means(x, *means[:2])
+        both = torch.cat([whole, _means(x, *means[2:]) if asked else whole], dim=1)
         longest = int(lengths.max()) if any(row.pixels is not None for row in rows) else 0
+        return self._padded(x, places, lengths, spans, longest, both)
+
+    def _padded(self, x: Tensor, places: Ints, lengths: Ints, spans: Ints, longest: int, means: Tensor) -> TextFeatures:
+        """Features of N rows whose tokens are wanted up to the place `longest` (0: none)."""
+        count = len(places)
+        padded = x.new_zeros(count, longest, self.hidden_size)
+        if not longest:
+            none = torch.zeros(count, 0, dtype=torch.bool, device=x.device)
+            return TextFeatures(padded, none, none, means)
         column = np.arange(longest)
         mask = torch.from_numpy(column < lengths[:, None]).to(x.device)
         span = torch.from_numpy((column >= spans[:, :1]) & (column < spans[:, 1:])).to(x.device)
-        padded = x.new_zeros(count, longest, size)
-        if longest:
-            at = torch.from_numpy(places[:, None] + column).to(x.device)
-            padded[mask] = x[at[mask]]
-        return TextFeatures(padded, mask, span, torch.cat([whole, spanned], dim=1))
+        at = torch.from_numpy(places[:, None] + column).to(x.device)
+        padded[mask] = x[at[mask]]
+        return TextFeatures(padded, mask, span, means)
 
-    @staticmethod
-    def _means(x: Tensor, starts: np.ndarray, lengths: np.ndarray) -> Tensor:
-        """Means (N, H) of the tokens `starts[n]` to `starts[n] + lengths[n]`, summed one after the other."""
-        row = np.repeat(np.arange(len(starts)), lengths)
-        within = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        tokens = torch.from_numpy(np.repeat(starts, lengths) + within).to(x.device)
-        sums = x.new_zeros(len(starts), x.shape[1]).index_add_(0, torch.from_numpy(row).to(x.device), x[tokens])
-        return sums / torch.from_numpy(lengths).to(x.device, x.dtype).unsqueeze(1)
+
+def _within(starts: Ints, lengths: Ints) -> Ints:
+    """The places `starts[n]` to `starts[n] + lengths[n]` of all n, one after the other."""
+    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    places: Ints = np.repeat(starts, lengths) + within
+    return places
+
+
+def _means(x: Tensor, places: Tensor, lengths: Tensor) -> Tensor:
+    """Means (N, H) of so many rows of `x` each, at `places`, summed one after the other on every device."""
+    sums = torch.segment_reduce(x.index_select(0, places), "sum", lengths=lengths, unsafe=True)
+    return sums / lengths.to(x.dtype).unsqueeze(1)

@@ -13,8 +13,9 @@ import xxhash
 
 from models.bundle import LoadedModel, load_model
 from models.charts.images import decode_image
+from models.engine.batching import token_budget
 from models.engine.cache import RowScore, ScoreCache, row_key
-from models.engine.forward import Forward, RowFailure
+from models.engine.forward import Forward, RowFailure, starved
 from models.engine.items import Flag, Question, ScoringRequest, answer, entity_shown, spans_of
 from models.engine.language import LanguageGuard, languages_of
 from models.engine.precision import prepare
@@ -104,19 +105,26 @@ class Scorer:
         found = resolve(settings, engine, name)
         self._serving = self._load(found.path, found.version)
 
-    def _load(self, path: Path, registered: str) -> _Serving:
+    def _load(self, path: Path, registered: str, before: _Serving | None = None) -> _Serving:
+        """A model ready to serve, with the language guard of the one `before` it where both read the same."""
         settings = self._settings
         model = load_model(path, device=settings.device or None)
         precision = prepare(model, settings)
         log.info("model loaded", version=model.version, device=str(model.device), precision=precision)
+        guard = LanguageGuard(languages_of(model.file.text_backbone, settings.model_languages))
+        if before is not None:
+            if before.guard.languages == guard.languages:
+                guard = before.guard
+            else:
+                guard.load()
         return _Serving(
             model=model,
             precision=precision,
             registered=registered,
             forward=Forward(
-                model, token_budget=settings.worker_token_budget, image_budget=settings.worker_image_budget
+                model, token_budget=token_budget(settings, model.device), image_budget=settings.worker_image_budget
             ),
-            guard=LanguageGuard(languages_of(model.file.text_backbone, settings.model_languages)),
+            guard=guard,
             cache=ScoreCache(settings.score_cache_rows),
         )
 
@@ -138,9 +146,9 @@ class Scorer:
     def refresh(self) -> bool:
         """Take up a newly promoted model; True when the model has changed.
 
-        The new one is loaded beside the old one, which serves until then; a batch in progress ends with the model
-        that it began with. A version that cannot be loaded is refused once and not tried again, and the store being
-        away changes nothing.
+        The new one is loaded and made ready beside the old one, which serves until then; a batch in progress ends with
+        the model that it began with. A version that cannot be loaded, for whatever reason, is refused once and not
+        tried again, and the store being away changes nothing.
         """
         if self._engine is None or self._name or self._settings.model:
             return False
@@ -152,8 +160,8 @@ class Scorer:
         if found.version in (self._serving.registered, self._refused):
             return False
         try:
-            serving = self._load(found.path, found.version)
-        except ModelError as error:
+            serving = self._load(found.path, found.version, self._serving)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with the new one, the old one goes on
             self._refused = found.version
             log.error("promoted model cannot be loaded, the old one stays", version=found.version, error=str(error))
             return False
@@ -165,7 +173,8 @@ class Scorer:
         """One result for each request, in their order.
 
         An item is rejected when it has neither text nor a readable chart (`no_text`, or why its chart cannot be
-        read) or when the model fails on it alone (`unscorable`). Raises `ModelError` when the device has failed.
+        read) or when the model fails on it alone (`unscorable`). Raises `ModelError` when the device has failed, or
+        memory does not suffice for one item.
         """
         return self._score(requests, self._serving)
 
@@ -179,7 +188,7 @@ class Scorer:
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
     def _score(self, requests: Sequence[ScoringRequest], serving: _Serving) -> list[ScoredItem | Rejected]:
-        pictures = list(self._decoders.map(lambda request: self._picture(request, serving.model), requests))
+        pictures = self._pictures(requests, serving)
         asked: list[_Asked | Rejected] = [
             self._ask(request, picture, serving) for request, picture in zip(requests, pictures, strict=True)
         ]
@@ -187,6 +196,21 @@ class Scorer:
         known |= self._run(wanted, serving)
         now = datetime.now(UTC)
         return [one if isinstance(one, Rejected) else self._answer(one, known, serving, now) for one in asked]
+
+    def _pictures(self, requests: Sequence[ScoringRequest], serving: _Serving) -> list[_Picture | Rejected | None]:
+        """The picture of each request: several are decoded at a time, one by one where memory does not suffice."""
+        shown = [request for request in requests if request.charts]
+        if not shown:
+            return [None] * len(requests)
+        try:
+            found = iter(list(self._decoders.map(lambda request: self._picture(request, serving.model), shown)))
+        except MemoryError:
+            serving.forward.halve()
+            try:
+                found = iter([self._picture(request, serving.model) for request in shown])
+            except MemoryError as error:
+                raise starved(error) from error
+        return [next(found) if request.charts else None for request in requests]
 
     def _picture(self, request: ScoringRequest, model: LoadedModel) -> _Picture | Rejected | None:
         """The first of the charts that can be read; why the first cannot when none can; None without charts."""

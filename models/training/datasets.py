@@ -3,10 +3,10 @@
 A file is JSON Lines (`.jsonl`, or `.jsonl.gz`); a line has `text` and any of `sentiment` (negative, neutral, positive),
 `topic` (a name of the taxonomy), `entities` (name to sentiment) and `score` (from -1 to 1, perhaps with the `target`
 that it is about). Other fields are ignored, but for `part` (train, validation, test), which fixes where the line
-belongs.
+belongs, and `agreement` (`All`: all annotators gave this label), by which figures are told apart.
 
-Near-duplicates (syndicated headlines, retweets, the same sentence with other figures) are grouped by MinHash over
-character shingles before the split, so that none lies on both sides; shingles of characters work in any language.
+Rows without a part are split by groups of near-duplicates (`models.training.duplicates`), so that none lies on both
+sides.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -24,7 +23,8 @@ import msgspec
 import numpy as np
 
 from models.bundle import SENTIMENTS
-from models.tokens import Row, clean
+from models.tokens import Row
+from models.training.duplicates import near_duplicate_groups, normalised
 from monitor.errors import InputError
 from monitor.taxonomy import Taxonomy, bundled_taxonomy
 
@@ -33,13 +33,13 @@ __all__ = [
     "Example",
     "LabelledText",
     "Part",
+    "all_agree",
     "assign_parts",
     "bundled_path",
     "examples_of",
     "find_entity",
     "fitting",
     "frozen_test",
-    "near_duplicate_groups",
     "read_labelled",
     "select",
 ]
@@ -49,14 +49,12 @@ BUNDLED = ("sentfin", "twitter_sentiment", "twitter_topic")
 
 TEST_SHARE = 0.08
 VALIDATION_SHARE = 0.06
-_SHINGLE = 5
-_PERMUTATIONS = 64
-_SIMILARITY = 0.7
-_DIGITS = re.compile(r"\d+(?:[.,]\d+)*")
+# In the published SEntFiN file a label clean-up has also gone through the names: "L&T Finance neutralings".
+_SPOILT = {"neutral": ("Hold", "hold"), "negative": ("Sell", "sell"), "positive": ("Buy", "buy")}
 
 
 class LabelledText(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of a labelled file, checked."""
+    """One line of a labelled file, checked. `all_agree`: the set says that all its annotators gave the sentiment."""
 
     text: str
     sentiment: str | None = None
@@ -64,6 +62,7 @@ class LabelledText(msgspec.Struct, frozen=True, kw_only=True):
     entities: dict[str, str] = {}
     score: float | None = None
     target: str | None = None
+    all_agree: bool = False
     part: Part | None = None
     origin: str = ""
 
@@ -108,7 +107,7 @@ def read_labelled(path: Path, taxonomy: Taxonomy | None = None, *, origin: str =
     """All lines of a labelled file.
 
     Raises `InputError` naming file and line when a line is no JSON object, has no text, or has a label that is not
-    known; and when there are no lines.
+    known or about a name that does not stand in the text; and when there are no lines.
     """
     topics = set((taxonomy or bundled_taxonomy()).labels)
     name = origin or path.name.removesuffix(".gz").removesuffix(".jsonl")
@@ -117,7 +116,8 @@ def read_labelled(path: Path, taxonomy: Taxonomy | None = None, *, origin: str =
         try:
             raw = msgspec.json.decode(line, type=dict[str, Any])
             kept = {key: value for key, value in raw.items() if key in LabelledText.__struct_fields__}
-            text = msgspec.convert(kept | {"origin": name}, type=LabelledText)
+            kept |= {"all_agree": all_agree(raw.get("agreement")), "origin": name}
+            text = msgspec.convert(kept, type=LabelledText)
         except msgspec.MsgspecError as error:
             raise InputError(f"{path}, line {number}: {error}.") from error
         problem = _problem(text, topics)
@@ -127,6 +127,11 @@ def read_labelled(path: Path, taxonomy: Taxonomy | None = None, *, origin: str =
     if not found:
         raise InputError(f"The data file {path} holds no rows.")
     return found
+
+
+def all_agree(agreement: object) -> bool:
+    """Whether the field `agreement` of a line says that all annotators gave its label."""
+    return isinstance(agreement, str) and agreement.strip().lower() == "all"
 
 
 def _problem(row: LabelledText, topics: set[str]) -> str:
@@ -141,47 +146,13 @@ def _problem(row: LabelledText, topics: set[str]) -> str:
         return f"the score {row.score} is not between -1 and 1"
     if row.sentiment is None and row.topic is None and not row.entities and row.score is None:
         return "there is no label: neither `sentiment`, `topic`, `entities` nor `score`"
-    if any(not name.strip() for name in row.entities):
-        return "an entity has no name"
+    for name in row.entities:
+        if not name.strip():
+            return "an entity has no name"
+        # The first look is the quick one, and nearly always enough.
+        if name not in row.text and find_entity(row.text, name) is None:
+            return f"the entity `{name[:80]}` does not stand in the text"
     return ""
-
-
-def _normalised(text: str) -> str:
-    """What near-duplicates share: no links, no case, no figures, no punctuation."""
-    folded = unicodedata.normalize("NFKC", clean(text)).casefold()
-    return " ".join(re.sub(r"[\W_]+", " ", _DIGITS.sub("0", folded)).split())
-
-
-def near_duplicate_groups(texts: Sequence[str]) -> list[int]:
-    """A group number for each text: texts whose 5-character shingles have a Jaccard similarity of about 0.7 or more.
-
-    MinHash with banded look-up (Broder 1997; Leskovec et al., Mining of Massive Datasets, chapter 3).
-    """
-    from datasketch import MinHash, MinHashLSH
-
-    parent = list(range(len(texts)))
-
-    def root(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = parent[parent[index]]
-            index = parent[index]
-        return index
-
-    index = MinHashLSH(threshold=_SIMILARITY, num_perm=_PERMUTATIONS)
-    seen: dict[str, int] = {}
-    for number, text in enumerate(texts):
-        plain = _normalised(text)
-        if plain in seen:
-            parent[number] = root(seen[plain])
-            continue
-        seen[plain] = number
-        shingles = {plain[at : at + _SHINGLE].encode() for at in range(max(1, len(plain) - _SHINGLE + 1))}
-        signature = MinHash(num_perm=_PERMUTATIONS, seed=1)
-        signature.update_batch(sorted(shingles))
-        for other in index.query(signature):
-            parent[root(number)] = root(other)
-        index.insert(number, signature)
-    return [root(number) for number in range(len(texts))]
 
 
 def assign_parts(
@@ -190,15 +161,16 @@ def assign_parts(
     seed: int = 0,
     test_share: float = TEST_SHARE,
     validation_share: float = VALIDATION_SHARE,
+    groups: Sequence[int] | None = None,
 ) -> list[Part]:
     """Part of each text: a whole group of near-duplicates falls into one, by the hash of its first member and `seed`.
 
-    The order of the texts does not matter.
+    The order of the texts does not matter. `groups` are those of `near_duplicate_groups`, where they are known.
     """
-    groups = near_duplicate_groups(texts)
+    known = near_duplicate_groups(texts) if groups is None else groups
     first: dict[int, str] = {}
-    for group, text in zip(groups, texts, strict=True):
-        plain = _normalised(text)
+    for group, text in zip(known, texts, strict=True):
+        plain = normalised(text)
         first[group] = min(first.get(group, plain), plain)
     parts: dict[int, Part] = {}
     for group, plain in first.items():
@@ -207,7 +179,7 @@ def assign_parts(
         parts[group] = (
             "test" if place < test_share else "validation" if place < test_share + validation_share else "train"
         )
-    return [parts[group] for group in groups]
+    return [parts[group] for group in known]
 
 
 def select(
@@ -226,17 +198,21 @@ def select(
 
 
 def find_entity(text: str, name: str) -> tuple[int, int] | None:
-    """Where `name` stands in `text`: whole and as written, else in any case, else inside a word; None if nowhere."""
-    wanted = re.escape(name.strip())
-    for pattern, flags in (
-        (rf"(?<!\w){wanted}(?!\w)", 0),
-        (rf"(?<!\w){wanted}(?!\w)", re.IGNORECASE),
-        (wanted, re.IGNORECASE),
-    ):
-        found = re.search(pattern, text, flags)
-        if found and found.end() > found.start():
-            return found.span()
-    return None
+    """Where `name` stands in `text`: whole and as written, else in any case, else inside a word; None if nowhere.
+
+    A name that a label clean-up has spoilt ("L&T Finance neutralings") is found as what it was.
+    """
+    wanted = name.strip()
+    found = _whole(text, wanted) or re.search(re.escape(wanted), text, re.IGNORECASE)
+    if found is None:
+        mended = (wanted.replace(bad, good) for bad, goods in _SPOILT.items() if bad in wanted for good in goods)
+        found = next((place for each in mended if (place := _whole(text, each))), None)
+    return found.span() if found is not None and found.end() > found.start() else None
+
+
+def _whole(text: str, wanted: str) -> re.Match[str] | None:
+    pattern = rf"(?<!\w){re.escape(wanted)}(?!\w)"
+    return re.search(pattern, text) or re.search(pattern, text, re.IGNORECASE)
 
 
 def fitting(rows: Iterable[LabelledText], taxonomy: Taxonomy) -> list[LabelledText]:

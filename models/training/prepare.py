@@ -16,19 +16,11 @@ from models.training.datasets import BUNDLED, LabelledText, assign_parts, find_e
 
 __all__ = ["mend_entities", "prepare"]
 
-# In the published SEntFiN file a label clean-up has also gone through the names: "L&T Finance neutralings".
-_SPOILT = {"neutral": ("Hold", "hold"), "negative": ("Sell", "sell"), "positive": ("Buy", "buy")}
-
 
 def mend_entities(row: LabelledText) -> LabelledText:
-    """`row` with the entity names that stand in its text; a name that cannot be mended is dropped."""
-    mended: dict[str, str] = {}
-    for name, label in row.entities.items():
-        candidates = [name] + [name.replace(bad, good) for bad, goods in _SPOILT.items() for good in goods]
-        span = next((span for candidate in candidates if (span := find_entity(row.text, candidate))), None)
-        if span is not None:
-            mended[row.text[slice(*span)]] = label
-    return msgspec.structs.replace(row, entities=mended)
+    """`row` with the names of its entities as they stand in its text; a name that stands nowhere is dropped."""
+    found = ((find_entity(row.text, name), label) for name, label in row.entities.items())
+    return msgspec.structs.replace(row, entities={row.text[slice(*span)]: label for span, label in found if span})
 
 
 def prepare(sources: Path, out: Path) -> dict[str, int]:

@@ -23,10 +23,10 @@ from models.training.datasets import (
     bundled_path,
     examples_of,
     fitting,
-    near_duplicate_groups,
     read_labelled,
     select,
 )
+from models.training.duplicates import near_duplicate_groups
 from models.training.frozen import ask, frozen_pairs
 from models.training.gate import Answers, Verdict, answers, judge
 from models.training.train import Cancelled, fine_tune

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -28,66 +26,18 @@ from models.tokens import Row, RowTokenizer
 from models.training.adaptation import adapt, read_unlabelled
 from models.training.blend import average_text
 from models.training.config import TrainingConfig
-from models.training.datasets import (
-    BUNDLED,
-    Example,
-    LabelledText,
-    Part,
-    bundled_path,
-    class_shares,
-    examples_of,
-    fitting,
-    read_labelled,
-    select,
-)
+from models.training.datasets import Example, LabelledText, class_shares, examples_of, select
 from models.training.distillation import soft_labels
+from models.training.gathering import Datasets, gather
 from models.training.lineage import fingerprint_of, learned_from
 from models.training.losses import class_weights
 from models.training.measure import measure
-from models.training.report_sentences import report_sentences
 from models.training.text_stage import Cancelled, Encoded, Progress, TextStage, text_logits
 from models.training.trackers import Trackers, check_trackers
 from monitor.errors import ConfigurationError, InputError
 from monitor.taxonomy import Taxonomy, bundled_taxonomy, load_taxonomy
 
 __all__ = ["Cancelled", "Datasets", "fine_tune", "gather", "train"]
-
-
-@dataclass(frozen=True)
-class Datasets:
-    """Examples of the three parts, and the names of the sets that they come from."""
-
-    train: list[Example]
-    validation: list[Example]
-    test: list[Example]
-    names: tuple[str, ...]
-
-
-def gather(config: TrainingConfig, extra: Sequence[Path] = (), taxonomy: Taxonomy | None = None) -> Datasets:
-    """All examples of the config's bundled sets and of further labelled files, split.
-
-    Raises `InputError` naming file and line of a row that cannot be used.
-    """
-    unknown = [name for name in config.sets if name not in BUNDLED]
-    if unknown:
-        raise ConfigurationError(f"There is no bundled set {unknown[0]}.", f"Known are {', '.join(BUNDLED)}.")
-    # Of the bundled sets what another taxonomy has too; a user's rows must fit as they are.
-    bundled = [fitting(read_labelled(bundled_path(name)), taxonomy or bundled_taxonomy()) for name in config.sets]
-    own = [read_labelled(path, taxonomy) for path in extra]
-    names = tuple(held[0].origin for held in bundled + own)
-    # The user's files are split together: a sentence of one may stand in another.
-    together = [row for held in own for row in held]
-    parts: dict[Part, list[Example]] = {}
-    for part in ("train", "validation", "test"):
-        kept = [row for held in bundled for row in select(held, part)]
-        if part == "train" and config.set_share < 1.0:
-            kept = random.Random(config.seed).sample(kept, int(config.set_share * len(kept)))  # noqa: S311 - no secret
-        kept += select(together, part, test_share=config.test_share, validation_share=config.validation_share)
-        parts[part] = examples_of(kept, taxonomy)
-    parts["train"] += report_sentences(config.report_sentences, seed=config.seed)
-    if not parts["train"]:
-        raise ConfigurationError("There is nothing to train on.", "Name bundled sets in the config, or pass --data.")
-    return Datasets(parts["train"], parts["validation"], parts["test"], names)
 
 
 def _encode(examples: Sequence[Example], tokenizer: RowTokenizer) -> tuple[Encoded, list[Example]]:

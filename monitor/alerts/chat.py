@@ -73,20 +73,28 @@ class AppriseSender:
             )
         return service
 
+    def target(self) -> tuple[str, int] | None:
+        """Host and port that the service connects to; None where a user does not choose it. Raises
+        `EgressBlockedError` for a Teams address that is not Microsoft's."""
+        return self._target(self._service({}))
+
+    def _target(self, service: Any) -> tuple[str, int] | None:
+        if self._receiver.kind is ReceiverKind.TEAMS:
+            port = service.port or 443
+            if not service.host.endswith(TEAMS_HOSTS) and not self._policy.allows_host(service.host, port):
+                raise EgressBlockedError(f"{service.host} is no host of Microsoft Teams.")
+            return service.host, port
+        if self._receiver.kind is ReceiverKind.MAIL:
+            return service.smtp_host, service.port or MAIL_PORT
+        return None
+
     async def _checked(self, service: Any) -> tuple[str, list[str]] | None:
         """The host that the service connects to, with its checked addresses; None where a user does not choose it.
 
         Raises `EgressBlockedError` or `OSError`.
         """
-        if self._receiver.kind is ReceiverKind.TEAMS:
-            port = service.port or 443
-            if not service.host.endswith(TEAMS_HOSTS) and not self._policy.allows_host(service.host, port):
-                raise EgressBlockedError(f"{service.host} is no host of Microsoft Teams.")
-            return service.host, await self._policy.addresses(service.host, port)
-        if self._receiver.kind is ReceiverKind.MAIL:
-            host = service.smtp_host
-            return host, await self._policy.addresses(host, service.port or MAIL_PORT)
-        return None
+        target = self._target(service)
+        return None if target is None else (target[0], await self._policy.addresses(*target))
 
     def _parameters(self, message: Message) -> dict[str, str]:
         if self._receiver.kind is not ReceiverKind.PAGERDUTY:

@@ -15,8 +15,9 @@ from monitor.alerts.receivers import Receiver, receivers_from_entries, receivers
 from monitor.alerts.records import SEVERITIES
 from monitor.alerts.routing import EVENTS, GROUP_FIELDS, Mute, Route
 from monitor.alerts.rules import Rules, load_rules
+from monitor.alerts.targets import check_target
 from monitor.alerts.tomlfile import Entry, read_entries
-from monitor.egress.policy import EgressPolicy
+from monitor.egress.policy import EgressBlockedError, EgressPolicy
 from monitor.errors import ConfigurationError, RuleError
 from monitor.settings import Settings
 from monitor.surges.judge import JudgeConfig
@@ -109,14 +110,16 @@ def _route(entry: Entry, receivers: Mapping[str, Receiver], mutes: Mapping[str, 
 
 
 def check_receivers(rules: Rules, receivers: Collection[str]) -> None:
-    """Raises `RuleError` when a rule tells a receiver that is not set up."""
+    """Raises `RuleError`, naming file and line, when a rule tells a receiver that is not set up."""
     for rule in rules.rules:
         unknown = [name for name in rule.receivers if name not in receivers]
-        if unknown:
-            raise RuleError(
-                f"The rule {rule.name!r} tells the receiver {unknown[0]!r}, which is not set up.",
-                f"There are: {', '.join(receivers) or 'none'}.",
-            )
+        if not unknown:
+            continue
+        told = f"the receiver {unknown[0]!r}, which is not set up"
+        known = f"There are: {', '.join(receivers) or 'none'}."
+        if rule.entry is not None:
+            rule.entry.fail(f"it tells {told}", "receivers", known)
+        raise RuleError(f"The rule {rule.name!r} tells {told}.", known)
 
 
 def load_notifications(settings: Settings) -> NotificationConfig:
@@ -131,7 +134,13 @@ def load_notifications(settings: Settings) -> NotificationConfig:
     receivers = {receiver.name: receiver for receiver in plain}
     if settings.receivers_file:
         entries = read_entries(Path(settings.receivers_file), ("receivers", "routes", "mutes"))
-        for receiver in receivers_from_entries(entries["receivers"], policy):
+        for entry, receiver in zip(
+            entries["receivers"], receivers_from_entries(entries["receivers"], policy), strict=True
+        ):
+            try:
+                check_target(receiver, policy)
+            except (ConfigurationError, EgressBlockedError) as error:
+                entry.fail(error.message.removesuffix("."), "url", error.hint)
             if receiver.name in receivers:
                 raise ConfigurationError(
                     f"The name {receiver.name} in {settings.receivers_file} is that of a receiver of webhook_urls.",

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Final, TypeVar
 
 import msgspec
@@ -29,12 +30,12 @@ from monitor.alerts.schedule import ATTEMPTS, TokenBucket, next_attempt
 from monitor.alerts.senders import Outcome, Sender
 from monitor.errors import StorageError
 from monitor.storage import deliveries
-from monitor.storage.alerts import add_event, any_firing
+from monitor.storage.alerts import add_event, any_firing, firing_ids
 from monitor.storage.audit import note_change
 from monitor.storage.deliveries import DIGEST, TEST, Delivery
 from monitor.storage.engine import reading, writing
 from monitor.storage.outbox import waits_for_routing
-from monitor.storage.receivers import disable, list_receivers, sync
+from monitor.storage.receivers import disable, leave_alone, list_receivers, sync
 from monitor.telemetry import get_logger
 
 __all__ = ["Dispatcher", "holder_name"]
@@ -44,11 +45,14 @@ T = TypeVar("T")
 
 IN_FLIGHT_PER_RECEIVER: Final = 4
 LOOK_AHEAD: Final = 200
-# Silences and mute times end and repeats fall due on a scale of minutes.
+# Silences and mute times end on a scale of minutes.
 REVIEW_S: Final = 2.0
-# A rule that names receivers of its own may take an alert long after it fired, with nothing held back until then.
+# A rule that names receivers of its own may take an alert long after it fired, with nothing held back until then;
+# repeats and escalations fall due on the same scale.
 RECONSIDER_S: Final = 15.0
 STORE_PAUSE_S: Final = 1.0
+# Alerts that are looked at again in one transaction.
+REVIEWED_TOGETHER: Final = 200
 
 
 def holder_name() -> str:
@@ -91,7 +95,6 @@ class Dispatcher:
         self._buckets = {name: TokenBucket(r.rate_per_minute, clock()) for name, r in config.receivers.items()}
         self._attempts: dict[str, asyncio.Task[None]] = {}
         self._in_flight: Counter[str] = Counter()
-        self._quiet_until: dict[str, datetime] = {}
         # Receivers to which no connection came about since a notice last arrived. Before a first notice has arrived
         # that may be true of any: the process that ran before may have seen it.
         self._cut_off = set(config.receivers)
@@ -169,17 +172,11 @@ class Dispatcher:
         if unrouted:
             await self._transaction(lambda conn: route_outbox(conn, self._config, now))
         if now - self._reviewed >= timedelta(seconds=REVIEW_S):
-            if firing and (held or now - self._reconsidered >= timedelta(seconds=RECONSIDER_S)):
-                await self._transaction(lambda conn: release_held(conn, self._config, now))
-                self._reconsidered = now
-            if firing and any(route.repeat or route.escalate_after for route in self._config.routes):
-                await self._transaction(lambda conn: announce_again(conn, self._config, now))
+            if firing:
+                await self._review(now, held=held)
             due = True
             self._reviewed = now
-        if self._attempts and now - self._renewed >= self._lease / 3:
-            ids = list(self._attempts)
-            await self._transaction(lambda conn: deliveries.renew(conn, ids, self._holder, now + self._lease))
-            self._renewed = now
+        await self._keep_leases()
         if not unrouted and not due:
             return 0
         claimed = await self._transaction(lambda conn: self._claim(conn, now))
@@ -188,13 +185,47 @@ class Dispatcher:
             self._attempts[delivery.id] = asyncio.create_task(self._attempt(delivery))
         return len(claimed)
 
+    async def _review(self, now: datetime, *, held: bool) -> None:
+        """Look again at what fires, however many that are, a part in each transaction: others have to write as well."""
+        everything = now - self._reconsidered >= timedelta(seconds=RECONSIDER_S)
+        insistent = any(route.repeat or route.escalate_after for route in self._config.routes)
+        if held or everything:
+            for ids in await self._firing(held=not everything):
+                release = partial(release_held, config=self._config, now=now, ids=ids, recount=everything)
+                await self._transaction(release)
+                await self._keep_leases()
+        if insistent and everything:
+            for ids in await self._firing(held=False):
+                await self._transaction(partial(announce_again, config=self._config, now=now, ids=ids))
+                await self._keep_leases()
+        if everything:
+            self._reconsidered = now
+
+    async def _keep_leases(self) -> None:
+        """Attempts under way stay this dispatcher's, however long they and other work take."""
+        now = self._clock()
+        if self._attempts and now - self._renewed >= self._lease / 3:
+            ids = list(self._attempts)
+            await self._transaction(lambda conn: deliveries.renew(conn, ids, self._holder, now + self._lease))
+            self._renewed = now
+
+    async def _firing(self, *, held: bool) -> list[list[str]]:
+        def run() -> list[str]:
+            with reading(self._engine) as conn:
+                return firing_ids(conn, held=held)
+
+        found = await asyncio.get_running_loop().run_in_executor(self._store, run)
+        return [found[first : first + REVIEWED_TOGETHER] for first in range(0, len(found), REVIEWED_TOGETHER)]
+
     def _claim(self, conn: Connection, now: datetime) -> list[Delivery]:
-        off = {status.name for status in list_receivers(conn) if not status.enabled}
+        known = list_receivers(conn)
+        off = {status.name for status in known if not status.enabled}
+        quiet = {status.name for status in known if status.quiet(now)}
         claimed: list[Delivery] = []
         for name, receiver in self._config.receivers.items():
             room = IN_FLIGHT_PER_RECEIVER - self._in_flight[name]
             allowed = self._buckets[name].available(now)
-            if room <= 0 or allowed <= 0 or self._quiet_until.get(name, now) > now:
+            if room <= 0 or allowed <= 0 or name in quiet:
                 continue
             rows = [row for row in deliveries.due(conn, name, now, LOOK_AHEAD) if row.id not in self._attempts]
             if name in off:
@@ -266,7 +297,7 @@ class Dispatcher:
         elif outcome.retry_after_s:
             until = now + timedelta(seconds=outcome.retry_after_s)
             deliveries.postpone(conn, delivery.receiver, until)
-            self._quiet_until[delivery.receiver] = until
+            leave_alone(conn, delivery.receiver, until)
 
     def _audit(self, conn: Connection, delivery: Delivery, at: datetime, event: str, **detail: object) -> None:
         if delivery.event == TEST:

@@ -37,12 +37,11 @@ __all__ = [
     "release_held",
     "request_trial",
     "route_outbox",
-    "trial_notice",
+    "trial_notices",
 ]
 
 NOTIFIER: Final = "notifier"
 NOT_CONFIGURED: Final = "The receiver is no longer configured."
-ACTIVE: Final = (AlertState.FIRING.value, AlertState.ACKNOWLEDGED.value)
 
 
 def notice_body(alert: Alert) -> str:
@@ -52,9 +51,10 @@ def notice_body(alert: Alert) -> str:
     return msgspec.json.encode(notice).decode()
 
 
-def trial_notice(receiver: str, now: datetime, dashboard_url: str) -> tuple[str, str]:
-    """Webhook-id and body of a test: a made-up alert of the rule `test`, so that everything that a receiver does with
-    a real one can be tried. It leaves no trace in the store."""
+def trial_notices(receiver: str, now: datetime, dashboard_url: str) -> list[tuple[str, str]]:
+    """Webhook-ids and bodies of a test, in order: a made-up alert of the rule `test` that fires and is resolved, so
+    that everything that a receiver does with a real one can be tried, and nothing stays open there. It leaves no trace
+    in the store."""
     alert_id = f"test-{uuid.uuid4().hex}"
     alert = Alert(
         id=alert_id,
@@ -87,23 +87,28 @@ def trial_notice(receiver: str, now: datetime, dashboard_url: str) -> tuple[str,
         fired_at=now,
         link=view_link(dashboard_url, alert_id),
     )
-    return delivery_id(alert_id, alert.state, receiver), notice_body(alert)
+    over = msgspec.structs.replace(alert, state=AlertState.RESOLVED, resolved_at=now)
+    return [(delivery_id(one.id, one.state, receiver), notice_body(one)) for one in (alert, over)]
 
 
 def request_trial(conn: Connection, receiver: str, now: datetime, dashboard_url: str, *, by: str) -> str:
-    """Have the notifier send a test notice, once and without retries; returns the notice's id."""
-    webhook_id, body = trial_notice(receiver, now, dashboard_url)
-    row = Delivery(
-        id=webhook_id,
-        episode_id=f"{TEST}:{receiver}"[:128],
-        event=TEST,
-        receiver=receiver,
-        position=0,
-        payload=body,
-        created_at=now,
-        next_attempt_at=now,
-    )
-    deliveries.add(conn, [row])
+    """Have the notifier send a test, each of its notices once and without retries; returns the first one's id."""
+    rows = [
+        Delivery(
+            id=webhook_id,
+            episode_id=f"{TEST}:{receiver}"[:128],
+            event=TEST,
+            receiver=receiver,
+            # The second waits for the first.
+            position=position,
+            payload=body,
+            created_at=now,
+            next_attempt_at=now,
+        )
+        for position, (webhook_id, body) in enumerate(trial_notices(receiver, now, dashboard_url))
+    ]
+    deliveries.add(conn, rows)
+    webhook_id = rows[0].id
     note_change(conn, now, by, f"receiver:{receiver}", "test requested", {"webhook_id": webhook_id})
     return webhook_id
 
@@ -117,7 +122,7 @@ class _Circumstances:
         self._now = now
         self._silences = list_silences(conn, now)
         self._muted = muted_rules(conn, now)
-        self._active = store.list_alerts(conn, states=ACTIVE)
+        self._active = store.wider_alerts(conn)
         self._config = config
         self._switched_off = {r.name: r.disabled_reason or "" for r in list_receivers(conn) if not r.enabled}
 
@@ -144,6 +149,10 @@ class _Circumstances:
             return NOT_CONFIGURED
         off = self._switched_off.get(receiver)
         return "" if off is None else f"The receiver is switched off: {off}"
+
+    def newest(self, alert: Alert) -> Alert:
+        """With the publishers that tell of it by now, where a rule waits for more of them."""
+        return store.retold(self._conn, alert) if self._rules.may_take_with_more_sources(alert) else alert
 
     def targets(self, alert: Alert, situation: Situation) -> list[Target]:
         """Who is to be told that the alert fires. Which rules took it goes into its trail, each once."""
@@ -248,21 +257,30 @@ def route_outbox(conn: Connection, config: NotificationConfig, now: datetime, li
     return len(entries)
 
 
-def release_held(conn: Connection, config: NotificationConfig, now: datetime) -> int:
+def release_held(
+    conn: Connection,
+    config: NotificationConfig,
+    now: datetime,
+    ids: Collection[str] | None = None,
+    *,
+    recount: bool = True,
+) -> int:
     """Look again at what fires: let go what nothing holds back any more, and tell those whom a rule that takes the
-    alert only now names. Returns how many notices are new or free."""
-    firing = store.list_alerts(conn, states=[AlertState.FIRING])
+    alert only now names. `ids`: only at these alerts; `recount`: count the publishers anew for which a rule waits.
+    Returns how many notices are new or free."""
+    firing = store.firing_alerts(conn, ids)
     if not firing:
         return 0
     circumstances = _Circumstances(conn, config, now)
     freed = 0
-    for alert in reversed(firing):
+    for alert in firing:
         rows = deliveries.of_episode(conn, alert.id)
         position = outbox.firing_position(conn, alert.id)
         if position is None:
             # Not routed yet: that is what `route_outbox` is for.
             continue
         held = {row.receiver: row for row in rows if row.state == HELD}
+        alert = circumstances.newest(alert) if held and recount else alert
         freed += _tell(conn, alert, position, {row.receiver for row in rows}, now, circumstances)
         for target in circumstances.targets(alert, circumstances.of(alert)) if held else ():
             row = held.get(target.receiver)
@@ -319,20 +337,32 @@ class _Insistence:
         first = [r for r in self._rows if r.receiver in self._free.intersection(route.receivers) and r.state != HELD]
         if route.escalate_after is None or not first:
             return 0
-        if self._now - min(row.created_at for row in first) < route.escalate_after:
+        if self._now - min(row.since for row in first) < route.escalate_after:
             return 0
-        told = {row.receiver for row in self._rows}
-        next_ones = [receiver for receiver in route.escalate_to if receiver not in told]
-        return sum(self._send(AlertState.FIRING, one, first[0].position, "escalated") for one in next_ones)
+        known = {row.receiver: row for row in self._rows if row.event == AlertState.FIRING}
+        added = 0
+        for receiver in route.escalate_to:
+            row = known.get(receiver)
+            if row is None:
+                added += self._send(AlertState.FIRING, receiver, first[0].position, "escalated")
+            elif row.state == HELD:
+                # A route of its own holds it back, this one does not.
+                deliveries.set_free(self._conn, row.id, notice_body(self._alert), self._now)
+                detail = {"receiver": receiver, "webhook_id": row.id, "was": row.last_error}
+                store.add_event(self._conn, self._alert.id, self._now, "escalated", NOTIFIER, detail)
+                added += 1
+        return added
 
 
-def announce_again(conn: Connection, config: NotificationConfig, now: datetime) -> int:
+def announce_again(
+    conn: Connection, config: NotificationConfig, now: datetime, ids: Collection[str] | None = None
+) -> int:
     """Repeat what fires on and escalate what nobody has acknowledged, as the routes say; returns how many notices.
 
-    Silenced, muted and inhibited alerts are neither repeated nor escalated.
+    Silenced, muted and inhibited alerts are neither repeated nor escalated. `ids`: only at these alerts.
     """
     insistent = [route for route in config.routes if route.repeat or route.escalate_after]
-    firing = store.list_alerts(conn, states=[AlertState.FIRING]) if insistent else []
+    firing = store.firing_alerts(conn, ids) if insistent else []
     if not firing:
         return 0
     circumstances = _Circumstances(conn, config, now)

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from monitor.alerts.rules import BUILT_IN, Rule, Rules, rule_of
+from monitor.alerts.rules import Rule, Rules, rule_of
 from monitor.alerts.tomlfile import Entry
 from monitor.errors import RuleError
 from monitor.storage.rules import BUILT_IN_ORIGIN, STORE, list_rules, sync_rules
@@ -30,7 +30,8 @@ def rule_from(definition: Mapping[str, Any], judge: JudgeConfig) -> Rule:
 def take_up(conn: Connection, configured: Rules, now: datetime) -> None:
     """Tell the store which rules the configuration has."""
     definitions = {rule.name: rule.definition for rule in configured.rules}
-    sync_rules(conn, definitions, now, built_in=BUILT_IN.name if BUILT_IN in configured.rules else "")
+    built_in = next((rule.name for rule in configured.rules if rule.built_in), "")
+    sync_rules(conn, definitions, now, built_in=built_in)
 
 
 def in_force(conn: Connection, configured: Rules) -> Rules:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, time
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -69,7 +69,7 @@ class RuleEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 @dataclass(frozen=True)
 class Rule:
     """Which surges are announced: their sort, keys by pattern, severity, windows, evidence, and hours; see
-    `RuleEntry`."""
+    `RuleEntry`. `entry` is where it is written, if it is."""
 
     name: str
     surge: str = field(default=NEGATIVE, kw_only=True)
@@ -88,6 +88,17 @@ class Rule:
     receivers: tuple[str, ...] = ()
     enabled: bool = True
     description: str = ""
+    entry: Entry | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def built_in(self) -> bool:
+        """True of the rule that there is without anybody's having written one."""
+        return self.entry is None and self.name == BUILT_IN.name
+
+    def lacks_sources(self, alert: Alert) -> bool:
+        """True when too few publishers tell of it. Where none at all is known, since whoever brings the news in names
+        none, the built-in rule does not wait for them."""
+        return alert.sources < self.min_sources and bool(alert.sources or not self.built_in)
 
     @property
     def definition(self) -> dict[str, Any]:
@@ -120,7 +131,7 @@ class Rule:
         wanted = max(self.min_negative_stories, self.min_positive_stories)
         if alert.observed < wanted:
             return f"wants {wanted} {stories_of(self.surge)}"
-        if alert.sources < self.min_sources:
+        if self.lacks_sources(alert):
             return f"wants {self.min_sources} sources"
         if alert.share < self.min_share:
             return f"wants a {self.surge} share of {self.min_share:.0%}"
@@ -138,7 +149,9 @@ def _clock(at: time) -> str:
 
 
 BUILT_IN: Final = Rule(
-    detector(NEGATIVE), description="Takes every surge of negative stories; there as long as the file has no such rule."
+    detector(NEGATIVE),
+    min_sources=2,
+    description="Takes every surge of negative stories; there as long as the file has no such rule.",
 )
 
 
@@ -163,11 +176,17 @@ class Rules:
         wanted = {rule.surge for rule in self.rules if rule.enabled}
         return tuple(surge for surge in SURGES if surge in wanted)
 
-    def with_built_in(self) -> Rules:
-        """With the built-in rule, unless there is one that watches negative stories, or has its name."""
-        if any(rule.surge == NEGATIVE or rule.name == BUILT_IN.name for rule in self.rules):
+    def with_built_in(self, min_sources: int = BUILT_IN.min_sources) -> Rules:
+        """With the built-in rule, unless there is one that watches negative stories, or has its name. It waits for
+        `min_sources` publishers."""
+        others = tuple(rule for rule in self.rules if not rule.built_in)
+        if any(rule.surge == NEGATIVE or rule.name == BUILT_IN.name for rule in others):
             return self
-        return Rules(self.judge, (BUILT_IN, *self.rules))
+        return Rules(self.judge, (replace(BUILT_IN, min_sources=min_sources), *others))
+
+    def may_take_with_more_sources(self, alert: Alert) -> bool:
+        """True when a rule that is on wants more publishers than are known of this alert."""
+        return any(rule.enabled and rule.surge == alert.surge and rule.lacks_sources(alert) for rule in self.rules)
 
     def verdict(self, alert: Alert, at: datetime, muted: Collection[str] = ()) -> Verdict:
         """What the rules say to an alert at the time `at`. `muted` are the names of rules muted for a while."""
@@ -182,8 +201,9 @@ class Rules:
 
 class JudgeEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[judge]` of the file: settings of the statistic, as in `JudgeConfig`. Left out: as it is there. The budget of
-    false alarms is the setting `surge_budget`."""
+    false alarms is the setting `surge_budget`; `heights` are what `backtest --history` found."""
 
+    heights: dict[str, float] | None = None
     windows: tuple[int, ...] | None = None
     min_stories: int | None = None
     min_age_minutes: int | None = None
@@ -268,6 +288,7 @@ def rule_of(entry: Entry, judge: JudgeConfig) -> Rule:
         week=weekly_hours(entry, fields),
         receivers=fields.receivers,
         enabled=fields.enabled,
+        entry=entry,
     )
 
 
@@ -279,6 +300,11 @@ def _judge(entry: Entry, base: JudgeConfig) -> JudgeConfig:
     for name in ("min_stories", "min_age_minutes", "calm_minutes", "hold_off_minutes"):
         _bounded(entry, name, changes.get(name, 0), 0, MAX_MINUTES)
     _windows(entry, changes.get("windows", base.windows))
+    heights = changes.get("heights", {})
+    entry.check("heights", tuple(heights), SURGES)
+    for height in heights.values():
+        _bounded(entry, "heights", height, 1e-3, 1e3)
+    changes["heights"] = tuple(sorted(heights.items()))
     try:
         # `replace` does not run the checks of the constructor.
         return JudgeConfig(**(msgspec.structs.asdict(base) | changes))
@@ -311,4 +337,5 @@ def load_rules(settings: Settings) -> Rules:
     """The rules of the configuration, the built-in one among them if the file leaves it to that. Raises `RuleError`
     naming file, line and entry."""
     base = JudgeConfig.of(settings)
-    return (read_rules(Path(settings.rules_file), base) if settings.rules_file else Rules(base)).with_built_in()
+    written = read_rules(Path(settings.rules_file), base) if settings.rules_file else Rules(base)
+    return written.with_built_in(settings.surge_min_sources)

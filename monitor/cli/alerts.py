@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from monitor.cli.alert_tables import deliveries_table, events_table, pending_table, show_pending
 from monitor.cli.context import current_settings, err, open_store, out
 from monitor.cli.tables import moment, parse_length, plain_table, user_name
 from monitor.cli.why import why
@@ -16,11 +17,8 @@ from monitor.surges.sorts import POSITIVE, counted
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.table import Table
-
     from monitor.alerts.config import NotificationConfig
     from monitor.alerts.senders import Outcome
-    from monitor.storage.deliveries import Delivery
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 app.command("why")(why)
@@ -29,6 +27,7 @@ app.command("why")(why)
 class State(StrEnum):
     """States that `list` can be asked for."""
 
+    PENDING = "pending"
     FIRING = "firing"
     ACKNOWLEDGED = "acknowledged"
     RESOLVED = "resolved"
@@ -46,22 +45,31 @@ def list_command(
     limit: Annotated[int, typer.Option(min=1, help="At most so many, the youngest.")] = 50,
     json: Annotated[bool, typer.Option("--json", help="JSON Lines instead of a table.")] = False,
 ) -> None:
-    """Show alerts, the youngest first."""
+    """Show alerts, the youngest first. What is pending, above calm and below the bar, is shown when it is asked for,
+    the nearest to the bar first: nobody is told of it."""
     from rich.text import Text
 
     from monitor.alerts.records import expectation
     from monitor.records import encode
     from monitor.storage.alerts import list_alerts
     from monitor.storage.engine import reading
+    from monitor.storage.pending import list_pending
 
+    states = [s.value for s in state or () if s is not State.PENDING]
+    wanted = bool(states) or not state
     with reading(open_store(current_settings())) as connection:
-        found = list_alerts(connection, states=[s.value for s in state or ()], key=key, limit=limit)
+        waiting = list_pending(connection, key=key, limit=limit) if State.PENDING in (state or ()) else []
+        found = list_alerts(connection, states=states, key=key, limit=limit) if wanted else []
     if json:
-        for alert in found:
-            typer.echo(encode(alert).decode())
+        for one in (*waiting, *found):
+            typer.echo(encode(one).decode())
         return
+    if not found and not waiting:
+        err.print("No alerts." if wanted else "Nothing is pending.")
+        return
+    if waiting:
+        out.print(pending_table(waiting))
     if not found:
-        err.print("No alerts.")
         return
     table = plain_table("id", "state", "severity", "key", "stories / expected", "fired (UTC)", "resolved (UTC)")
     for alert in found:
@@ -90,9 +98,16 @@ def show(
     from monitor.storage.alerts import audit_trail, get_alert
     from monitor.storage.deliveries import of_episode
     from monitor.storage.engine import reading
+    from monitor.storage.pending import get_pending
     from monitor.storage.prefixes import alert_id as whole
+    from monitor.storage.prefixes import pending_id
 
     with reading(open_store(current_settings())) as connection:
+        not_fired = pending_id(connection, given)
+        waiting = get_pending(connection, not_fired) if not_fired else None
+        if waiting is not None:
+            show_pending(waiting, audit_trail(connection, waiting.id), json=json)
+            return
         alert_id = whole(connection, given)
         alert = get_alert(connection, alert_id)
         assert alert is not None
@@ -118,13 +133,9 @@ def show(
         row = (Text(story.source), Text(story.title), Text(story.url))
         stories.add_row(f"{story.p_positive if positive else story.p_negative:.2f}", str(story.copies), *row)
     out.print(stories)
-    events = plain_table("at (UTC)", "event", "by", "detail")
-    for entry in trail:
-        detail = ", ".join(f"{name}: {value}" for name, value in entry["detail"].items())
-        events.add_row(moment(entry["at"]), entry["event"], Text(entry["actor"]), Text(detail))
-    out.print(events)
+    out.print(events_table(trail))
     if sent:
-        out.print(_deliveries(sent))
+        out.print(deliveries_table(sent))
 
 
 @app.command()
@@ -146,7 +157,7 @@ def ack(
 def silence(
     key: Annotated[str, typer.Argument(metavar="KEY", help="Window key or pattern: ticker:AAPL, 'topic:*', '*'.")],
     length: Annotated[str, typer.Option("--for", help="How long: 30m, 2h, 1d.")],
-    comment: Annotated[str, typer.Option(help="Why.")] = "",
+    comment: Annotated[str, typer.Option(help="Why.")],
     rule: Annotated[str, typer.Option(help="Only alerts of this rule (or pattern).")] = "*",
     by: Annotated[str, typer.Option(help="Who silences; else your user name.")] = "",
 ) -> None:
@@ -222,8 +233,11 @@ def receivers(json: Annotated[bool, typer.Option("--json", help="JSON Lines inst
         err.print("No receivers yet: set webhook_urls or receivers_file and start the notifier.")
         return
     table = plain_table("name", "kind", "address", "state")
+    now = datetime.now(UTC)
     for one in found:
         state = "on" if one.enabled else f"off: {one.disabled_reason}"
+        if one.enabled and one.quiet(now):
+            state = f"on, wants nothing until {moment(one.quiet_until)} UTC"
         table.add_row(Text(one.name), one.definition["kind"], Text(one.definition["address"]), Text(state))
     out.print(table)
 
@@ -246,14 +260,19 @@ def enable(name: Annotated[str, typer.Argument(metavar="RECEIVER", help="The rec
 def _test(config: NotificationConfig, names: Sequence[str], dashboard_url: str) -> dict[str, Outcome]:
     import asyncio
 
-    from monitor.alerts.lifecycle import trial_notice
-    from monitor.alerts.senders import open_senders
+    from monitor.alerts.lifecycle import trial_notices
+    from monitor.alerts.senders import Sender, open_senders
+
+    async def try_one(name: str, sender: Sender) -> Outcome:
+        """The outcome of the first notice that did not arrive, else of the last. The end is sent also when the
+        beginning got no answer: it may have arrived."""
+        outcomes = [await sender.send(*one) for one in trial_notices(name, datetime.now(UTC), dashboard_url)]
+        return next((outcome for outcome in outcomes if not outcome.delivered), outcomes[-1])
 
     async def send() -> dict[str, Outcome]:
         senders = open_senders(config)
         try:
-            notices = {name: trial_notice(name, datetime.now(UTC), dashboard_url) for name in names}
-            outcomes = await asyncio.gather(*(senders[name].send(*notices[name]) for name in names))
+            outcomes = await asyncio.gather(*(try_one(name, senders[name]) for name in names))
             return dict(zip(names, outcomes, strict=True))
         finally:
             for sender in senders.values():
@@ -264,12 +283,18 @@ def _test(config: NotificationConfig, names: Sequence[str], dashboard_url: str) 
 
 @app.command("test")
 def try_receivers(name: Annotated[str, typer.Argument(metavar="[RECEIVER]", help="Only this one.")] = "") -> None:
-    """Send a signed test notice to the receivers and say what they answered."""
+    """Send the receivers a signed test: a made-up alert and its end; say what they answered."""
+    import asyncio
+
     from monitor.alerts.config import load_notifications
+    from monitor.alerts.targets import check_names
     from monitor.errors import ConfigurationError, DeliveryError
 
     settings = current_settings()
     config = load_notifications(settings)
+    wanted = {one: receiver for one, receiver in config.receivers.items() if name in ("", one)}
+    for unknown in asyncio.run(check_names(wanted, config.policy)):
+        err.print(f"{unknown}: no name server tells where it leads; that is checked again when something is sent.")
     names = [name] if name else list(config.receivers)
     if not names:
         raise ConfigurationError("There is no receiver to test.", "Set webhook_urls or receivers_file.")
@@ -284,24 +309,6 @@ def try_receivers(name: Annotated[str, typer.Argument(metavar="[RECEIVER]", help
     failed = [receiver for receiver, outcome in outcomes.items() if not outcome.delivered]
     if failed:
         raise DeliveryError(f"The test notice did not reach {', '.join(failed)}.")
-
-
-def _deliveries(rows: Sequence[Delivery]) -> Table:
-    from rich.text import Text
-
-    table = plain_table("id", "receiver", "alert", "event", "state", "attempts", "next (UTC)", "last error")
-    for row in rows:
-        table.add_row(
-            row.id,
-            Text(row.receiver),
-            Text(row.episode_id),
-            row.event,
-            row.state,
-            str(row.attempts),
-            moment(row.next_attempt_at),
-            Text(row.last_error or ""),
-        )
-    return table
 
 
 @app.command()
@@ -320,7 +327,7 @@ def undelivered(json: Annotated[bool, typer.Option("--json", help="JSON Lines in
     if not rows:
         err.print("Everything that was tried has arrived.")
         return
-    out.print(_deliveries(rows))
+    out.print(deliveries_table(rows))
 
 
 @app.command()

@@ -34,9 +34,13 @@ def root() -> None:
 @app.command()
 def show(json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False) -> None:
     """Print every setting in force, with its meaning; secrets are masked."""
+    from monitor.alerts.receivers import redacted
+
     settings = current_settings()
     values = {name: _shown(getattr(settings, name)) for name in Settings.model_fields}
     values["database_url"] = _without_password(settings.database)
+    # Paths of webhooks hold tokens.
+    values["webhook_urls"] = ", ".join(redacted(url.strip()) for url in settings.webhook_urls.split(",") if url.strip())
     if settings.embedded:
         values["kafka_bootstrap_servers"] = announced(settings.broker_address_file) or ""
     if json:

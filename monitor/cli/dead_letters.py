@@ -87,7 +87,9 @@ def show(
     for name, value in record.headers:
         typer.echo(f"header     {name!r} = {value[:200]!r}")
     if record.cut_from is not None:
-        typer.echo(f"Only the beginning of {record.cut_from} bytes was kept.")
+        kept = len(record.value or b"")
+        what = f"{kept} of its {record.cut_from} bytes" if kept < record.cut_from else "its bytes"
+        typer.echo(f"It was too large as a whole: kept are {what} and the beginning of its key, but no headers.")
     value = record.value or b""
     typer.echo(f"value      {len(value)} bytes")
     # repr of bytes: nothing in a hostile record reaches the terminal as a control sequence.

@@ -104,10 +104,14 @@ def _processes(settings: Settings) -> Iterator[Finding]:
 
 def _model(settings: Settings) -> Iterator[Finding]:
     from models.bundle import load_model
+    from models.registry import existing_store, resolve
     from monitor.taxonomy import taxonomy_of
 
-    model = load_model(settings.model or "default", device=settings.device or None)
-    yield Finding("model", True, f"{model.version}, weights verified")
+    # The one that workers take: named in the settings, else promoted, else the shipped one.
+    found = resolve(settings, existing_store(settings))
+    model = load_model(found.path, device=settings.device or None)
+    origin = "named by the setting model" if settings.model else "promoted" if found.version else "shipped"
+    yield Finding("model", True, f"{model.version} ({origin}), weights verified")
     yield _topics(model.taxonomy, taxonomy_of(settings))
 
 

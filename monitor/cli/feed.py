@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,11 +14,14 @@ if TYPE_CHECKING:
     from socket import socket
     from threading import Event
 
+    from _typeshed import WriteableBuffer
+
     from monitor.feeds.jsonl import BadLine, Line
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 MAX_REPORTED = 100
+LOOK_EVERY_S = 0.2
 
 
 @app.callback()
@@ -34,6 +38,29 @@ def _stop_event() -> Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     return stop
+
+
+class _Waiting(io.RawIOBase):
+    """A pipe or terminal that has come to its end when `stop` is set: reading itself waits without end for a sender."""
+
+    def __init__(self, stream: IO[bytes], stop: Event) -> None:
+        self._stream = stream
+        self._stop = stop
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        import os
+        from select import select
+
+        descriptor = self._stream.fileno()
+        while not self._stop.is_set():
+            if select([descriptor], [], [], LOOK_EVERY_S)[0]:
+                found = os.read(descriptor, len(memoryview(buffer)))
+                memoryview(buffer)[: len(found)] = found
+                return len(found)
+        return 0
 
 
 @app.command()
@@ -60,6 +87,7 @@ def jsonl(
         stream = sys.stdin.buffer if path is None else path.open("rb")
     except OSError as error:
         raise InputError(f"The file {path} cannot be read: {error.strerror}.") from error
+    stop = _stop_event()
     total = _lines(path) if path is not None and path.is_file() else None
     reported = 0
 
@@ -82,12 +110,12 @@ def jsonl(
     ):
         task = bar.add_task("sent", total=total)
         lines = read_jsonl(
-            stream,
+            stream if total is not None else io.BufferedReader(_Waiting(stream, stop)),
             datetime.now(UTC),
             folder=path.parent if path is not None else Path(),
             max_chart_bytes=settings.max_chart_bytes,
         )
-        done = replay(lines, ingest, speed=speed, lateness_s=settings.lateness_s, on_line=report, stop=_stop_event())
+        done = replay(lines, ingest, speed=speed, lateness_s=settings.lateness_s, on_line=report, stop=stop)
     err.print(f"Sent {done.items} items and {done.charts} charts.")
     if done.disordered:
         err.print(
@@ -169,22 +197,13 @@ def http(
     import uvicorn
 
     from consumers.ingest import Ingest
-    from monitor.feeds.http import Limits, check_exposure, create_app
+    from monitor.feeds.http import Limits, check_exposure, create_app, server_config
 
     settings = current_settings(http_feed_host=host, http_feed_port=port)
     token = settings.http_feed_token.get_secret_value()
     check_exposure(settings.http_feed_host, token, allow_open=no_token)
     with _listening(settings.http_feed_host, settings.http_feed_port) as listener, closing(Ingest(settings)) as ingest:
         application = create_app(ingest.send_all, token=token, limits=Limits(max_chart_bytes=settings.max_chart_bytes))
-        config = uvicorn.Config(
-            application,
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            limit_concurrency=200,
-            timeout_graceful_shutdown=int(settings.shutdown_s),
-            h11_max_incomplete_event_size=32 * 1024,
-        )
         address, taken = listener.getsockname()[:2]
         err.print(f"Listening on http://{f'[{address}]' if ':' in address else address}:{taken}", markup=False)
-        uvicorn.Server(config).run(sockets=[listener])
+        uvicorn.Server(server_config(application, grace_s=settings.shutdown_s)).run(sockets=[listener])

@@ -57,6 +57,14 @@ NEVER: Final = tuple(
 )
 # Networks whose last four bytes are an IPv4 address: NAT64, and IPv4-translated (RFC 2765).
 TRANSLATED: Final = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "::ffff:0:0:0/96")))
+# NAT64 of a network's own (RFC 8215), which may also be divided as RFC 6052 has it for 48 bits: the IPv4 address lies
+# around the byte in the middle.
+OWN_NAT64: Final = ipaddress.ip_network("64:ff9b:1::/48")
+# Reserved networks that `ipaddress` takes for global ones in some versions of Python.
+NOT_GLOBAL: Final = (
+    OWN_NAT64,
+    *map(ipaddress.ip_network, ("192.88.99.0/24", "3fff::/20", "5f00::/16")),
+)
 # The middle of an ISATAP address (RFC 5214), whose last four bytes are an IPv4 address as well.
 ISATAP: Final = (0x00005EFE, 0x02005EFE)
 LOCAL_SUFFIXES: Final = (".localhost", ".local", ".localdomain", ".internal", ".intranet", ".lan", ".home.arpa")
@@ -94,6 +102,17 @@ def _embedded(address: Address) -> Iterable[Address]:
         translated = any(address in network for network in TRANSLATED) or 0xFFFF < int(address) <= 0xFFFFFFFF
         if translated or (int(address) >> 32) & 0xFFFFFFFF in ISATAP:
             yield ipaddress.IPv4Address(low)
+        if address in OWN_NAT64:
+            around = (int(address) >> 64 & 0xFFFF) << 16 | int(address) >> 40 & 0xFFFF
+            # Where the address lies at the end, there is next to nothing here.
+            if around >> 24:
+                yield ipaddress.IPv4Address(around)
+
+
+def _is_global(address: Address) -> bool:
+    return address.is_global and not any(
+        address.version == network.version and address in network for network in NOT_GLOBAL
+    )
 
 
 def _literal(host: str) -> Address | None:
@@ -177,6 +196,11 @@ class EgressPolicy:
         netloc = shown if port == DEFAULT_PORTS[scheme] else f"{shown}:{port}"
         return urlunsplit((scheme, netloc, parts.path or "/", parts.query, ""))
 
+    def check_host(self, host: str, port: int) -> str:
+        """A host that does not stand in a URL, in its one canonical spelling; everything that can be said without
+        looking it up. Raises `EgressBlockedError`."""
+        return self._check_host(host, port, bracketed=False)
+
     def _check_host(self, raw: str, port: int, *, bracketed: bool) -> str:
         address = _literal(raw)
         if address is not None and "%" not in raw:
@@ -219,7 +243,7 @@ class EgressPolicy:
             raise EgressBlockedError(f"The receiver's host {host} leads to {address}, which is never called.")
         if self.allows_host(host, port):
             return
-        if not all(one.is_global or self._in_networks(one) for one in every):
+        if not all(_is_global(one) or self._in_networks(one) for one in every):
             raise EgressBlockedError(
                 f"The receiver's host {host} leads to the private address {address}.",
                 f"Allow it if it is meant: egress_allow = {host}:{port}.",

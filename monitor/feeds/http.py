@@ -1,10 +1,12 @@
 """News items and charts over HTTP: `POST /items`, `POST /charts`, `GET /healthz`.
 
-An answer of 202 means that the sink has everything for good. Senders prove themselves with a bearer token.
+An answer of 202 means that the sink has everything for good. Senders prove themselves with a bearer token. Whoever is
+connected and does not come to the point gives its place up after a while.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,21 +16,29 @@ from ipaddress import ip_address
 from typing import Any, Final
 
 import msgspec
+import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from monitor.errors import BrokerError, ConfigurationError, RecordTooLargeError
 from monitor.records import Chart, NewsItem, Rejected, decode_chart, news_item
 from monitor.telemetry import get_logger
 
-__all__ = ["Limits", "check_exposure", "create_app"]
+__all__ = ["Limits", "check_exposure", "create_app", "server_config"]
 
 log = get_logger(__name__)
 
 Sink = Callable[[Sequence[NewsItem | Chart]], None]
+
+# From the connection, or the last answer, to a complete head; and from there to the end of the body.
+HEAD_S: Final = 10.0
+BODY_S: Final = 60.0
+MAX_CONNECTIONS: Final = 200
+MAX_HEAD_BYTES: Final = 32 << 10
 
 _CHART_FIELDS: Final = ("chart_id", "item_id", "published_at", "tickers")
 _SIGNATURES: Final = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF")
@@ -68,7 +78,12 @@ class _TooLargeError(Exception):
 
 
 async def _read(request: Request, limit: int) -> bytes:
-    """The body, never more than `limit` bytes of it in memory. Raises `_TooLargeError`."""
+    """The body, at most `limit` bytes of it in memory. Raises `_TooLargeError`, and `TimeoutError` after `BODY_S`."""
+    async with asyncio.timeout(BODY_S):
+        return await _body(request, limit)
+
+
+async def _body(request: Request, limit: int) -> bytes:
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise _TooLargeError
@@ -78,6 +93,11 @@ async def _read(request: Request, limit: int) -> bytes:
         if len(body) > limit:
             raise _TooLargeError
     return bytes(body)
+
+
+def _too_slow() -> Response:
+    reason = f"The body did not come within {BODY_S:g} s."
+    return _error(408, "too_slow", reason, Connection="close")
 
 
 class _Ingest:
@@ -103,6 +123,8 @@ class _Ingest:
             body = await _read(request, self._limits.max_items_bytes)
         except _TooLargeError:
             return _error(413, "oversized", f"The limit is {self._limits.max_items_bytes} bytes.")
+        except TimeoutError:
+            return _too_slow()
         except ClientDisconnect:
             return Response(status_code=400)
         try:
@@ -139,6 +161,8 @@ class _Ingest:
             image = await _read(request, limit)
         except _TooLargeError:
             return _error(413, "oversized", f"The limit is {limit} bytes.")
+        except TimeoutError:
+            return _too_slow()
         except ClientDisconnect:
             return Response(status_code=400)
         if image and not image.startswith(_SIGNATURES):
@@ -177,4 +201,52 @@ def create_app(sink: Sink, *, token: str, limits: Limits) -> Starlette:
             Route("/charts", ingest.charts, methods=["POST"]),
             Route("/healthz", _healthz, methods=["GET"]),
         ]
+    )
+
+
+class _TimedProtocol(H11Protocol):
+    """uvicorn's own, which waits for ever for the head of a first request, and for the rest of one that has begun."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._unwatch()
+
+    def _watch(self) -> None:
+        """The clock runs from when a head is waited for to when it is there; bytes that come meanwhile do not help."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._unwatch()
+        elif self._timer is None and not self.transport.is_closing():
+            self._timer = self.loop.call_later(HEAD_S, self.transport.close)
+
+    def _unwatch(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def server_config(application: Starlette, *, grace_s: float, connections: int = MAX_CONNECTIONS) -> uvicorn.Config:
+    """How the application is served: `connections` at a time, `grace_s` seconds to finish when told to stop."""
+    return uvicorn.Config(
+        application,
+        http=_TimedProtocol,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        limit_concurrency=connections,
+        timeout_graceful_shutdown=int(grace_s),
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
     )

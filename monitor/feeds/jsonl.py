@@ -6,7 +6,6 @@ image file; with a chart, no text is needed. What `score` prints can be read aga
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from datetime import datetime
@@ -15,7 +14,7 @@ from typing import IO, Any, Final
 
 import msgspec
 
-from monitor.records import EARLIEST, Chart, NewsItem, Rejected, decode_json, derive_id, news_item
+from monitor.records import EARLIEST, Chart, NewsItem, Rejected, decode_json, derive_chart_id, derive_id, news_item
 
 __all__ = ["BadLine", "Line", "read_jsonl"]
 
@@ -104,7 +103,7 @@ def _parsed(
         item = msgspec.structs.replace(item, id=derive_id(item.source, item.url, item.title, item.body, EARLIEST))
     if image is None:
         return item, None, problem
-    chart_id = item.chart_ids[0] if item.chart_ids else _chart_id("" if alone else item.id, image)
+    chart_id = item.chart_ids[0] if item.chart_ids else derive_chart_id("" if alone else item.id, image)
     item = msgspec.structs.replace(item, chart_ids=item.chart_ids or (chart_id,))
     if alone:
         item = msgspec.structs.replace(item, title="", id=item.id if own_id else f"chart:{chart_id}")
@@ -132,12 +131,6 @@ def _named_image(name: object, folder: Path, max_bytes: int) -> tuple[bytes | No
         return None, "The field chart must be the name of an image file."
     image = _image(folder / name, max_bytes)
     return (None, f"The chart {json.dumps(name)} is left out: {image}.") if isinstance(image, str) else (image, "")
-
-
-def _chart_id(item_id: str, image: bytes) -> str:
-    """The same picture of the same item has the same id, however often the file is read; alone, the id that it has on
-    the `charts` topic."""
-    return hashlib.sha256((item_id.encode() + b"\x1f" if item_id else b"") + image).hexdigest()[:32]
 
 
 def _image(path: Path, max_bytes: int) -> bytes | str:

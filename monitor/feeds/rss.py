@@ -7,12 +7,15 @@ or as long as it asks for (`Retry-After`).
 from __future__ import annotations
 
 import io
+import time
 from calendar import timegm
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from threading import Thread
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -31,7 +34,10 @@ MAX_FEED_BYTES: Final = 8 << 20
 MAX_ENTRIES: Final = 1000
 REMEMBERED: Final = 5000
 LONGEST_PAUSE_S: Final = 3600.0
+# For one step, connecting or reading once; and for all of a look, however a server spins it out.
 TIMEOUT_S: Final = 20.0
+TOTAL_S: Final = 60.0
+LOOK_EVERY_S: Final = 0.2
 _AGENT: Final = "sentiment-monitor (+https://pypi.org/project/sentiment-monitor/)"
 
 
@@ -89,41 +95,63 @@ def _body(entry: Mapping[str, Any]) -> str:
 
 
 def parse_feed(data: bytes, url: str, now: datetime) -> Polled:
-    """Items of a feed's document. An entry without a date, a title or with an absurd date is skipped with a reason."""
+    """Items of a feed's document. An entry without a date, a title or with an absurd date is skipped with a reason, and
+    so is one whose link is no address or that no sense can be made of."""
     # Bytes in a stream: the parser would take a plain string for an address or a file name.
     document = feedparser.parse(io.BytesIO(data))
     host = urlsplit(url).hostname or ""
     if not document.entries:
         return Polled(problem="" if document.get("version") else f"{url} is no feed.")
     source = plain_text(str(document.feed.get("title", "")))[:256] or host
-    lang = str(document.feed.get("language", ""))[:35]
+    given = {"source": source, "lang": str(document.feed.get("language", ""))[:35]}
     out = Polled()
     for entry in document.entries[:MAX_ENTRIES]:
-        link = str(entry.get("link", ""))
-        name = str(entry.get("id", "")) or link
-        title = plain_text(str(entry.get("title", "")))
-        label = (title or name or "an entry")[:80]
-        when = _when(entry)
-        if not when:
-            out.skipped.append(f"{label!r} has no date.")
-            continue
-        if not name:
-            name = f"{title} {when}"
-        fields = {
-            "id": derive_id(host, name, "", "", now),
-            "source": source,
-            "url": link if urlsplit(link).scheme in ("http", "https") else "",
-            "title": title,
-            "body": plain_text(_body(entry)),
-            "lang": lang,
-            "published_at": when,
-        }
-        item = news_item(fields, now)
-        if isinstance(item, Rejected):
-            out.skipped.append(f"{label!r}: {item.reason}")
-        else:
+        try:
+            item = _item(entry, host, given, now)
+        except Exception as error:  # noqa: BLE001 - what strangers write may make any of the parsers stumble
+            item = f"{_label(entry)!r} cannot be read: {error or type(error).__name__}."
+        if isinstance(item, NewsItem):
             out.items.append(item)
+        else:
+            out.skipped.append(item)
     return out
+
+
+def _label(entry: Mapping[str, Any]) -> str:
+    return str(entry.get("title") or entry.get("id") or entry.get("link") or "an entry")[:80]
+
+
+def _item(entry: Mapping[str, Any], host: str, given: Mapping[str, str], now: datetime) -> NewsItem | str:
+    """The item of an entry, or why it is none. Raises `ValueError` for a link that is no address."""
+    link = str(entry.get("link", ""))
+    name = str(entry.get("id", "")) or link
+    title = plain_text(str(entry.get("title", "")))
+    label = (title or name or "an entry")[:80]
+    when = _when(entry)
+    if not when:
+        return f"{label!r} has no date."
+    if not name:
+        name = f"{title} {when}"
+    fields = {
+        **given,
+        "id": derive_id(host, name, "", "", now),
+        "url": link if urlsplit(link).scheme in ("http", "https") else "",
+        "title": title,
+        "body": plain_text(_body(entry)),
+        "published_at": when,
+    }
+    item = news_item(fields, now)
+    return f"{label!r}: {item.reason}" if isinstance(item, Rejected) else item
+
+
+@dataclass(slots=True)
+class _Answer:
+    """What a look at a feed has found. `wait_s` is how long its server asks to be left alone, `validators` the ETag and
+    Last-Modified of a new document; None: there is none."""
+
+    polled: Polled
+    wait_s: float | None = None
+    validators: tuple[str, str] | None = None
 
 
 class RssFeed:
@@ -140,43 +168,46 @@ class RssFeed:
         self.due_s = 0.0
         self._interval_s = interval_s
         self._failures = 0
-        self._etag = ""
-        self._modified = ""
+        self._validators = ("", "")
         self._seen: OrderedDict[str, None] = OrderedDict()
+        self._hanging: Future[_Answer] | None = None
 
-    def poll(self, client: httpx.Client, now: datetime, clock_s: float) -> Polled:
-        """Look at the feed; `due_s` says afterwards when (on the clock of `clock_s`) to look again. Never raises."""
-        try:
-            polled, wait_s = self._get(client, now)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            polled, wait_s = Polled(problem=f"{self.url}: {error or type(error).__name__}"), None
-        if polled.problem:
+    def poll(
+        self, client: httpx.Client, now: datetime, clock_s: float, stopping: Callable[[], bool] = lambda: False
+    ) -> Polled:
+        """Look at the feed; `due_s` says afterwards when (on the clock of `clock_s`) to look again. Never raises.
+
+        Takes `TOTAL_S` at the most, less when `stopping` turns true, which is asked all the time.
+        """
+        answer = self._look(client, now, stopping)
+        if answer.polled.problem:
             self._failures += 1
             pause = min(LONGEST_PAUSE_S, self._interval_s * 2**self._failures)
-            self.due_s = clock_s + max(pause, min(LONGEST_PAUSE_S, wait_s or 0.0))
+            self.due_s = clock_s + max(pause, min(LONGEST_PAUSE_S, answer.wait_s or 0.0))
         else:
             self._failures = 0
             self.due_s = clock_s + self._interval_s
-        return polled
+            self._validators = answer.validators or self._validators
+        return self._only_new(answer.polled)
 
-    def _get(self, client: httpx.Client, now: datetime) -> tuple[Polled, float | None]:
-        headers = {"If-None-Match": self._etag, "If-Modified-Since": self._modified}
-        with client.stream("GET", self.url, headers={k: v for k, v in headers.items() if v}) as response:
-            if response.status_code == httpx.codes.NOT_MODIFIED:
-                return Polled(), None
-            if response.is_error or not response.is_success:
-                wait_s = _retry_after(response.headers.get("Retry-After", ""), now)
-                return Polled(problem=f"{self.url} answers {response.status_code}."), wait_s
-            data = bytearray()
-            for chunk in response.iter_bytes():
-                data += chunk
-                if len(data) > MAX_FEED_BYTES:
-                    return Polled(problem=f"{self.url} is larger than {MAX_FEED_BYTES} bytes."), None
-        polled = parse_feed(bytes(data), str(response.url), now)
-        if not polled.problem:
-            self._etag = response.headers.get("ETag", "")
-            self._modified = response.headers.get("Last-Modified", "")
-        return self._only_new(polled), None
+    def _look(self, client: httpx.Client, now: datetime, stopping: Callable[[], bool]) -> _Answer:
+        """On a thread of its own, which is left behind when it takes too long: neither a name server nor a server that
+        sends a byte now and then may hold up the other feeds."""
+        if self._hanging is not None and not self._hanging.done():
+            return _Answer(Polled(problem=f"{self.url} has not finished its last answer yet."))
+        headers = dict(zip(("If-None-Match", "If-Modified-Since"), self._validators, strict=True))
+        asked = {name: value for name, value in headers.items() if value}
+        future: Future[_Answer] = Future()
+        self._hanging = future
+        until = time.monotonic() + TOTAL_S
+        Thread(target=_answer, args=(future, client, self.url, asked, now, until), daemon=True).start()
+        while not future.done():
+            if stopping():
+                return _Answer(Polled(problem=f"{self.url}: stopped while it was read."))
+            if time.monotonic() > until:
+                return _Answer(Polled(problem=f"{self.url} has not finished its answer within {TOTAL_S:.0f} s."))
+            wait([future], timeout=LOOK_EVERY_S)
+        return future.result()
 
     def _only_new(self, polled: Polled) -> Polled:
         polled.items = [item for item in polled.items if item.id not in self._seen]
@@ -190,7 +221,37 @@ class RssFeed:
         """These could not be handed on: the next look yields them again, whatever the server says has changed."""
         for item in items:
             self._seen.pop(item.id, None)
-        self._etag = self._modified = ""
+        self._validators = ("", "")
+
+
+def _answer(
+    future: Future[_Answer], client: httpx.Client, url: str, headers: Mapping[str, str], now: datetime, until: float
+) -> None:
+    """Put what is found at `url` into `future`; a problem whatever goes wrong."""
+    try:
+        found = _get(client, url, headers, now, until)
+    except Exception as error:  # noqa: BLE001 - a strange document may make any of the parsers stumble
+        found = _Answer(Polled(problem=f"{url}: {error or type(error).__name__}"))
+    future.set_result(found)
+
+
+def _get(client: httpx.Client, url: str, headers: Mapping[str, str], now: datetime, until: float) -> _Answer:
+    with client.stream("GET", url, headers=headers) as response:
+        if response.status_code == httpx.codes.NOT_MODIFIED:
+            return _Answer(Polled())
+        if response.is_error or not response.is_success:
+            wait_s = _retry_after(response.headers.get("Retry-After", ""), now)
+            return _Answer(Polled(problem=f"{url} answers {response.status_code}."), wait_s)
+        data = bytearray()
+        for chunk in response.iter_bytes():
+            data += chunk
+            if len(data) > MAX_FEED_BYTES:
+                return _Answer(Polled(problem=f"{url} is larger than {MAX_FEED_BYTES} bytes."))
+            if time.monotonic() > until:
+                return _Answer(Polled(problem=f"{url} sends too slowly."))
+    polled = parse_feed(bytes(data), str(response.url), now)
+    validators = (response.headers.get("ETag", ""), response.headers.get("Last-Modified", ""))
+    return _Answer(polled, validators=validators)
 
 
 def _retry_after(value: str, now: datetime) -> float | None:

@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Table, and_, exists, or_, select
 
 from monitor.settings import Settings
 from monitor.storage.deliveries import DELIVERED, DIGEST, DROPPED, TEST
-from monitor.storage.tables import alert_events, audit_log, deliveries, episodes, outbox, silences
+from monitor.storage.tables import alert_events, audit_log, deliveries, episodes, outbox, pending, silences
 
 __all__ = ["alert_conditions"]
 
@@ -31,6 +31,9 @@ def alert_conditions(settings: Settings, now: datetime, clock: datetime) -> list
     over = and_(episodes.c.resolved_at.is_not(None), episodes.c.resolved_at < now - length, ~waits, ~unannounced)
     gone = select(episodes.c.id).where(over)
     old = deliveries.c.created_at < clock - length
+    # What came to nothing is asked about as long as it can be judged again.
+    shorter = timedelta(days=min(settings.retention_alerts_days, settings.retention_ticks_days))
+    came_to_nothing = pending.c.ended_at < now - shorter
     member = deliveries.alias("member")
     has_members = exists().where(member.c.digest_id == deliveries.c.id)
     return [
@@ -38,6 +41,8 @@ def alert_conditions(settings: Settings, now: datetime, clock: datetime) -> list
         (deliveries, and_(deliveries.c.event == DIGEST, arrived, old, ~has_members)),
         (deliveries, and_(deliveries.c.event == TEST, old)),
         (alert_events, alert_events.c.episode_id.in_(gone)),
+        (alert_events, alert_events.c.episode_id.in_(select(pending.c.id).where(came_to_nothing))),
+        (pending, came_to_nothing),
         (outbox, outbox.c.episode_id.in_(gone)),
         (episodes, over),
         (silences, silences.c.ends_at < clock - length),

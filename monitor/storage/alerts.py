@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, case, or_, select, update
 
 from monitor.alerts.records import (
     SEVERITIES,
@@ -29,8 +29,10 @@ from monitor.alerts.records import (
 )
 from monitor.errors import ConfigurationError
 from monitor.storage.articles import counted_within, stories_that_surge, told_by
+from monitor.storage.deliveries import HELD
 from monitor.storage.outbox import announce
-from monitor.storage.tables import alert_events, episodes, items, stories, ticks
+from monitor.storage.pending import fired
+from monitor.storage.tables import alert_events, deliveries, episodes, items, stories, ticks
 from monitor.storage.upsert import insert_missing
 from monitor.stories import p_positive
 from monitor.surges.keys import MARKET, TOPIC
@@ -47,11 +49,15 @@ __all__ = [
     "alerts_around",
     "any_firing",
     "audit_trail",
+    "firing_alerts",
+    "firing_ids",
     "get_alert",
     "list_alerts",
     "record_decisions",
     "resolve_forgotten",
+    "retold",
     "rules_that_took",
+    "wider_alerts",
     "worsened",
 ]
 
@@ -197,6 +203,7 @@ def _fire(conn: Connection, decision: Decision, dashboard_url: str, taxonomy: Ta
     }
     if not insert_missing(conn, episodes, [row]):
         return
+    fired(conn, alert.id)
     add_event(conn, alert.id, alert.started_at, AlertState.PENDING, JUDGE)
     add_event(conn, alert.id, alert.fired_at, AlertState.FIRING, JUDGE, {"severity": alert.severity})
     announce(conn, alert, AlertState.FIRING)
@@ -236,6 +243,20 @@ def _worsen(conn: Connection, decision: Decision, dashboard_url: str, taxonomy: 
         add_event(conn, worse.id, decision.at, "raised", JUDGE, {"from": known.severity, "to": worse.severity})
         # Not a public event: routing looks again for receivers that take only the higher severity.
         announce(conn, worse, f"raised:{worse.severity}")
+
+
+def retold(conn: Connection, alert: Alert) -> Alert:
+    """The alert with the publishers and copies that its stories have by now, stored if these are more: a headline that
+    others take over is no new story, and says more all the same."""
+    stories_now, sources, _ = _evidence(conn, alert.surge, alert.key, alert.window.start, alert.window.end)
+    if sources <= alert.sources:
+        return alert
+    known = _locked(conn, alert.id)
+    if known is None or known.state is not alert.state or known.window != alert.window:
+        return alert
+    more = bounded(msgspec.structs.replace(known, sources=sources, stories=()), stories_now)
+    _store(conn, more)
+    return more
 
 
 def _resolve(conn: Connection, episode_id: str, at: datetime) -> None:
@@ -311,6 +332,43 @@ def list_alerts(conn: Connection, *, states: Iterable[str] = (), key: str = "", 
         query = query.where(episodes.c.state.in_(wanted))
     if key:
         query = query.where(episodes.c.key == key)
+    return [alert_from_builtins(evidence) for evidence in conn.scalars(query)]
+
+
+_is_topic = episodes.c.key.startswith(TOPIC, autoescape=True)
+# The wider first, since a wider alert that is let go may hold back the narrower ones; then the oldest.
+_WIDEST_FIRST: Final = (
+    case((episodes.c.key == MARKET, 0), (_is_topic, 1), else_=2),
+    episodes.c.fired_at,
+    episodes.c.id,
+)
+
+
+def firing_ids(conn: Connection, *, held: bool = False) -> list[str]:
+    """The ids of all alerts that fire and that nobody has acknowledged: the market's, topics', tickers', the oldest
+    first; only those of which a notice is held back when `held`."""
+    c = episodes.c
+    query = select(c.id).where(c.state == AlertState.FIRING.value).order_by(*_WIDEST_FIRST)
+    if held:
+        query = query.where(c.id.in_(select(deliveries.c.episode_id).where(deliveries.c.state == HELD)))
+    return list(conn.scalars(query))
+
+
+def firing_alerts(conn: Connection, ids: Collection[str] | None = None) -> list[Alert]:
+    """All alerts that fire and that nobody has acknowledged, in the order of `firing_ids`; of these `ids` when they are
+    given."""
+    c = episodes.c
+    query = select(c.evidence).where(c.state == AlertState.FIRING.value).order_by(*_WIDEST_FIRST)
+    if ids is not None:
+        query = query.where(c.id.in_(ids))
+    return [alert_from_builtins(evidence) for evidence in conn.scalars(query)]
+
+
+def wider_alerts(conn: Connection) -> list[Alert]:
+    """All open alerts about the market and topics, the youngest first: those that may explain others."""
+    c = episodes.c
+    active = c.state.in_((AlertState.FIRING.value, AlertState.ACKNOWLEDGED.value))
+    query = select(c.evidence).where(active, or_(c.key == MARKET, _is_topic)).order_by(c.fired_at.desc(), c.id)
     return [alert_from_builtins(evidence) for evidence in conn.scalars(query)]
 
 

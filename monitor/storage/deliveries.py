@@ -66,7 +66,8 @@ TEST: Final = "test"
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
-    """One notification for one receiver. `payload` is the exact body of every attempt."""
+    """One notification for one receiver. `payload` is the exact body of every attempt; `released_at` is when a notice
+    that was held back was let go."""
 
     id: str
     episode_id: str
@@ -83,8 +84,16 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     last_status: int | None = None
     last_error: str | None = None
     delivered_at: datetime | None = None
+    released_at: datetime | None = None
+
+    @property
+    def since(self) -> datetime:
+        """Since when its receiver is being told: what was held back told nobody until it was let go."""
+        return self.released_at or self.created_at
 
 
+# Which of the notices of one test says most about it.
+_TROUBLE: Final = {DELIVERED: 0, PENDING: 1, FAILED: 2}
 COLUMNS: Final = tuple(deliveries.c[name] for name in Delivery.__struct_fields__)
 
 
@@ -118,13 +127,15 @@ def any_held(conn: Connection) -> bool:
 
 def any_due(conn: Connection, now: datetime) -> bool:
     """True when a notice for anybody may be attempted now, or waits for an earlier one only. Who is switched off gets
-    tests alone."""
+    tests alone, who asked to be left alone nothing."""
     off = deliveries.c.receiver.in_(select(receivers.c.name).where(~receivers.c.enabled))
+    quiet = deliveries.c.receiver.in_(select(receivers.c.name).where(receivers.c.quiet_until > now))
     waiting = and_(
         deliveries.c.state == PENDING,
         deliveries.c.next_attempt_at <= now,
         deliveries.c.digest_id.is_(None),
         or_(deliveries.c.event == TEST, ~off),
+        ~quiet,
     )
     return conn.scalar(select(deliveries.c.id).where(waiting, _free(now)).limit(1)) is not None
 
@@ -305,7 +316,7 @@ def set_free(conn: Connection, row: str, payload: str, now: datetime) -> None:
     conn.execute(
         update(deliveries)
         .where(deliveries.c.id == row, deliveries.c.state == HELD)
-        .values(state=PENDING, payload=payload, next_attempt_at=now, last_error=None)
+        .values(state=PENDING, payload=payload, next_attempt_at=now, last_error=None, released_at=now)
     )
 
 
@@ -343,6 +354,13 @@ def members(conn: Connection, digest_id: str) -> list[Delivery]:
 
 
 def tests_of_receivers(conn: Connection) -> dict[str, Delivery]:
-    """The newest test notice of each receiver that was ever asked for."""
-    query = select(*COLUMNS).where(deliveries.c.event == TEST).order_by(deliveries.c.created_at, deliveries.c.id)
-    return {row.receiver: row for row in read(conn, query)}
+    """What tells how the newest test of each receiver that was ever tested went: of its notices the one that failed,
+    else the one that has not arrived yet, else the last."""
+    order = (deliveries.c.created_at, deliveries.c.position)
+    told: dict[str, Delivery] = {}
+    for row in read(conn, select(*COLUMNS).where(deliveries.c.event == TEST).order_by(*order)):
+        known = told.get(row.receiver)
+        same = known is not None and known.created_at == row.created_at
+        if known is None or not same or _TROUBLE[row.state] >= _TROUBLE[known.state]:
+            told[row.receiver] = row
+    return told

@@ -27,7 +27,8 @@ __all__ = [
 RunState = Literal["running", "succeeded", "failed", "cancelled", "interrupted"]
 # A run that has not shown itself for this long was killed together with its process.
 HEARTBEAT_TIMEOUT: Final = timedelta(seconds=60)
-_LOCK: Final = 7342199
+# A number of its own (`items.py`, `migrate.py`): workers hold theirs for as long as they store a batch.
+_LOCK: Final = 7_342_200
 
 
 class JobRun(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ same work: every step compares and sets `version`, so that a holder that was ove
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import msgspec
@@ -15,8 +15,11 @@ import numpy as np
 from sqlalchemy import Connection, delete, func, select, update
 
 from monitor.storage import tables as t
+from monitor.storage.pending import end_pending, note_pending
 from monitor.storage.upsert import insert_missing
 from monitor.surges.decisions import MinuteCounts
+from monitor.surges.sorts import detector
+from monitor.surges.ticks import MAX_GAP_MINUTES
 
 __all__ = [
     "JudgeRow",
@@ -37,7 +40,6 @@ __all__ = [
 ]
 
 NAME: Final = "surges"
-MAX_GAP_MINUTES: Final = 90 * 24 * 60
 
 
 class WatcherRow(msgspec.Struct, frozen=True):
@@ -133,6 +135,8 @@ def save_judged(
     mine = (c.name == NAME) & (c.lease_holder == holder) & (c.version == version)
     if connection.execute(update(t.judge).where(mine).values(**values)).rowcount != 1:
         raise LostLeaseError
+    if snapshot is not None:
+        note_pending(connection, snapshot)
 
 
 def stored_watcher(connection: Connection, surge: str) -> WatcherRow | None:
@@ -154,7 +158,10 @@ def begin_watching(connection: Connection, surge: str, judged_to: int) -> None:
 
 
 def end_watching(connection: Connection, surge: str) -> None:
-    """Nobody watches this sort of surge any more: forget how far it was judged."""
+    """Nobody watches this sort of surge any more: forget how far it was judged, and what of it is pending."""
+    known = stored_watcher(connection, surge)
+    if known is not None:
+        end_pending(connection, detector(surge), datetime.fromtimestamp((known.judged_to + 1) * 60, UTC))
     connection.execute(delete(t.watchers).where(t.watchers.c.surge == surge))
 
 
@@ -170,6 +177,8 @@ def save_watched(connection: Connection, surge: str, before: int, judged_to: int
     mine = (c.surge == surge) & (c.judged_to == before)
     if connection.execute(update(t.watchers).where(mine).values(**values)).rowcount != 1:
         raise LostLeaseError
+    if snapshot is not None:
+        note_pending(connection, snapshot)
 
 
 def release_lease(connection: Connection, holder: str, now: datetime) -> None:

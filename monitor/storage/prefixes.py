@@ -7,9 +7,9 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, select
 
 from monitor.errors import ConfigurationError
-from monitor.storage.tables import deliveries, episodes, silences
+from monitor.storage.tables import deliveries, episodes, pending, silences
 
-__all__ = ["alert_id", "delivery_ids", "silence_id"]
+__all__ = ["alert_id", "delivery_ids", "pending_id", "silence_id"]
 
 # Candidates that are named; one more is looked for, to say that there are others.
 SHOWN: Final = 5
@@ -19,6 +19,18 @@ def alert_id(conn: Connection, text: str) -> str:
     """The alert that `text` is the id of, or the beginning of its id. Raises `ConfigurationError`."""
     c = episodes.c
     return _unique(conn, c.id, c.key, text, "alert", "`sentiment-monitor alerts list` shows them.")
+
+
+def pending_id(conn: Connection, text: str) -> str | None:
+    """What is or was pending and that `text` names, as `alert_id` does; None when `text` names an alert, or nothing."""
+    if not text or conn.scalar(select(episodes.c.id).where(episodes.c.id.startswith(text, autoescape=True)).limit(1)):
+        return None
+    begins = pending.c.id.startswith(text, autoescape=True)
+    if conn.scalar(select(pending.c.id).where(begins).limit(1)) is None:
+        return None
+    return _unique(
+        conn, pending.c.id, pending.c.key, text, "pending alert", "`alerts list --state pending` shows them."
+    )
 
 
 def silence_id(conn: Connection, text: str) -> str:

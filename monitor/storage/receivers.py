@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, case, func, select, update
+from sqlalchemy import Connection, case, func, or_, select, update
 
 from monitor.storage.audit import note_change
 from monitor.storage.tables import deliveries, receivers
@@ -18,6 +18,7 @@ __all__ = [
     "ReceiverStatus",
     "disable",
     "enable",
+    "leave_alone",
     "list_receivers",
     "receiver_health",
     "sync",
@@ -25,13 +26,19 @@ __all__ = [
 
 
 class ReceiverStatus(msgspec.Struct, frozen=True):
-    """One receiver. `definition` holds its kind and a redacted address; `disabled_reason` says who switched it off."""
+    """One receiver. `definition` holds its kind and a redacted address; `disabled_reason` says who switched it off;
+    `quiet_until` is when it wants to be called again at the earliest (its Retry-After)."""
 
     name: str
     definition: dict[str, Any]
     enabled: bool
     disabled_reason: str | None
     updated_at: datetime
+    quiet_until: datetime | None = None
+
+    def quiet(self, now: datetime) -> bool:
+        """True while it has asked to be left alone."""
+        return self.quiet_until is not None and self.quiet_until > now
 
 
 class ReceiverHealth(msgspec.Struct, frozen=True):
@@ -56,7 +63,14 @@ def sync(conn: Connection, definitions: Mapping[str, dict[str, Any]], now: datet
         conn.execute(receivers.delete().where(receivers.c.name.in_(gone)))
     changed = [name for name, definition in definitions.items() if known.get(name) != definition]
     rows = [
-        {"name": n, "definition": definitions[n], "enabled": True, "disabled_reason": None, "updated_at": now}
+        {
+            "name": n,
+            "definition": definitions[n],
+            "enabled": True,
+            "disabled_reason": None,
+            "updated_at": now,
+            "quiet_until": None,
+        }
         for n in changed
     ]
     if rows:
@@ -68,6 +82,13 @@ def disable(conn: Connection, name: str, reason: str, now: datetime, *, by: str 
     values = {"enabled": False, "disabled_reason": reason, "updated_at": now}
     if conn.execute(update(receivers).where(receivers.c.name == name).values(**values)).rowcount:
         note_change(conn, now, by, f"receiver:{name}", "switched off", {"reason": reason})
+
+
+def leave_alone(conn: Connection, name: str, until: datetime) -> None:
+    """It asked for a pause: whoever delivers, now or after a restart, sends it nothing before then. A pause that is
+    longer already stays."""
+    longer = or_(receivers.c.quiet_until.is_(None), receivers.c.quiet_until < until)
+    conn.execute(update(receivers).where(receivers.c.name == name, longer).values(quiet_until=until))
 
 
 def enable(conn: Connection, name: str, now: datetime, *, by: str) -> bool:

@@ -93,11 +93,11 @@ def sync_rules(
             note_change(conn, now, rule.origin, rule_actor(rule.name), "removed")
     for name, definition in definitions.items():
         before, origin = known.get(name), BUILT_IN_ORIGIN if name == built_in else FILE
-        if before is not None and (before.origin, before.definition) == (origin, definition):
-            continue
-        if before is not None and before.origin == origin == BUILT_IN_ORIGIN:
-            continue
-        _keep(conn, definition, before, name=name, origin=origin, author=origin, now=now)
+        wanted = definition
+        if before is not None and before.origin == origin == BUILT_IN_ORIGIN and not before.enabled:
+            wanted = definition | {"enabled": False}
+        if before is None or (before.origin, before.definition) != (origin, wanted):
+            _keep(conn, wanted, before, name=name, origin=origin, author=origin, now=now)
 
 
 def _keep(

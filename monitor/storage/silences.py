@@ -47,11 +47,15 @@ def add_silence(
     author: str,
     rule: str = "*",
 ) -> Silence:
-    """A new silence. Raises `ConfigurationError` when it would end before it starts or matches nothing."""
+    """A new silence. Raises `ConfigurationError` when it would end before it starts, matches nothing, or does not say
+    why: whoever wonders later about an alert that nobody heard of has to find it there."""
+    comment = comment.strip()
     if ends_at <= starts_at:
         raise ConfigurationError("A silence must end after it starts.")
     if not 0 < len(key) <= 160 or not 0 < len(rule) <= 160:
         raise ConfigurationError("A silence needs a key or a pattern, such as ticker:AAPL or topic:*.")
+    if not comment:
+        raise ConfigurationError("A silence needs a comment that says why.", "Such as: known, the earnings call.")
     silence = Silence(
         id=uuid.uuid4().hex[:12],
         key=key,

@@ -1,10 +1,11 @@
 """The tables. Times are UTC and stored as epoch milliseconds; `minute` columns are whole epoch minutes (event time).
 
-Who writes what: the scoring worker `items`, `item_keys`, `retracted_keys`, `charts`,
-`awaited_charts` (charts that a stored item names and that have not come), `dead_letters`; the aggregator `partitions`,
-`ticks`, `rollups`, `ledger`, `waiting`, `stories`, `open_stories`; the judge `judge`, `watchers`, `episodes`, `outbox`;
-the notifier `deliveries`, `alert_events`; the dashboard and the command line `labels`, `silences`, `rules`,
-`receivers`, `audit_log` (who changed what of these); the jobs `models`, `model_promotions`, `job_runs`.
+Who writes what: the scoring worker `items`, `item_keys`, `retracted_keys`, `charts`, `awaited_charts` (charts that a
+stored item names and that have not come), `dead_letters`; the aggregator `partitions`, `ticks`, `rollups`, `ledger`,
+`waiting`, `stories`, `open_stories`; the judge `judge`, `watchers`, `pending` (above calm and below the bar),
+`episodes`, `outbox`; the notifier `deliveries`, `alert_events`; the dashboard and the command line `labels`,
+`silences`, `rules`, `receivers`, `audit_log` (who changed what of these); the jobs `models`, `model_promotions`,
+`job_runs`.
 """
 
 from __future__ import annotations
@@ -299,6 +300,22 @@ episodes = Table(
     Index(None, "key", "started_at"),
 )
 
+pending = Table(
+    "pending",
+    metadata,
+    Column("id", String(128), primary_key=True),
+    Column("rule", String(128), nullable=False),
+    Column("surge", String(16), nullable=False),
+    Column("key", String(160), nullable=False),
+    Column("started_at", UtcTime, nullable=False),
+    Column("seen_at", UtcTime, nullable=False),
+    Column("score", Float, nullable=False),
+    Column("bar", Float, nullable=False),
+    Column("window_minutes", Integer, nullable=False),
+    Column("ended_at", UtcTime, nullable=True),
+    Index(None, "rule", "ended_at"),
+)
+
 alert_events = Table(
     "alert_events",
     metadata,
@@ -350,6 +367,7 @@ deliveries = Table(
     Column("last_error", Text, nullable=True),
     Column("created_at", UtcTime, nullable=False),
     Column("delivered_at", UtcTime, nullable=True),
+    Column("released_at", UtcTime, nullable=True),
     Index(None, "state", "next_attempt_at"),
     Index(None, "receiver", "position"),
 )
@@ -362,6 +380,7 @@ receivers = Table(
     Column("enabled", Boolean, nullable=False),
     Column("disabled_reason", Text, nullable=True),
     Column("updated_at", UtcTime, nullable=False),
+    Column("quiet_until", UtcTime, nullable=True),
 )
 
 rules = Table(

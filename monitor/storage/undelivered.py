@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, func, or_, select, update
+from sqlalchemy import Connection, and_, case, func, or_, select, update
 
 from monitor.storage.audit import note_change
-from monitor.storage.deliveries import COLUMNS, FAILED, PENDING, TEST, Delivery, read
+from monitor.storage.deliveries import COLUMNS, DELIVERED, FAILED, PENDING, TEST, Delivery, read
 from monitor.storage.tables import deliveries, receivers
 
 __all__ = ["replay", "stranded", "undelivered"]
@@ -62,15 +62,57 @@ def stranded(conn: Connection, ids: Sequence[str] | None = None) -> dict[str, in
 def replay(conn: Connection, now: datetime, ids: Sequence[str] | None = None, *, by: str = "cli") -> int:
     """Make failed and waiting notifications due at once, with a fresh schedule and the same ids; `ids` None: all.
 
-    A digest is replayed as a whole. What nobody would send, because its receiver is gone or switched off, stays as it
-    is (`stranded` tells it). Returns how many are due now.
+    A digest is replayed as a whole. What came later about the same alert for the same receiver is sent again behind it,
+    also what has arrived: an alert that is said to fire must be said to be over afterwards. What nobody would send,
+    because its receiver is gone or switched off, stays as it is (`stranded` tells it). Returns how many undelivered
+    ones are due now.
     """
-    rows = conn.scalars(select(deliveries.c.id).where(_replayable(ids), _served())).all()
-    values = {"state": PENDING, "attempts": 0, "next_attempt_at": now, "last_error": None}
-    conn.execute(update(deliveries).where(deliveries.c.id.in_(rows)).values(**values))
+    chosen = dict.fromkeys(conn.scalars(select(deliveries.c.id).where(_replayable(ids), _served())).all(), "replayed")
+    fresh = asked = list(chosen)
+    while fresh:
+        # A digest among these has later notices of its own.
+        found = [row for row in _later(conn, fresh) if row not in chosen]
+        chosen |= dict.fromkeys(found, "sent again behind an earlier one")
+        fresh = found
+    for row, event in chosen.items():
+        _due_again(conn, row, now)
+        note_change(conn, now, by, f"notice:{row}", event)
+    return len(asked)
+
+
+def _due_again(conn: Connection, row: str, now: datetime) -> None:
+    values = {
+        "state": PENDING,
+        # One attempt stays noted of what was tried by itself: its id must not change any more (no digest).
+        "attempts": case((deliveries.c.attempts > 0, 1), else_=0),
+        "next_attempt_at": now,
+        "last_error": None,
+        "delivered_at": None,
+        # One that arrived in a digest is sent by itself.
+        "digest_id": None,
+    }
+    conn.execute(update(deliveries).where(deliveries.c.id == row).values(**values))
     conn.execute(
-        update(deliveries).where(deliveries.c.digest_id.in_(rows), deliveries.c.state == FAILED).values(state=PENDING)
+        update(deliveries).where(deliveries.c.digest_id == row, deliveries.c.state == FAILED).values(state=PENDING)
     )
-    for row in rows:
-        note_change(conn, now, by, f"notice:{row}", "replayed")
-    return len(rows)
+
+
+def _later(conn: Connection, ids: Sequence[str]) -> list[str]:
+    """What arrived or was given up, for the same receiver and about the same alert, behind one of these notices or what
+    one of these digests holds; the digest in place of what was given up in it."""
+    earlier, later = deliveries.alias("earlier"), deliveries.alias("later")
+    behind = and_(
+        later.c.receiver == earlier.c.receiver,
+        later.c.episode_id == earlier.c.episode_id,
+        later.c.position > earlier.c.position,
+        later.c.state.in_((DELIVERED, FAILED)),
+        later.c.event != TEST,
+    )
+    given_up_together = and_(later.c.state == FAILED, later.c.digest_id.is_not(None))
+    query = (
+        select(case((given_up_together, later.c.digest_id), else_=later.c.id))
+        .join(earlier, behind)
+        .where(or_(earlier.c.id.in_(ids), earlier.c.digest_id.in_(ids)))
+        .distinct()
+    )
+    return list(conn.scalars(query))

@@ -7,8 +7,10 @@ input was cut into pieces.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from heapq import merge
 from typing import Final
 
 import msgspec
@@ -16,23 +18,22 @@ import numpy as np
 
 from monitor.alerts.records import MAX_STORIES, AlertStory, AlertWindow
 from monitor.records import ContributionBatch, ScoredItem, SourceWatermark
-from monitor.stories import Story, add_copies
-from monitor.surges.budget import bar_from_history
+from monitor.stories import Story
 from monitor.surges.counting import Changes, Counter, CounterState, CountingConfig
 from monitor.surges.decisions import Decision, MinuteCounts
+from monitor.surges.evidence import Evidence
 from monitor.surges.judge import Judge, JudgeConfig
-from monitor.surges.keys import MARKET, TOPIC, contributions_of, epoch_ms
+from monitor.surges.keys import contributions_by_item, epoch_ms
 from monitor.surges.ledger import MemoryLedger
-from monitor.surges.sorts import NEGATIVE, VOLUME
-from monitor.surges.ticks import MINUTE_MS
+from monitor.surges.sightings import Sightings
+from monitor.surges.sorts import NEGATIVE
+from monitor.surges.ticks import MAX_GAP_MINUTES, MINUTE_MS, Reached
 
-__all__ = ["Backtest", "BacktestAlert", "History", "measure_histories", "measure_history"]
+__all__ = ["Backtest", "BacktestAlert", "Stretch", "Watch"]
 
 INPUT: Final = "input"
 BATCHES: Final = 256
-DAY_MS: Final = 24 * 60 * MINUTE_MS
-# The first days of a history are for learning what is normal: their peaks say little about later ones.
-WARM_DAYS: Final = 8
+DAY_MINUTES: Final = 24 * 60
 _NO_COUNTS = np.zeros(0, dtype=np.int64)
 _EMPTY = MinuteCounts((), _NO_COUNTS, _NO_COUNTS)
 
@@ -61,17 +62,47 @@ class BacktestAlert(msgspec.Struct, kw_only=True):
     stories: tuple[AlertStory, ...]
 
 
-class Watch:
-    """The judge of one sort of surge, with the peaks of ended excursions and the minute they ended in, and the key-days
-    judged up to each minute of a day's end."""
+class Stretch:
+    """What a judge saw of one stretch of minutes: the `peaks` of ended excursions with the minute that they ended in,
+    and the `key_days` judged up to each midnight and the end. `begin` is its first minute."""
 
-    def __init__(self, config: JudgeConfig) -> None:
+    def __init__(self, begin: int) -> None:
+        self.begin = begin
         self.peaks: list[tuple[int, float]] = []
         self.key_days: list[tuple[int, float]] = []
-        self.judge = Judge(config, self._note_peak)
+
+
+class Watch:
+    """The judge of one sort of surge, with what it saw; `sightings` where its history is to come later."""
+
+    def __init__(self, config: JudgeConfig, history_later: bool) -> None:
+        self.config = config
+        self.sightings = Sightings(config) if history_later else None
+        self.stretches: list[Stretch] = []
+        self.judge = Judge(config)
+
+    @property
+    def bar(self) -> float:
+        """The score that is alerted at in the end."""
+        return self.sightings.bar if self.sightings is not None else self.judge.bar
+
+    def begin(self, minute: int) -> None:
+        """A judge that knows nothing yet goes on at `minute`."""
+        self.stretches.append(Stretch(minute))
+        self.judge = Judge(self.config, self._note_peak, self.sightings)
 
     def _note_peak(self, _key: str, peak: float) -> None:
-        self.peaks.append((self.judge.judged_to or 0, peak))
+        self.stretches[-1].peaks.append((self.judge.judged_to or 0, peak))
+
+    def midnight(self, minute: int) -> None:
+        """All minutes before `minute` are judged."""
+        self.stretches[-1].key_days.append((minute, self.judge.key_days))
+
+    def end(self, minute: int) -> None:
+        """The stretch is over, all minutes before `minute` are judged."""
+        if self.stretches:
+            self.stretches[-1].peaks += [(minute, peak) for peak in self.judge.peaks_under_way()]
+            self.midnight(minute)
 
 
 class Backtest:
@@ -81,67 +112,84 @@ class Backtest:
     ----------
     counting : as in the live processes.
     judging : the judge of each sort of surge that is looked for, one at least.
+    history_later : what a history tells is not known yet: there are no alerts until `decide` is told it.
     """
 
-    def __init__(self, counting: CountingConfig, *judging: JudgeConfig) -> None:
+    def __init__(self, counting: CountingConfig, *judging: JudgeConfig, history_later: bool = False) -> None:
         self.alerts: list[BacktestAlert] = []
         self.items = self.duplicates = self.late = self.stale = 0
-        self.watches = [Watch(config) for config in judging]
+        self.watches = [Watch(config, history_later) for config in judging]
+        self._history_later = history_later
         self._counter = Counter(counting, CounterState())
-        self._episodes: dict[str, BacktestAlert] = {}
-        self._pending: list[ScoredItem] = []
-        self._latest = 0
-        self.first_minute = 0
-        self._next_minute: int | None = None
-        self._ticks: dict[int, dict[str, list[int]]] = {}
         self._ledger = MemoryLedger()
-        # Minutes that are counted together: that is faster, and judged is one after the other all the same.
-        self._batches: list[ContributionBatch] = []
-        self._day = 0
+        self._evidence = Evidence([config.surge for config in judging])
+        # In a night without news nothing is far ahead, however little lateness is allowed.
+        self._reached = Reached(max(counting.max_late_ms, DAY_MINUTES * MINUTE_MS))
         self._lateness_ms = counting.lateness_ms
-        self._max_late_ms = counting.max_late_ms
-        # Stories that a surge may be made of, by key.
-        self._stories: dict[str, dict[str, Story]] = {}
-        self._sorts = tuple(config.surge for config in judging)
-        self._memory_ms = max(max(config.windows) for config in judging) * MINUTE_MS
+        self._max_late_minutes = counting.max_late_ms // MINUTE_MS
+        # The items of one minute, and those of earlier ones with what was reached after each. Minutes are counted
+        # together: that is faster, and judged is one after the other all the same.
+        self._minute_items: list[ScoredItem] = []
+        self._pending: list[tuple[list[ScoredItem], int]] = []
+        self._day = 0
+        self._ticks: dict[int, dict[str, list[int]]] = {}
+        self._last_tick = 0
+        self._next_minute: int | None = None
+        # Up to which minute (not inclusive) was judged in each step of the evidence.
+        self._judged: list[int] = []
+        self._open: dict[str, int] = {}
+        self._memory = max(max(config.windows) for config in judging)
+        # So long after its last story nothing is under way any more.
+        self._settled = self._memory + max(config.calm_minutes for config in judging) + 1
 
     @property
     def judge(self) -> Judge:
         """The judge of the first sort, to ask it `explain`."""
         return self.watches[0].judge
 
+    @property
+    def alone(self) -> int:
+        """Items so far ahead of all others that they did not move the watermark."""
+        return self._reached.alone
+
     def add(self, item: ScoredItem) -> None:
         """Count one item. Items may come out of order within the lateness; later ones are counted as late."""
-        at = epoch_ms(item.published_at)
-        if self.items and at // MINUTE_MS > self._latest // MINUTE_MS:
-            self._apply(idle=False)
-        self._latest = max(self._latest, at)
-        self._pending.append(item)
+        before = self._reached.at
+        reached = self._reached.read(epoch_ms(item.published_at))
+        if reached // MINUTE_MS > before // MINUTE_MS and self._minute_items:
+            self._end_minute(before)
+        self._minute_items.append(item)
         self.items += 1
 
     def finish(self) -> None:
         """All has come: close and judge the last minutes. Call it once."""
-        self._apply(idle=True)
+        reached = self._reached.end()
+        self._end_minute(reached, last=True)
         for watch in self.watches:
-            watch.peaks += [(self._next_minute or 0, peak) for peak in watch.judge.peaks_under_way()]
-            watch.key_days.append((self._next_minute or 0, watch.judge.key_days))
+            watch.end(self._next_minute or 0)
 
-    def _apply(self, idle: bool) -> None:
-        batch = ContributionBatch(
-            contributions=tuple(contributions_of(self._pending)),
-            sources=(SourceWatermark(INPUT, self._latest, idle, idle),),
-            source_count=1,
-        )
-        self._pending.clear()
-        self._batches.append(batch)
-        day = (self._latest - self._lateness_ms) // DAY_MS
+    def _end_minute(self, reached: int, *, last: bool = False) -> None:
+        self._pending.append((self._minute_items, reached))
+        self._minute_items = []
+        day = (reached - self._lateness_ms) // (DAY_MINUTES * MINUTE_MS)
         # What is older than a day is forgotten at its end: what comes after that must not find it.
-        if idle or len(self._batches) == BATCHES or day > self._day:
+        if last or len(self._pending) == BATCHES or day > self._day:
             self._day = day
-            for changes in self._counter.apply_each(self._batches, self._ledger):
-                self._remember(changes)
-                self._judge_closed(changes.open_minute)
-            self._batches.clear()
+            self._count(last)
+
+    def _count(self, last: bool) -> None:
+        signed = iter(contributions_by_item([item for items, _ in self._pending for item in items]))
+        batches = []
+        for number, (items, reached) in enumerate(self._pending, start=1):
+            ended = last and number == len(self._pending)
+            of_minute = tuple(c for _ in items for c in next(signed))
+            source = SourceWatermark(INPUT, reached, ended, ended)
+            batches.append(ContributionBatch(contributions=of_minute, sources=(source,), source_count=1))
+        self._pending.clear()
+        for number, changes in enumerate(self._counter.apply_each(batches, self._ledger), start=1):
+            self._remember(changes)
+            self._judge_closed(changes.open_minute, last and number == len(batches))
+            self._judged.append(self._next_minute or 0)
 
     def _remember(self, changes: Changes) -> None:
         self.duplicates += changes.duplicates
@@ -153,34 +201,47 @@ class Backtest:
                 tick[0] += delta.stories
                 tick[1] += delta.negative_stories
                 tick[2] += delta.positive_stories
-        for story in changes.stories.values():
-            if any(_is_of(story, surge) for surge in self._sorts):
-                self._stories.setdefault(story.key, {})[story.id] = story
-        for id_, copies in changes.copies.items():
-            begun = self._stories.get(copies.key, {}).get(id_)
-            if begun is not None:
-                add_copies(begun, copies)
+        self._evidence.remember(changes)
 
-    def _judge_closed(self, first_open: int) -> None:
-        minute = self._next_minute
-        if minute is None:
-            # The first minute that anything was counted in, which need not be the first item's that came.
-            minute = min(self._ticks, default=first_open)
-            if minute >= first_open:
-                return
-            self.first_minute = minute
-        while minute < first_open:
+    def _judge_closed(self, first_open: int, last: bool) -> None:
+        """Judge the minutes before `first_open`. Empty ones in which nothing is under way are put off until something
+        comes after them: if that takes months, judging begins anew there, as it does live."""
+        for minute in sorted(self._ticks):
+            if self._next_minute is None or minute - self._last_tick > MAX_GAP_MINUTES:
+                self._begin(minute)
+            self._judge_to(minute)
+            self._last_tick = minute
+        if self._next_minute is not None:
+            self._judge_to(first_open - 1 if last else min(first_open - 1, self._last_tick + self._settled))
+
+    def _begin(self, minute: int) -> None:
+        """Judge from `minute` on, which need not be the minute of the first item that came."""
+        for watch in self.watches:
+            watch.end(self._next_minute or 0)
+            watch.begin(minute)
+        self._next_minute = minute
+
+    def _judge_to(self, last: int) -> None:
+        minute = self._next_minute or 0
+        while minute <= last:
             counts = self._counts(minute)
             for watch in self.watches:
                 for decision in watch.judge.step(minute, counts):
-                    self._take(decision)
+                    if not self._history_later:
+                        self._take(decision, self._evidence.steps)
             minute += 1
-            if minute % (24 * 60) == 0:
+            if minute % DAY_MINUTES == 0:
                 for watch in self.watches:
-                    watch.key_days.append((minute, watch.judge.key_days))
-                self._forget_stories(minute * MINUTE_MS)
-                self._ledger.forget(minute - self._max_late_ms // MINUTE_MS)
+                    watch.midnight(minute)
+                self._evidence.forget(minute - self._memory, self._wanted(minute))
+                self._ledger.forget(minute - self._max_late_minutes)
         self._next_minute = minute
+
+    def _wanted(self, midnight: int) -> set[str]:
+        """The keys whose stories may be asked for when the history is known."""
+        since = midnight - DAY_MINUTES - self._memory
+        seen = [watch.sightings.last_seen.items() for watch in self.watches if watch.sightings is not None]
+        return {key for keys in seen for key, minute in keys if minute >= since}
 
     def _counts(self, minute: int) -> MinuteCounts:
         ticks = self._ticks.pop(minute, None)
@@ -189,12 +250,31 @@ class Backtest:
         rows = np.array(list(ticks.values()), dtype=np.int64)
         return MinuteCounts(list(ticks), *rows.T)
 
-    def _take(self, decision: Decision) -> None:
+    def decide(self, heights: Sequence[float]) -> None:
+        """Fill `alerts`, by the height that the history has for each judge, in their order. After `finish`, with
+        `history_later`."""
+        decided = [
+            watch.sightings.decide(height)
+            for watch, height in zip(self.watches, heights, strict=True)
+            if watch.sightings is not None
+        ]
+        for decision in merge(*decided, key=lambda decision: decision.at):
+            minute = epoch_ms(decision.at) // MINUTE_MS - 1
+            # The step that this minute was judged in is one more than the number of those that had ended before it.
+            self._take(decision, bisect_right(self._judged, minute) + 1)
+
+    def _take(self, decision: Decision, step: int) -> None:
         if decision.action == "resolve":
-            self._episodes.pop(decision.episode_id).resolved_at = decision.at
+            self.alerts[self._open.pop(decision.episode_id)].resolved_at = decision.at
             return
-        stories = self._evidence(decision)
-        alert = BacktestAlert(
+        alert = self._alert(decision, step)
+        place = self._open.setdefault(decision.episode_id, len(self.alerts))
+        self.alerts[place : place + 1] = [alert]
+
+    def _alert(self, decision: Decision, step: int) -> BacktestAlert:
+        end = epoch_ms(decision.at) // MINUTE_MS
+        stories = self._evidence.of(decision.key, decision.surge, end - decision.window_minutes, end, step)
+        return BacktestAlert(
             id=decision.episode_id,
             key=decision.key,
             rule=decision.rule,
@@ -218,40 +298,6 @@ class Backtest:
             sources=len({source for story in stories for source in story.sources}),
             stories=tuple(_public(story) for story in stories[:MAX_STORIES]),
         )
-        before = self._episodes.get(decision.episode_id)
-        self._episodes[decision.episode_id] = alert
-        if before is None:
-            self.alerts.append(alert)
-        else:
-            self.alerts[self.alerts.index(before)] = alert
-
-    def _evidence(self, decision: Decision) -> list[Story]:
-        """The stories of the sort that surges that were counted in the decision's window, the latest first."""
-        end = epoch_ms(decision.at)
-        start = end - decision.window_minutes * MINUTE_MS
-        keys = [decision.key]
-        if decision.key == MARKET:
-            keys = [key for key in self._stories if key.startswith(TOPIC)]
-        within = [
-            story
-            for key in keys
-            for story in self._stories.get(key, {}).values()
-            if start <= story.minute * MINUTE_MS < end and _is_of(story, decision.surge)
-        ]
-        return sorted(within, key=lambda story: (-story.first.at, story.id))
-
-    def _forget_stories(self, now: int) -> None:
-        for key in list(self._stories):
-            recent = {s.id: s for s in self._stories[key].values() if s.minute * MINUTE_MS >= now - self._memory_ms}
-            if recent:
-                self._stories[key] = recent
-            else:
-                del self._stories[key]
-
-
-def _is_of(story: Story, surge: str) -> bool:
-    """Whether a surge of this sort is made of such stories."""
-    return surge == VOLUME or (story.first.negative if surge == NEGATIVE else story.first.positive)
 
 
 def _public(story: Story) -> AlertStory:
@@ -266,40 +312,3 @@ def _public(story: Story) -> AlertStory:
         p_negative=first.p_negative,
         p_positive=story.p_positive,
     )
-
-
-class History(msgspec.Struct, frozen=True):
-    """What a replay without known surges of a sort tells of false alarms: peaks of excursions, and key-days judged."""
-
-    peaks: tuple[float, ...]
-    key_days: float
-    surge: str = NEGATIVE
-
-    def bar(self, budget: float) -> float:
-        """The score to alert at for `budget` false alarms per key and day. Raises `ValueError` without key-days."""
-        return bar_from_history(self.peaks, self.key_days, budget)
-
-
-def measure_history(items: Iterable[ScoredItem], counting: CountingConfig, judging: JudgeConfig) -> History:
-    """`measure_histories` of one sort."""
-    return measure_histories(items, counting, [judging])[0]
-
-
-def measure_histories(
-    items: Iterable[ScoredItem], counting: CountingConfig, judging: Sequence[JudgeConfig]
-) -> list[History]:
-    """Replay a history, once for all judges; its first `WARM_DAYS` days, or third if that is less, are not counted."""
-    replay = Backtest(counting, *judging)
-    for item in items:
-        replay.add(item)
-    replay.finish()
-    return [_history(watch, replay.first_minute) for watch in replay.watches]
-
-
-def _history(watch: Watch, begin: int) -> History:
-    end, key_days = watch.key_days[-1]
-    warm = begin + min(WARM_DAYS * 24 * 60, (end - begin) // 3)
-    # Key-days are known at midnights: peaks are taken from the same one on.
-    since, before = max((known for known in watch.key_days if known[0] <= warm), default=(begin, 0.0))
-    peaks = tuple(peak for minute, peak in watch.peaks if minute >= since)
-    return History(peaks, key_days - before, watch.judge.config.surge)

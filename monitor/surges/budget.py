@@ -1,10 +1,13 @@
 """The bar: which score to alert at, so that false alarms stay within a budget per key and day.
 
 What is counted are the peaks of excursions (`monitor.surges.episodes`): with the bar at x, the peaks above x are the
-alarms. The shape of their tail is shipped. From a replay without known surges its height and its steepness are learned
-by the highest peaks: on the scale of the shipped tail the excess over a threshold is exponential, its mean (Hill's
-estimator) is held to the shipped tail's. Without such a replay only the height is learned, from the many low peaks,
-among which surges hardly count.
+alarms. The shape of their tail is shipped; its height is learned from the many low peaks, among which surges hardly
+count: from a replay without known surges, if there is one, and then online. The few high peaks of a replay would tell
+the steepness, too, but those of another stream are more of a guess than the shipped tail (docs/surges.md).
+
+One count series has a tail of its own: from its earlier peaks height and steepness are learned by the highest. On the
+scale of the shipped tail the excess over a threshold is exponential, its mean (Hill's estimator) is held to the
+shipped tail's.
 """
 
 from __future__ import annotations
@@ -14,11 +17,12 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, Final
 
-__all__ = ["TOPICS_HEIGHT", "AlarmRate", "bar_from_history"]
+__all__ = ["HISTORY_PEAKS", "TOPICS_HEIGHT", "AlarmRate", "aim", "bar_from_history", "height_from_history"]
 
 # The alarms aimed at, as a part of the budget. Peaks that lie in a surge are no false alarms, so that a stream with
 # surges has fewer than a history with the same bar: see docs/surges.md.
-AIM: Final = 0.85
+# At the smaller budgets precision has room and recall has not.
+AIMS: Final = ((0.001, 0.95), (0.01, 0.8))
 # The shipped tail: log10 of the peaks above score x per key and day, measured on streams without surges. That of
 # positive stories lies .07 higher and that of volumes .2, both as steep, and the height is learned.
 TAIL: Final = (
@@ -37,9 +41,19 @@ LOWEST, HIGHEST = 1.0, 30.0
 # The low peaks by which the tail's height is learned.
 BAND: Final = (1.5, 2.5)
 PRIOR_PEAKS: Final = 20.0
+# A height from a history counts as much as this many low peaks, two weeks of what 200 keys show: in a stream with
+# surges low peaks are fewer, and a bar learned from them alone is too low.
+HISTORY_PEAKS: Final = 500.0
 TOP_PEAKS: Final = 60
 # The shipped tail's steepness counts as much as this many peaks: one replay's highest few are chance.
 TAIL_PEAKS: Final = 50.0
+
+
+def aim(budget: float) -> float:
+    """The part of a budget that is aimed at."""
+    (small, high), (large, low) = AIMS
+    part = math.log(budget / small) / math.log(large / small)
+    return high + (low - high) * min(max(part, 0.0), 1.0)
 
 
 def tail_rate(score: float) -> float:
@@ -68,7 +82,7 @@ def bar_from_history(peaks: Sequence[float], key_days: float, budget: float) -> 
     """
     if key_days <= 0.0:
         raise ValueError("a history without key-days sets no bar")
-    wanted = AIM * budget * key_days
+    wanted = aim(budget) * budget * key_days
     ordered = sorted(peaks, reverse=True)
     top = min(len(ordered) - 1, max(TOP_PEAKS, math.ceil(1.5 * wanted)))
     if top < 10:
@@ -86,15 +100,30 @@ def bar_from_history(peaks: Sequence[float], key_days: float, budget: float) -> 
     return max(LOWEST, _tail_score(math.exp(-heights[top] - excess * math.log(top / wanted))))
 
 
+def height_from_history(peaks: Sequence[float], key_days: float) -> float:
+    """How many times as high the tail is as the shipped one, from the excursions' peaks of a replay of `key_days`.
+
+    Raises `ValueError` when the replay holds no key-days at all.
+    """
+    if key_days <= 0.0:
+        raise ValueError("a history without key-days tells nothing")
+    rate = AlarmRate(half_life_days=math.inf)
+    rate.pass_days(key_days)
+    for peak in peaks:
+        rate.peak(peak)
+    return rate.height
+
+
 class AlarmRate:
     """Learns online how high the tail of peaks is, and with it the bar. Looks at what has ended only.
 
-    Until there are peaks it is `height` times as high as the shipped one.
+    Until there are peaks it is `height` times as high as the shipped one, which counts as much as `weight` peaks.
     """
 
-    def __init__(self, half_life_days: float, height: float = 1.0) -> None:
+    def __init__(self, half_life_days: float, height: float = 1.0, weight: float = PRIOR_PEAKS) -> None:
         self._half_life = half_life_days
-        self._height = height
+        self._begin = height
+        self._weight = weight
         self.peaks = 0.0
         self.key_days = 0.0
 
@@ -109,11 +138,15 @@ class AlarmRate:
         if BAND[0] <= score < BAND[1]:
             self.peaks += 1.0
 
-    def bar(self, budget: float) -> float:
-        """The score above which the peaks are expected to number `budget` per key and day."""
+    @property
+    def height(self) -> float:
+        """How many times as high the tail is as the shipped one."""
         shipped = tail_rate(BAND[0]) - tail_rate(BAND[1])
-        height = (self.peaks + PRIOR_PEAKS) / (self.key_days * shipped + PRIOR_PEAKS / self._height)
-        return max(LOWEST, _tail_score(AIM * budget / height))
+        return (self.peaks + self._weight) / (self.key_days * shipped + self._weight / self._begin)
+
+    def bar(self, budget: float) -> float:
+        """The score above which the peaks are expected to number `budget` per key and day, or the part aimed at."""
+        return max(LOWEST, _tail_score(aim(budget) * budget / self.height))
 
     def state(self) -> dict[str, Any]:
         """For a snapshot."""

@@ -18,8 +18,10 @@ __all__ = ["JudgeConfig"]
 class JudgeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What the judge goes by. Measured defaults; see docs/surges.md for what each is worth.
 
-    `budget` is the number of false alarms allowed per key and day; `bar` the score to alert at (from a replay), None:
-    set online. Windows, calm and hold-off are in minutes; the longest window must be whole blocks of 15 minutes.
+    `budget` is the number of false alarms allowed per key and day; `bar` a fixed score to alert at, None: set online;
+    `height` how many times as high as the shipped one a history has found the tail of peaks (`monitor.surges.budget`),
+    None: there is none; `heights` those of each sort of surge that has one. Windows, calm and hold-off are in minutes;
+    the longest window must be whole blocks of 15 minutes.
     `surge` is the sort of surge that is looked for (`monitor.surges.sorts`), `rule` what its judge is called.
     A volume wanders off its level by a variance of `volume_wander` in `level_minutes`, by less in shorter windows.
     A key's share of negatives wanders by a variance of `share_wander` a day, in log odds.
@@ -30,6 +32,8 @@ class JudgeConfig(msgspec.Struct, frozen=True, kw_only=True):
     surge: str = NEGATIVE
     budget: float = 0.01
     bar: float | None = None
+    height: float | None = None
+    heights: tuple[tuple[str, float], ...] = ()
     windows: tuple[int, ...] = (15, 30, 60, 120, 240, 480)
     window_weight: float = 0.75
     min_stories: int = 3
@@ -62,8 +66,9 @@ class JudgeConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"the sort of surge must be one of {', '.join(SURGES)}")
 
     def watching(self, surge: str) -> JudgeConfig:
-        """The same for another sort of surge."""
-        return msgspec.structs.replace(self, surge=surge, rule=detector(surge))
+        """The same for another sort of surge, with the height of that sort if there is one."""
+        height = dict(self.heights).get(surge, self.height)
+        return msgspec.structs.replace(self, surge=surge, rule=detector(surge), height=height)
 
     @classmethod
     def of(cls, settings: Settings) -> JudgeConfig:

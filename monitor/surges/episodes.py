@@ -84,12 +84,16 @@ class Excursions:
         """Take out and yield the excursions that have been calm for long enough, by key index."""
         over = [index for index, e in self.under_way.items() if minute - e.last >= self._calm_minutes]
         for index in over:
-            excursion = self.under_way.pop(index)
-            if excursion.fired >= 0 and self._hold_off_minutes:
-                self.held_off[index] = minute + self._hold_off_minutes
-            yield index, excursion
+            yield index, self.end(minute, index)
         if self.held_off:
             self.held_off = {index: until for index, until in self.held_off.items() if until > minute}
+
+    def end(self, minute: int, index: int) -> Excursion:
+        """Take out the excursion of a key, which is over."""
+        excursion = self.under_way.pop(index)
+        if excursion.fired >= 0 and self._hold_off_minutes:
+            self.held_off[index] = minute + self._hold_off_minutes
+        return excursion
 
     def renumber(self, new: NDArray[np.int64]) -> None:
         """Key indices have changed: `new[old]` is the index now."""

@@ -15,7 +15,6 @@ The market is a key of its own, the sum over `topic:*`; every item has exactly o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import msgspec
@@ -23,12 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitor.surges.baseline import KINDS, PRIOR_SHARE, SUMS, Baseline, kind_of
-from monitor.surges.budget import TOPICS_HEIGHT, AlarmRate
+from monitor.surges.budget import HISTORY_PEAKS, TOPICS_HEIGHT, AlarmRate
 from monitor.surges.config import JudgeConfig
-from monitor.surges.decisions import Action, Decision, MinuteCounts, Standing, WindowStanding, episode_id
-from monitor.surges.episodes import Excursion, Excursions
+from monitor.surges.decisions import Decision, MinuteCounts, Standing, WindowStanding, episode_id
+from monitor.surges.episodes import Excursions
 from monitor.surges.keys import MARKET
 from monitor.surges.season import BLOCK_MINUTES, BLOCKS_A_DAY, Season
+from monitor.surges.sightings import Sighting, Sightings, decision_of
 from monitor.surges.sorts import VOLUME
 from monitor.surges.statistic import Measured, Statistic
 from monitor.surges.verdict import verdict_of
@@ -39,7 +39,6 @@ __all__ = ["Decision", "Judge", "JudgeConfig", "MinuteCounts", "Standing", "Wind
 Ints = NDArray[np.int64]
 Array = NDArray[np.float64]
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SNAPSHOT_VERSION: Final = 2
 # A key whose discounted stories fell below this, with nothing in its windows, is forgotten.
 FORGET_BELOW: Final = 0.01
@@ -47,11 +46,18 @@ FORGET_BELOW: Final = 0.01
 
 class Judge:
     """See the module. `on_peak(key, score)` is told the peak of every ended excursion of a key that is no sum of others
-    (topics and the market are), for setting a bar; `key_days` counts the days that such keys were judged."""
+    (topics and the market are), for setting a bar; `key_days` counts the days that such keys were judged. `sightings`
+    is told what is seen of keys above calm, for a history that is still being measured."""
 
-    def __init__(self, config: JudgeConfig, on_peak: Callable[[str, float], None] | None = None) -> None:
+    def __init__(
+        self,
+        config: JudgeConfig,
+        on_peak: Callable[[str, float], None] | None = None,
+        sightings: Sightings | None = None,
+    ) -> None:
         self.config = config
         self._on_peak = on_peak
+        self._sightings = sightings
         self._minute: int | None = None
         self._names: list[str] = []
         self._index: dict[str, int] = {}
@@ -61,7 +67,8 @@ class Judge:
         self._season = Season(config.season_half_life_days, config.season_day_stories, config.season_week_stories)
         self._windows = Windows(config.windows, config.level_minutes)
         self._excursions = Excursions(config.calm_minutes, config.hold_off_minutes)
-        self._alarms = AlarmRate(config.alarm_half_life_days)
+        known = (config.height, HISTORY_PEAKS) if config.height is not None else ()
+        self._alarms = AlarmRate(config.alarm_half_life_days, *known)
         self._alarms_of_topics = AlarmRate(config.alarm_half_life_days, TOPICS_HEIGHT)
         self._longest = int(np.argmax(config.windows))
         self._statistic = Statistic(config, self._baseline, self._windows)
@@ -69,7 +76,7 @@ class Judge:
         self._block_stories = 0.0
         # Discounted stories and exposure of all keys together: the level that season is relative to.
         self._volume = [0.0, 0.0]
-        self.bar = self.bar_of_topics = 0.0
+        self.bar = self._least_bar_of_topics = 0.0
         self._set_bars()
         self.key_days = 0.0
 
@@ -150,6 +157,8 @@ class Judge:
             if block % BLOCKS_A_DAY == 0:
                 self._forget()
             self._set_bars()
+        if self._sightings is not None:
+            self._sightings.learned(minute, self._alarms)
         self._exposure = self._season.factor(block) / (24 * 60)
         self._statistic.begin_block()
 
@@ -157,10 +166,15 @@ class Judge:
         """A topic is a changing mix of keys and surprises more often: it is held to the bar of its own kind."""
         config = self.config
         self.bar = config.bar if config.bar is not None else max(self._alarms.bar(config.budget), config.calm_score)
-        self.bar_of_topics = max(self.bar, self._alarms_of_topics.bar(config.budget))
+        self._least_bar_of_topics = self._alarms_of_topics.bar(config.budget)
 
-    def _bar_of(self, key: int) -> float:
-        return self.bar_of_topics if self._baseline.kinds[key] == _TOPICS else self.bar
+    @property
+    def bar_of_topics(self) -> float:
+        """The score that topics alert at."""
+        return max(self.bar, self._least_bar_of_topics)
+
+    def _least_bar_of(self, key: int) -> float:
+        return self._least_bar_of_topics if self._baseline.kinds[key] == _TOPICS else 0.0
 
     def _forget(self) -> None:
         """Drop the keys that have not been heard of for so long that nothing is known of them any more."""
@@ -191,42 +205,35 @@ class Judge:
         index = index[enough]
         if len(index):
             measured = self._statistic.measure(index)
-            for position in np.flatnonzero(measured.score >= config.calm_score):
-                key, score, row = int(index[position]), float(measured.score[position]), int(measured.window[position])
-                made = excursions.above(minute, key, score, row, self._bar_of(key))
+            for position in np.flatnonzero(measured.score >= config.calm_score).tolist():
+                key, row = int(index[position]), int(measured.window[position])
+                sighting = self._sighting(minute, key, row, measured, position)
+                bar = max(self.bar, sighting.least_bar)
+                made = excursions.above(minute, key, sighting.score, row, bar)
+                if self._sightings is not None:
+                    self._sightings.saw(sighting)
                 if made is not None:
-                    action, excursion = made
-                    yield self._decision(action, minute, key, excursion, measured, int(position))
+                    yield decision_of(config, made[0], minute, made[1], sighting)
         for key, excursion in sorted(excursions.ended(minute), key=lambda pair: self._names[pair[0]]):
             self._note_peak(key, excursion.peak)
+            if self._sightings is not None:
+                self._sightings.ended(minute, self._names[key])
             if excursion.fired >= 0:
                 measured = self._statistic.measure(np.array([key], dtype=np.int64))
-                yield self._decision("resolve", minute, key, excursion, measured, 0)
+                sighting = self._sighting(minute, key, excursion.window, measured, 0)
+                yield decision_of(config, "resolve", minute, excursion, sighting)
 
-    def _decision(
-        self, action: Action, minute: int, key: int, excursion: Excursion, measured: Measured, position: int
-    ) -> Decision:
-        row = excursion.window
-        observed, stories = measured.negatives[row, position], measured.stories[row, position]
-        expected, score = float(measured.expected[row, position]), float(measured.score[position])
-        return Decision(
-            action=action,
-            episode_id=episode_id(self.config.rule, self._names[key], excursion.start),
-            rule=self.config.rule,
-            surge=self.config.surge,
-            key=self._names[key],
-            at=_time(minute + 1),
-            started_at=_time(excursion.start),
-            fired_at=_time(excursion.fired + 1),
-            window_minutes=self.config.windows[row],
-            observed=int(observed),
-            expected=expected,
-            stories=int(stories),
-            share=float(observed / stories) if stories else 0.0,
-            expected_share=float(self._baseline.share[key]),
-            p_value=10.0**-score,
-            score=score,
-            severity=excursion.severity,
+    def _sighting(self, minute: int, key: int, row: int, measured: Measured, position: int) -> Sighting:
+        return Sighting(
+            minute,
+            self._names[key],
+            float(measured.score[position]),
+            row,
+            int(measured.negatives[row, position]),
+            int(measured.stories[row, position]),
+            float(measured.expected[row, position]),
+            float(self._baseline.share[key]),
+            self._least_bar_of(key),
         )
 
     def _note_peak(self, key: int, peak: float) -> None:
@@ -273,7 +280,7 @@ class Judge:
             )
             for row, minutes in enumerate(self.config.windows)
         )
-        excursion, bar = self._excursions.under_way.get(index), self._bar_of(index)
+        excursion, bar = self._excursions.under_way.get(index), max(self.bar, self._least_bar_of(index))
         verdict, reason = verdict_of(
             self.config,
             fired=excursion.fired if excursion is not None else -1,
@@ -312,7 +319,7 @@ class Judge:
                 "block_stories": self._block_stories,
                 "volume": self._volume,
                 "common": self._statistic.common.state(),
-                "bars": [self.bar, self.bar_of_topics],
+                "bars": [self.bar, self._least_bar_of_topics],
                 "key_days": self.key_days,
             }
         )
@@ -342,7 +349,7 @@ class Judge:
         judge._block_stories = float(state["block_stories"])
         judge._volume = [float(value) for value in state["volume"]]
         judge._statistic.common.load(state["common"])
-        judge.bar, judge.bar_of_topics = map(float, state["bars"])
+        judge.bar, judge._least_bar_of_topics = map(float, state["bars"])
         judge.key_days = float(state["key_days"])
         return judge
 
@@ -350,7 +357,3 @@ class Judge:
 _TOPICS, _MARKETS = KINDS.index("topic"), KINDS.index("market")
 _NONE = np.zeros(0, dtype=np.int64)
 _NOTHING = Arrived(_NONE, np.zeros((2, 0), dtype=np.int64), np.zeros((2, len(KINDS)), dtype=np.int64))
-
-
-def _time(minute: int) -> datetime:
-    return _EPOCH + timedelta(minutes=minute)

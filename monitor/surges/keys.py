@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 from monitor.records import Contribution, ScoredItem, Sentiment, SentimentScore, normalise_tickers
@@ -15,6 +16,7 @@ __all__ = [
     "TICKER",
     "TOPIC",
     "contributions",
+    "contributions_by_item",
     "contributions_of",
     "epoch_ms",
     "keys_of",
@@ -47,11 +49,18 @@ def keys_of(item: ScoredItem) -> dict[str, SentimentScore]:
     topic key takes the item's. The market is no key of its own: the judge sums the topics, of which every item has
     exactly one.
     """
-    linked = normalise_tickers(entity.ticker for entity in item.entities if entity.ticker)
-    tickers = dict.fromkeys((*normalise_tickers(item.tickers), *linked))
+    tickers = _normalised(item.tickers)
+    if item.entities:
+        linked = normalise_tickers(entity.ticker for entity in item.entities if entity.ticker)
+        tickers = tuple(dict.fromkeys((*tickers, *linked)))
     keys = {f"{TICKER}{ticker}": item.ticker_sentiment(ticker) for ticker in tickers}
     keys[f"{TOPIC}{item.topic.label}"] = item.sentiment
     return keys
+
+
+@lru_cache(maxsize=4096)
+def _normalised(tickers: tuple[str, ...]) -> tuple[str, ...]:
+    return normalise_tickers(tickers)
 
 
 def contributions(item: ScoredItem) -> list[Contribution]:
@@ -65,22 +74,32 @@ def contributions(item: ScoredItem) -> list[Contribution]:
 def contributions_of(items: Sequence[ScoredItem], *, texts: bool = True) -> list[Contribution]:
     """What `items` add to their window keys, in order, with their titles and addresses if `texts`; to sign many
     stories at once is faster."""
+    return [c for of_item in contributions_by_item(items, texts=texts) for c in of_item]
+
+
+def contributions_by_item(items: Sequence[ScoredItem], *, texts: bool = True) -> list[list[Contribution]]:
+    """`contributions_of`, those of each item by themselves."""
     sketches = signatures([(item.title, item.body) for item in items])
+    return [_contributions(item, sketch, texts) for item, sketch in zip(items, sketches, strict=True)]
+
+
+def _contributions(item: ScoredItem, sketch: bytes, texts: bool) -> list[Contribution]:
+    at = epoch_ms(item.published_at)
+    title, url = (item.title, item.url) if texts else ("", "")
     return [
         Contribution(
             key=key,
             item_id=item.id,
-            at=epoch_ms(item.published_at),
+            at=at,
             p_negative=sentiment.negative,
             score=sentiment.score,
             negative=sentiment.label is Sentiment.NEGATIVE,
             positive=sentiment.label is Sentiment.POSITIVE,
             signature=sketch,
             source=item.source,
-            title=item.title if texts else "",
-            url=item.url if texts else "",
+            title=title,
+            url=url,
         )
-        for item, sketch in zip(items, sketches, strict=True)
         for key, sentiment in keys_of(item).items()
     ]
 

@@ -2,7 +2,8 @@
 
 A minute is judged when the watermarks of all contributions partitions have passed it; a partition that nothing was
 counted in yet holds judging up, since what it will count may belong to any minute. After a crash the judge's state is
-the last snapshot, stepped again over the stored ticks with its decisions dropped: they are in the store already.
+the last snapshot, stepped again over the stored ticks. Its decisions are in the store already, unless the settings have
+changed: so those whose episode goes on are recorded again, and the rest is history.
 
 This is the judge of negative stories. Other sorts of surge that rules watch go on behind it: `monitor.surges.watchers`.
 """
@@ -37,6 +38,7 @@ from monitor.storage.judging import (
 )
 from monitor.surges.decisions import Decision, MinuteCounts
 from monitor.surges.judge import Judge
+from monitor.surges.sorts import NEGATIVE
 from monitor.surges.ticks import MINUTE_MS
 from monitor.surges.watchers import Watchers
 from monitor.taxonomy import taxonomy_of
@@ -60,7 +62,7 @@ class LiveJudge:
     def __init__(self, engine: Engine, settings: Settings, partitions: int) -> None:
         self._engine = engine
         rules = load_rules(settings)
-        self._config = rules.judge
+        self._config = rules.judge.watching(NEGATIVE)
         self._taxonomy = taxonomy_of(settings)
         self._watchers = Watchers(engine, rules, settings.dashboard_url, settings.judge_snapshot_s, self._taxonomy)
         self._partitions = partitions
@@ -171,9 +173,10 @@ class LiveJudge:
                 judge, minute = Judge.restore(self._config, row.snapshot), row.snapshot_minute + 1
             except ValueError as error:
                 log.warning("judging again from the stored counts", reason=str(error))
+        decisions: list[Decision] = []
         while minute <= row.judged_to:
             last = min(minute + BATCH_MINUTES - 1, row.judged_to)
-            self._step(judge, minute, last)
+            decisions += self._step(judge, minute, last)[1]
             minute = last + 1
             with writing(self._engine) as connection:
                 if take_lease(connection, self._holder, datetime.now(UTC), self._lease, begin) is None:
@@ -182,8 +185,11 @@ class LiveJudge:
             if take_lease(connection, self._holder, datetime.now(UTC), self._lease, begin) is None:
                 raise LostLeaseError
             # Those of a judge with other settings: nobody else would end them.
-            at = datetime.fromtimestamp((row.judged_to + 1) * 60, UTC)
-            resolved = resolve_forgotten(connection, self._config.rule, judge.firing(), at)
+            at, firing = datetime.fromtimestamp((row.judged_to + 1) * 60, UTC), judge.firing()
+            resolved = resolve_forgotten(connection, self._config.rule, firing, at)
+            # And what this one finds to go on, the other may not have found: to record it again changes nothing.
+            going_on = [d for d in decisions if d.episode_id in firing and d.action != "resolve"]
+            record_decisions(connection, going_on, dashboard_url=self._dashboard_url, taxonomy=self._taxonomy)
         if resolved:
             log.info("resolved episodes that the judge does not know of", episodes=resolved)
         self._snapshot_at = time.monotonic()

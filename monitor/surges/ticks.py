@@ -1,4 +1,4 @@
-"""Event time: minutes, and the watermark that says which of them are closed.
+"""Event time: minutes, how far a source has come, and the watermark that says which minutes are closed.
 
 Every input partition is a *source* that reports how far it has been worked off. The watermark of a contributions
 partition is the smallest report less the allowed lateness; quiet sources (read to their end) do not hold it up, and
@@ -15,9 +15,56 @@ import msgspec
 
 from monitor.records import SourceWatermark
 
-__all__ = ["MINUTE_MS", "CounterState", "TickDelta", "advance", "merge_sources"]
+__all__ = ["MAX_GAP_MINUTES", "MINUTE_MS", "CounterState", "Reached", "TickDelta", "advance", "merge_sources"]
 
 MINUTE_MS: Final = 60_000
+# After a longer stretch without anything judging begins anew: what was normal before says nothing any more.
+MAX_GAP_MINUTES: Final = 90 * 24 * 60
+
+
+class Reached:
+    """How far reading a source has come in event time, by the times of what is read, in order.
+
+    One item that is far ahead of all before it moves nothing: its date may be wrong, and then every minute up to it
+    would be closed and all that follows late. The next one of another time tells: if that is as far ahead, there was
+    nothing to read in between, and what is reached is the earlier of the two; if not, the first was ahead by itself.
+    It waits for its minute like any other item.
+
+    Parameters
+    ----------
+    max_ahead_ms : an item more than this ahead of what was reached is far ahead.
+    at : event time (epoch ms) that was reached before, 0 when nothing is known: then the first item is taken as it is.
+
+    `ahead` is the time of the item that is far ahead and waits to be borne out, 0 without one; `alone` counts those
+    that were not.
+    """
+
+    def __init__(self, max_ahead_ms: int, at: int = 0) -> None:
+        self._max_ahead_ms = max_ahead_ms
+        self.at = at
+        self.ahead = 0
+        self.alone = 0
+
+    def read(self, at: int) -> int:
+        """An item of event time `at` (epoch ms) is read; returns what is reached now."""
+        if self.at and at > self.at + self._max_ahead_ms:
+            if self.ahead and at != self.ahead:
+                earlier, later = sorted((self.ahead, at))
+                self.at, self.ahead = earlier, 0
+                self.read(later)
+            else:
+                self.ahead = at
+        else:
+            if self.ahead:
+                self.alone += 1
+                self.ahead = 0
+            self.at = max(self.at, at)
+        return self.at
+
+    def end(self) -> int:
+        """Nothing more is to be read for now: what is far ahead counts, too."""
+        self.at, self.ahead = max(self.at, self.ahead), 0
+        return self.at
 
 
 class TickDelta(msgspec.Struct, gc=False):

@@ -19,6 +19,7 @@ from consumers.clients import consumer, producer
 from consumers.scoring import Scoring
 from consumers.topics import ensure_topics
 from consumers.worker import Worker
+from monitor.health import Health
 from monitor.records import NewsItem, encode
 from monitor.settings import Settings
 from monitor.storage.engine import reading
@@ -103,10 +104,10 @@ def sending(settings: Settings) -> Iterator[Sender]:
 class Running:
     """A worker in a thread; `error` is what it ended with."""
 
-    def __init__(self, settings: Settings, scorer: Scoring, store: Engine) -> None:
+    def __init__(self, settings: Settings, scorer: Scoring, store: Engine, health: Health | None = None) -> None:
         self.stop = threading.Event()
         self.error: Exception | None = None
-        self.worker = Worker(settings, scorer, store, self.stop.is_set)
+        self.worker = Worker(settings, scorer, store, self.stop.is_set, health)
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
 

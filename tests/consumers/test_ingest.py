@@ -17,7 +17,7 @@ from consumers import clients
 from consumers.ingest import Ingest, poll_feeds, replay
 from monitor.errors import BrokerError, RecordTooLargeError
 from monitor.feeds.jsonl import BadLine, Line
-from monitor.records import Chart, NewsItem, Rejected, decode_chart, decode_news
+from monitor.records import SCHEMA_VERSION, Chart, NewsItem, Rejected, decode_chart, decode_news
 from monitor.settings import Settings
 from tests.consumers.running import T0, news, png, records
 
@@ -57,10 +57,22 @@ def test_a_replay_sends_what_is_good_and_marks_every_partition(kafka_settings: S
     (lonely,) = (r for r in pictures if r.key == b"alone")
     assert decode_chart(lonely.value, lonely.headers, T0, 10_000) == alone
     assert decode_chart(picture.value, picture.headers, T0, 10_000) == chart
+    assert dict(picture.headers)["schema_version"] == str(SCHEMA_VERSION).encode()
     assert picture.partition == items["i3"][0]
     found = markers(sent) | markers(pictures)
     assert len(found) == 2 * kafka_settings.kafka_partitions
     assert all(times[-1] == T0 + timedelta(seconds=49 + 60 + 60) for times in found.values())
+
+
+def test_a_record_that_is_dated_ahead_does_not_take_the_markers_with_it(kafka_settings: Settings) -> None:
+    now = datetime.now(UTC)
+    lines = [Line(1, news(1, published_at=now)), Line(2, news(2, published_at=now + timedelta(hours=20)))]
+    ingest = Ingest(kafka_settings)
+    replay(lines, ingest, speed=0, lateness_s=60)
+    ingest.close()
+    found = markers(records(kafka_settings, "news"))
+    assert len(found) == kafka_settings.kafka_partitions
+    assert all(now <= time <= datetime.now(UTC) for times in found.values() for time in times)
 
 
 def test_a_replay_keeps_its_pace_and_never_marks_past_what_it_has_sent(kafka_settings: Settings) -> None:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
+import urllib.error
+import urllib.request
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from kafka.consumer.fetcher import ConsumerRecord
 from sqlalchemy import Engine, select
 
+from consumers import worker
 from consumers.worker_metrics import RETRIES
+from models.engine import ScoringRequest
 from monitor.errors import ModelError
-from monitor.records import ContributionBatch, ScoredItem, decode_strict
+from monitor.health import Health
+from monitor.records import ContributionBatch, Rejected, ScoredItem, decode_strict
 from monitor.settings import Settings
 from monitor.storage.engine import open_engine, reading
 from monitor.storage.migrate import upgrade
@@ -255,6 +262,47 @@ def test_a_broken_classifier_stops_the_worker_and_nothing_is_committed(kafka_set
             until(lambda: len(stored(store)) == 5)
 
 
+def test_a_scorer_that_hangs_or_fails_is_seen_from_outside(
+    kafka_settings: Settings, store: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "STUCK_SCORING_S", 0.5)
+    scorer, let = WordScorer(), threading.Event()
+    score = scorer.score
+    monkeypatch.setattr(scorer, "score", lambda requests: let.wait(60) and score(requests))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def ready() -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    with sending(kafka_settings) as sender, Health(port, stale_s=2.0, host="127.0.0.1") as health:
+        running = Running(kafka_settings, scorer, store, health)
+        try:
+            until(lambda: ready()[0] == 200)
+            sender.item(news(1))
+            sender.flush()
+            until(lambda: ready()[0] == 503)
+            assert "no sign of life" in ready()[1]
+            let.set()
+            until(lambda: "i1" in stored(store) and ready()[0] == 200)
+            scorer.broken = RuntimeError("the stage broke")
+            sender.item(news(2))
+            sender.flush()
+            running.thread.join(40)
+            assert isinstance(running.error, ModelError)
+            code, problem = ready()
+            assert (code, "the stage broke" in problem) == (503, True)
+        finally:
+            let.set()
+            running.end()
+
+
 def test_an_outage_of_the_store_is_waited_out(kafka_settings: Settings, make_settings: Callable[..., Settings]) -> None:
     empty = open_engine(f"sqlite:///{make_settings().data_dir / 'later.db'}")
     before = RETRIES.labels("store")._value.get()
@@ -302,13 +350,42 @@ def test_a_slow_classifier_does_not_make_the_worker_hoard(kafka_settings: Settin
         assert max(scorer.calls) <= 8
 
 
+def test_however_large_the_records_what_is_kept_of_them_is_bounded(kafka_settings: Settings, store: Engine) -> None:
+    settings = kafka_settings.model_copy(update={"worker_image_bytes": 1 << 20, "max_text_chars": 100_000})
+    count, body = 150, "word " * 12_000
+    held: list[int] = []
+
+    class Looking(WordScorer):
+        def score(self, requests: Sequence[ScoringRequest]) -> list[ScoredItem | Rejected]:
+            at_work = running.worker
+            held.append(at_work._ready.bytes + at_work._pipeline.held_bytes + at_work._intake.pairing.held_bytes)
+            return super().score(requests)
+
+    with sending(settings) as sender:
+        for number in range(count):
+            sender.item(news(number, body=body))
+        sender.flush()
+        running = Running(settings, Looking(seconds=0.02), store)
+        try:
+            until(lambda: sum(committed(settings).values()) == count, 90)
+        finally:
+            running.end()
+    assert running.error is None
+    assert len(stored(store)) == count
+    # Of 18 MB (as records and as texts); to take the last record in that there is room for may exceed the bound by it.
+    assert (1 << 20) / 4 < max(held) <= (1 << 20) + 2 * 2 * len(body)
+
+
 def test_future_times_do_not_push_the_watermark(kafka_settings: Settings, store: Engine) -> None:
     settings = kafka_settings.model_copy(update={"worker_idle_after_s": 0.3})
     soon = datetime.now(UTC) + timedelta(hours=20)
     with sending(settings) as sender, working(settings, WordScorer(), store):
         sender.item(news(1, published_at=soon))
+        for partition in range(settings.kafka_partitions):
+            sender.mark("news", partition, soon)
         sender.flush()
         until(lambda: "i1" in stored(store))
+        until(lambda: sum(committed(settings).values()) == 1 + settings.kafka_partitions)
         until(lambda: any(source.at for source in last_sources(settings).values()))
     assert max(s.at for s in last_sources(settings).values()) <= datetime.now(UTC).timestamp() * 1000
     assert json.loads(records(settings, "scored")[0].value)["published_at"].startswith(soon.isoformat()[:16])

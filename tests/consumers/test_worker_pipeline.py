@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import pytest
 from sqlalchemy import Engine
 
+from consumers import pipeline
 from consumers.intake import Origin, Refusal, clip
 from consumers.pipeline import SCORING_THREADS, Pipeline
 from consumers.progress import PartitionProgress
 from consumers.publisher import CONTRIBUTION_BYTES, Outgoing, contribution_records, dead_letter_record
 from consumers.scoring import score_groups
+from models.engine import ScoringRequest
 from monitor.errors import BrokerError, ModelError
 from monitor.pairing import Group
 from monitor.records import (
@@ -23,7 +28,9 @@ from monitor.records import (
     ContributionBatch,
     NewsItem,
     Rejected,
+    ScoredItem,
     SourceWatermark,
+    TopicScore,
     decode_strict,
 )
 from monitor.storage.items import Picture
@@ -129,23 +136,142 @@ def test_it_is_busy_while_one_batch_is_computed_and_another_prepared(store: Engi
     bench = Bench(store, WordScorer(seconds=0.5))
     said = []
     for number in range(1, SCORING_THREADS + 1):
-        said.append(bench.pipeline.busy)
+        said.append(bench.pipeline.busy())
         bench.pipeline.submit([bench.group(news(number))])
-    said.append(bench.pipeline.busy)
+    said.append(bench.pipeline.busy())
     assert said == [False] * SCORING_THREADS + [True]
     bench.pipeline.finish([], wait=True)
-    assert not bench.pipeline.busy
+    assert not bench.pipeline.busy()
     bench.pipeline.close()
 
 
 def test_the_next_batch_is_begun_before_the_last_one_is_stored(bench: Bench) -> None:
     bench.pipeline.submit([bench.group(news(1))])
     bench.pipeline.wait(20)
-    assert (bench.pipeline.busy, bench.pipeline.holds, stored(bench.store)) == (False, True, {})
+    assert (bench.pipeline.busy(), bench.pipeline.holds, stored(bench.store)) == (False, True, {})
     bench.pipeline.submit([bench.group(news(2))])
     bench.pipeline.finish([], wait=True)
     assert list(bench.scorer.seen) == ["i1", "i2"]
-    assert (bench.pipeline.busy, bench.pipeline.holds, set(stored(bench.store))) == (False, False, {"i1", "i2"})
+    assert (bench.pipeline.busy(), bench.pipeline.holds, set(stored(bench.store))) == (False, False, {"i1", "i2"})
+
+
+class Gated(WordScorer):
+    """Waits before it scores a title with WAIT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+
+    def score(self, requests: Sequence[ScoringRequest]) -> list[ScoredItem | Rejected]:
+        if any("WAIT" in request.item.title for request in requests):
+            assert self.gate.wait(20)
+        return super().score(requests)
+
+
+@pytest.fixture
+def gated(store: Engine) -> Iterator[Bench]:
+    found = Bench(store, Gated())
+    yield found
+    assert isinstance(found.scorer, Gated)
+    found.scorer.gate.set()
+    found.pipeline.close()
+
+
+def until_scored(bench: Bench, *numbers: int) -> None:
+    wait([bench.pipeline._in_flight[number].scored for number in numbers], timeout=20)
+
+
+def test_what_is_scored_first_is_stored_first_and_no_position_passes_what_is_not(gated: Bench) -> None:
+    gated.pipeline.submit([gated.group(news(1, title="WAIT for it"))], long=True)
+    gated.pipeline.submit([gated.group(news(2))])
+    gated.pipeline.submit([gated.group(news(3))])
+    until_scored(gated, 1, 2)
+    gated.pipeline.finish([], wait=False)
+    assert set(stored(gated.store)) == {"i2", "i3"}
+    # Both in one transaction, and sent together.
+    assert len(gated.sent) == 1
+    assert (gated.progress.position, gated.progress.pending) == (1, 3)
+    gated.scorer.gate.set()  # type: ignore[attr-defined]
+    gated.pipeline.finish([], wait=True)
+    assert set(stored(gated.store)) == {"i1", "i2", "i3"}
+    assert (gated.progress.position, gated.progress.pending) == (4, 0)
+
+
+@pytest.mark.parametrize("shared", ["item", "chart of an item", "item of a chart"])
+def test_but_never_before_an_earlier_batch_about_the_same(gated: Bench, shared: str) -> None:
+    gated.pipeline.submit([gated.group(news(1, title="WAIT for it", chart_ids=("c",)))], long=True)
+    later = {
+        "item": lambda: gated.group(news(1, title="A later version")),
+        "chart of an item": lambda: gated.group(None, chart("c")),
+        "item of a chart": lambda: gated.group(None, chart("d", "i1")),
+    }
+    gated.pipeline.submit([later[shared]()])
+    gated.pipeline.submit([gated.group(news(2))])
+    until_scored(gated, 1, 2)
+    gated.pipeline.finish([], wait=False)
+    assert set(stored(gated.store)) == {"i2"}
+    gated.scorer.gate.set()  # type: ignore[attr-defined]
+    gated.pipeline.finish([], wait=True)
+    row = stored(gated.store)["i1"]
+    assert (row.title == "A later version") == (shared == "item")
+    assert (row.modality == "both") == (shared != "item")
+    assert gated.progress.pending == 0
+
+
+def test_a_backlog_does_not_keep_it_from_coming_back(bench: Bench) -> None:
+    send = bench._send
+
+    def more(records: list[Outgoing], contributions: list[Contribution]) -> None:
+        send(records, contributions)
+        if len(bench.sent) < 4:
+            bench.pipeline.submit([bench.group(news(len(bench.sent) + 1))])
+            until_scored(bench, -1)
+
+    bench.pipeline._send = more
+    told: list[bool] = []
+    bench.pipeline._on_scored = lambda: told.append(True)
+    bench.pipeline.submit([bench.group(news(1))])
+    until_scored(bench, 0)
+    told.clear()
+    # What came meanwhile is for the next time: progress is told and offsets are committed in between.
+    bench.pipeline.finish([], wait=False)
+    assert set(stored(bench.store)) == {"i1"}
+    assert told
+    bench.pipeline.finish([], wait=True)
+    assert set(stored(bench.store)) == {"i1", "i2", "i3", "i4"}
+
+
+def test_long_batches_leave_short_ones_their_threads(gated: Bench) -> None:
+    for number in range(1, SCORING_THREADS + 1):
+        gated.pipeline.submit([gated.group(news(number, title="WAIT for it"))], long=True)
+    assert gated.pipeline.busy(long=True)
+    assert not gated.pipeline.busy()
+    assert not gated.pipeline.takes(long=True, full=False)
+    assert gated.pipeline.takes(full=False)
+    gated.pipeline.submit([gated.group(news(9))])
+    until_scored(gated, SCORING_THREADS)
+    assert gated.scorer.seen == ["i9"]
+
+
+def test_scoring_does_not_run_away_from_a_store_that_is_slow(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "MAX_UNSTORED", 3)
+    for number in (1, 3):
+        assert bench.pipeline.takes()
+        bench.pipeline.submit([bench.group(news(number)), bench.group(news(number + 1))])
+    until_scored(bench, 0, 1)
+    assert (bench.pipeline.scores, bench.pipeline.takes()) == (False, False)
+    bench.pipeline.finish([], wait=False)
+    assert bench.pipeline.takes()
+
+
+def test_a_model_is_loaded_beside_batches_that_are_scored(gated: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = threading.Event()
+    monkeypatch.setattr(gated.scorer, "refresh", lambda: asked.set() or False)
+    for number in range(4):
+        for long in (False, True):
+            gated.pipeline.submit([gated.group(news(10 * number + long, title="WAIT for it"))], long=long)
+    gated.pipeline.refresh()
+    assert asked.wait(20)
 
 
 def test_taking_in_a_batch_twice_changes_nothing(bench: Bench) -> None:
@@ -193,6 +319,65 @@ def test_a_half_that_another_worker_stores_meanwhile_is_joined(bench: Bench, lat
     told = {(one.item_id, one.retracted) for one in bench.sent[0][1]}
     assert told == ({("i1", False)} if late == "chart" else {("i1", False), ("chart:c", True)})
     assert bench.progress.pending == 0
+
+
+class Turning(WordScorer):
+    """Finds another topic in an item each time that its chart is another one."""
+
+    def _one(self, request: ScoringRequest) -> ScoredItem | Rejected:
+        found = super()._one(request)
+        assert isinstance(found, ScoredItem)
+        label = f"topic{len(request.charts[0].image)}" if request.charts else "text"
+        return msgspec.structs.replace(found, topic=TopicScore(label=label, probabilities={label: 1.0}))
+
+
+def counted(sent: Sequence[tuple[list[Outgoing], list[Contribution]]]) -> set[tuple[str, str]]:
+    """Pairs of key and item that are left when everything has been counted in the order of sending."""
+    pairs: set[tuple[str, str]] = set()
+    for _, contributions in sent:
+        for one in contributions:
+            (pairs.discard if one.retracted else pairs.add)((one.key, one.item_id))
+    return pairs
+
+
+@pytest.mark.parametrize("first", ["text", "chart", "lone chart"])
+def test_workers_that_overtake_each_other_between_storing_and_sending_tell_what_is_stored(
+    store: Engine, first: str
+) -> None:
+    slow, fast = Bench(store, Turning()), Bench(store, Turning())
+    sent = slow.sent = fast.sent
+    if first == "chart":
+        # What the slow worker takes back, the fast one puts in force again.
+        fast.work(fast.group(news(1), chart("c", "i1", 7)))
+
+    def send(records: list[Outgoing], contributions: list[Contribution]) -> None:
+        slow.pipeline._send = slow._send
+        if first == "lone chart":
+            fast.work(fast.group(news(1), chart("c", "i1")))
+        elif first == "text":
+            fast.work(fast.group(None, chart("c", "i1")))
+        else:
+            fast.work(fast.group(news(1, tickers=("NVDA",))))
+            fast.work(fast.group(news(1), chart("c", "i1", 7)))
+        slow._send(records, contributions)
+
+    slow.pipeline._send = send
+    if first == "lone chart":
+        slow.work(slow.group(None, chart("c", "i1")))
+    else:
+        slow.work(slow.group(news(1, tickers=("MSFT",))))
+    assert counted(sent) == stored_keys(store)
+    # The last record of an item on the public topic is what the store has.
+    (row,) = stored(store).values()
+    last = {r.key: decode_strict(ScoredItem, r.value or b"") for records, _ in sent for r in records}
+    assert last[row.id.encode()].topic.label == row.topic
+    assert slow.progress.pending == 0
+    # And where nobody came in between, nothing more is read or sent.
+    several = len(sent)
+    slow.work(slow.group(news(2)))
+    assert len(sent) == several + 1
+    for bench in (slow, fast):
+        bench.pipeline.close()
 
 
 def test_a_zombie_cannot_undo_a_pair(bench: Bench) -> None:
@@ -249,9 +434,25 @@ def test_only_poison_is_not_a_broken_classifier_but_failing_at_everything_is() -
     scorer.broken = RuntimeError("gone")
     with pytest.raises(ModelError, match="every item"):
         score_groups(scorer, [Group(news(1), tokens=[1])])
+    scorer.broken = MemoryError()
+    with pytest.raises(ModelError, match="memory"):
+        score_groups(scorer, [Group(news(1), tokens=[1])])
     scorer.broken = ModelError("The weights are damaged.")
     with pytest.raises(ModelError, match="damaged"):
         score_groups(scorer, [Group(news(1), tokens=[1])])
+
+
+def test_a_row_that_memory_does_not_suffice_for_is_no_dead_letter() -> None:
+    class Short(WordScorer):
+        def score(self, requests: Sequence[ScoringRequest]) -> list[ScoredItem | Rejected]:
+            if any("LARGE" in request.item.title for request in requests):
+                raise MemoryError
+            return super().score(requests)
+
+    groups = [Group(news(n, title="LARGE" if n == 3 else "small"), tokens=[n]) for n in range(8)]
+    # The others can be scored: but to refuse this one would lose it for good.
+    with pytest.raises(ModelError, match="memory"):
+        score_groups(Short(), groups)
 
 
 def test_a_large_share_goes_in_several_records_and_only_the_last_tells_the_progress() -> None:

@@ -6,6 +6,7 @@ import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -22,9 +23,11 @@ from monitor.storage.audit import changes
 from monitor.storage.deliveries import Delivery
 from monitor.storage.engine import reading, writing
 from monitor.storage.labels import Label, add_labels, label_history
+from monitor.storage.pending import end_pending
 from monitor.storage.receivers import disable, list_receivers, sync
 from monitor.storage.rules import list_rules
 from monitor.storage.silences import list_silences
+from monitor.storage.tables import pending
 from monitor.surges.decisions import episode_id
 from monitor.surges.live import LiveJudge
 from monitor.taxonomy import Taxonomy, taxonomy_of
@@ -188,18 +191,62 @@ def test_acknowledging_needs_a_name_and_is_stored(filled: Engine) -> None:
     assert all(button.label != "Acknowledge" for button in test.button)
 
 
+def test_what_is_pending_is_listed_by_itself(filled: Engine) -> None:
+    at = datetime.now(UTC)
+    row = {"rule": "negative-surge", "surge": "negative", "started_at": at, "seen_at": at, "window_minutes": 60}
+    with writing(filled) as connection:
+        for name, score in (("p1", 1.6), ("p2", 3.6)):
+            connection.execute(pending.insert().values(id=name, key=f"ticker:{name}", score=score, bar=4.0, **row))
+    test = view("alerts")
+    assert "pending" not in set(test.dataframe[0].value["state"].str.partition(" ")[2])
+    test.button_group(key="state").set_value(["pending"]).run()
+    (listed,) = test.dataframe
+    assert list(listed.value["about"]) == ["p2", "p1"], "the nearest to the bar first"
+    assert list(listed.value["to the bar"]) == [0.9, 0.4]
+    assert "Nobody is told" in shown(test)
+    test.button_group(key="state").set_value(["pending", "firing"]).run()
+    assert len(test.dataframe) == 2
+    test.text_input(key="about").set_value("p1").run()
+    assert list(test.dataframe[0].value["about"]) == ["p1"]
+    with writing(filled) as connection:
+        end_pending(connection, "negative-surge", at)
+    test.run()
+    assert "Nothing is pending." in shown(test)
+
+
 def test_a_silence_is_made_and_ended(filled: Engine) -> None:
     test = view("alerts", alert=sample.ALERT_ID)
     test.text_input(key="person").set_value("Anna").run()
     next(button for button in test.button if button.label.startswith("Silence")).click().run()
+    assert "Say why" in shown(test)
+    next(field for field in test.text_input if field.label == "Why").set_value("known")
+    next(button for button in test.button if button.label.startswith("Silence")).click().run()
     with reading(filled) as connection:
         (silence,) = list_silences(connection, datetime.now(UTC))
-    assert (silence.key, silence.author) == (sample.SURGE_KEY, "Anna")
+    assert (silence.key, silence.author, silence.comment) == (sample.SURGE_KEY, "Anna", "known")
     listed = view("delivery")
     assert sample.SURGE_KEY in shown(listed)
     listed.button(key=f"end-{silence.id}").click().run()
     with reading(filled) as connection:
         assert list_silences(connection, datetime.now(UTC)) == []
+
+
+def test_a_silence_that_does_not_say_why_is_refused_and_stays_to_be_mended(filled: Engine) -> None:
+    def field(test: AppTest, label: str) -> Any:
+        return next(field for field in test.text_input if field.label == label)
+
+    test = named("delivery")
+    field(test, "Key or pattern").set_value("topic:*")
+    press(test, "Silence")
+    assert "Say why" in shown(test)
+    assert field(test, "Key or pattern").value == "topic:*"
+    field(test, "Why").set_value("a planned outage")
+    press(test, "Silence")
+    assert "a planned outage" in shown(test)
+    assert field(test, "Key or pattern").value == field(test, "Why").value == ""
+    with reading(filled) as connection:
+        (silence,) = list_silences(connection, datetime.now(UTC))
+    test.button(key=f"end-{silence.id}").click().run()
 
 
 def press(test: AppTest, label: str) -> AppTest:

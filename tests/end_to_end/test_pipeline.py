@@ -81,7 +81,20 @@ def _ids(outcome: Outcome) -> set[str]:
 
 
 def test_kills_change_nothing(undisturbed: Outcome, replayed: Path, tmp_path: Path) -> None:
-    killed = run_pipeline(tmp_path, replayed, kills=KILLS)
+    assert_as_undisturbed(run_pipeline(tmp_path, replayed, kills=KILLS), undisturbed)
+
+
+@pytest.mark.postgresql
+def test_kills_change_nothing_on_postgresql(
+    undisturbed: Outcome, replayed: Path, tmp_path: Path, empty_postgres_url: str
+) -> None:
+    killed = run_pipeline(tmp_path, replayed, kills=KILLS, database_url=empty_postgres_url)
+    assert not (tmp_path / "monitor.db").exists()
+    assert_as_undisturbed(killed, undisturbed)
+
+
+def assert_as_undisturbed(killed: Outcome, undisturbed: Outcome) -> None:
+    """Everything that a run leaves behind, though its processes were killed."""
     assert killed.items == undisturbed.items
     # Other batches after a kill: the last bits of a score may differ, nothing else.
     assert killed.scores == pytest.approx(undisturbed.scores, abs=1e-4)

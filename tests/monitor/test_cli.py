@@ -79,6 +79,17 @@ def test_the_root_help_lists_every_verb_and_loads_no_torch() -> None:
         (("db", "upgrade"), {"SENTIMENT_MONITOR_DATABASE_URL": "mysql://x/y"}, "not supported"),
         (("db", "upgrade"), {"SENTIMENT_MONITOR_DATABASE_URL": "nonsense"}, "not a SQLAlchemy URL"),
         (("config", "show"), {"SENTIMENT_MONITOR_LOG_LEVEL": "loud"}, "log_level"),
+        (("config", "show"), {"SENTIMENT_MONITOR_KAFKA_SECURITY_PROTOCOL": "TLS"}, "'SASL_PLAINTEXT' or 'SASL_SSL'."),
+        (("status",), {"SENTIMENT_MONITOR_KAFKA_SASL_MECHANISM": "GSSAPI"}, "'SCRAM-SHA-256' or 'SCRAM-SHA-512'."),
+        (
+            ("status",),
+            {"SENTIMENT_MONITOR_KAFKA_SECURITY_PROTOCOL": "sasl_ssl"},
+            "kafka_sasl_mechanism is wrong: must be",
+        ),
+        (("status",), {"SENTIMENT_MONITOR_KAFKA_SASL_MECHANISM": "plain"}, "needs kafka_security_protocol SASL_"),
+        (("status",), {"SENTIMENT_MONITOR_KAFKA_BOOTSTRAP_SERVERS": "kafka-1"}, "which 'kafka-1' is not."),
+        (("worker",), {"SENTIMENT_MONITOR_KAFKA_BOOTSTRAP_SERVERS": "a:9092,b:99999"}, "which 'b:99999' is not."),
+        (("--kafka-bootstrap-servers", "PLAINTEXT://k:9092", "status"), {}, "must be host:port, several of them"),
         (("broker",), {"SENTIMENT_MONITOR_KAFKA_BOOTSTRAP_SERVERS": "k:9092"}, "names a cluster"),
     ],
 )
@@ -96,11 +107,13 @@ def test_secrets_are_masked(tmp_path: Path) -> None:
         "config",
         "show",
         SENTIMENT_MONITOR_WEBHOOK_SECRET="whsec_hidden",
+        SENTIMENT_MONITOR_WEBHOOK_URLS="https://a.example/hidden, https://u:hidden@b.example:8443/x?t=hidden",
         SENTIMENT_MONITOR_DATABASE_URL="postgresql://u:hidden@h/d",
         SENTIMENT_MONITOR_DATA_DIR=str(tmp_path),
     )
     assert done.returncode == 0
     assert "hidden" not in done.stdout
+    assert "webhook_urls = 'https://a.example/…, https://b.example:8443/…'" in done.stdout
     assert "********" in done.stdout
 
 

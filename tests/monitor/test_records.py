@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from monitor.records import (
     EARLIEST,
     MAX_CHART_ID_CHARS,
+    MAX_CHART_IDS,
     MAX_FUTURE,
     MAX_ID_CHARS,
     MAX_TICKERS,
@@ -24,6 +25,7 @@ from monitor.records import (
     check_time,
     decode_chart,
     decode_news,
+    derive_chart_id,
     derive_id,
     encode,
     normalise_tickers,
@@ -78,6 +80,7 @@ def check(found: NewsItem | Rejected) -> None:
     assert EARLIEST <= found.published_at <= NOW + MAX_FUTURE
     assert found.published_at.utcoffset() == timedelta(0)
     assert len(found.tickers) <= MAX_TICKERS
+    assert len(found.chart_ids) <= MAX_CHART_IDS
     texts = [getattr(found, name) for name in ("id", "title", "body", "source", "url", "lang", "kind")]
     for text in (*texts, *found.tickers, *found.chart_ids):
         # PostgreSQL takes neither; a lone surrogate cannot be encoded at all.
@@ -177,6 +180,24 @@ def test_an_item_without_an_id_gets_the_same_one_every_time() -> None:
 
 def test_tickers_are_normalised() -> None:
     assert normalise_tickers(["$aapl", "AAPL ", "brk.b", "a b", "", "x" * 33, "A:B"]) == ("AAPL", "BRK.B")
+
+
+def test_charts_that_an_item_names_are_bounded() -> None:
+    named = [f"c{number}" for number in range(1000)]
+    found = decode_news(json.dumps(GOOD | {"chart_ids": named}).encode(), NOW)
+    assert isinstance(found, NewsItem)
+    assert found.chart_ids == tuple(named[:MAX_CHART_IDS])
+
+
+def test_one_picture_of_two_items_is_two_charts() -> None:
+    def chart_id(item_id: str) -> str:
+        headers = [("published_at", b"2024-01-08"), ("item_id", item_id.encode())]
+        found = decode_chart(b"image", headers, NOW, 100)
+        assert isinstance(found, Chart)
+        return found.chart_id
+
+    assert len({chart_id("a"), chart_id("b"), chart_id("")}) == 3
+    assert chart_id("a") == chart_id("a") == derive_chart_id("a", b"image")
 
 
 def test_unknown_fields_are_ignored_and_defaults_filled_in() -> None:

@@ -80,3 +80,23 @@ def test_the_embedded_broker_is_the_default(tmp_path: Path) -> None:
 
 def test_every_setting_says_what_it_is() -> None:
     assert all(field.description and field.description.endswith(".") for field in Settings.model_fields.values())
+
+
+def test_names_of_protocols_are_taken_in_any_case_and_servers_without_blanks() -> None:
+    settings = load_settings(
+        kafka_security_protocol=" sasl_ssl",
+        kafka_sasl_mechanism="scram-sha-512",
+        kafka_bootstrap_servers=" kafka-1:9092, [::1]:9093 ,10.0.0.1:9092,",
+    )
+    assert (settings.kafka_security_protocol, settings.kafka_sasl_mechanism) == ("SASL_SSL", "SCRAM-SHA-512")
+    assert settings.bootstrap_servers == "kafka-1:9092,[::1]:9093,10.0.0.1:9092"
+
+
+@pytest.mark.parametrize(
+    "servers", ["kafka", "kafka:", ":9092", "kafka:0", "kafka:65536", "a b:9092", "a:1;b:2", "::1:1"]
+)
+def test_an_address_that_is_none_is_refused_at_once(servers: str) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"kafka_bootstrap_servers \(from a flag\) is wrong: must be host:port"
+    ):
+        load_settings(kafka_bootstrap_servers=f"fine:9092,{servers}")

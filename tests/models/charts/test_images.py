@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import io
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
-from models.charts.images import decode_image, image_size, media_type
+from models.charts.images import decode_image, ignore_warnings, image_size, media_type
 from monitor.records import Rejected
+from monitor.settings import Settings
 
 
 @pytest.fixture(autouse=True)
 def no_warning() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        ignore_warnings()
         yield
 
 
@@ -151,6 +155,12 @@ def test_a_bomb_is_refused_by_its_header_alone(monkeypatch: pytest.MonkeyPatch) 
     assert rejection(bomb(0, 100)) == "undecodable_image"
 
 
+def test_a_screen_of_4k_is_read_unless_configured_otherwise_and_a_larger_one_is_not() -> None:
+    limit = Settings().max_chart_pixels
+    assert isinstance(decode_image(coded(picture("L", (3840, 2160)), "PNG"), max_pixels=limit), Image.Image)
+    assert rejection(bomb(5120, 2880), max_pixels=limit) == "too_many_pixels"
+
+
 def test_a_limit_above_the_library_s_own_warns_nobody() -> None:
     assert rejection(bomb(12_000, 12_000), max_pixels=10**9) == "too_many_pixels"
 
@@ -184,3 +194,26 @@ def test_the_reason_of_a_damaged_header_is_the_same_every_time() -> None:
     rejected = decode_image(buffer.getvalue()[:40])
     assert isinstance(rejected, Rejected)
     assert rejected.reason == "The PNG image is damaged: its header cannot be read."
+
+
+def test_pictures_are_decoded_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, met = coded(picture(), "PNG"), threading.Barrier(2)
+    load = ImageFile.ImageFile.load
+
+    def together(image: ImageFile.ImageFile) -> object:
+        # Raises where the other thread is not in here at the same time.
+        met.wait(timeout=20)
+        return load(image)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", together)
+    with ThreadPoolExecutor(2) as pool:
+        assert all(isinstance(one, Image.Image) for one in pool.map(decode_image, [data, data]))
+
+
+def test_a_picture_is_not_to_blame_for_want_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(_image: object) -> object:
+        raise MemoryError
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", short)
+    with pytest.raises(MemoryError):
+        decode_image(coded(picture(), "PNG"))

@@ -18,7 +18,7 @@ from models.engine import precision
 from models.engine.batching import plan
 from models.engine.cache import RowScore, ScoreCache, row_key
 from models.engine.int8 import Int8Layer
-from models.engine.lanes import LANE_TOKENS, LEAST_TOKENS, lanes, passes
+from models.engine.lanes import LANE_TOKENS, LEAST_TOKENS, Lanes, lanes, passes, turn
 from models.engine.language import LanguageGuard, languages_of
 from models.engine.packed import FloatLayer, PackedEncoder, arrange, packable
 from models.engine.precision import measure, prepare
@@ -79,6 +79,31 @@ def test_a_lane_computes_alone_and_leaves_the_process_its_threads() -> None:
             assert other.submit(torch.get_num_threads).result() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_short_call_goes_before_a_long_one_that_came_first_but_not_for_ever() -> None:
+    order: list[str] = []
+    let = threading.Event()
+    pool = Lanes(1)
+    held = pool.submit(let.wait, 20)
+    calls = [("article", 1000, 0.0), ("headline", 20, 0.2), ("batch", 4000, 0.3), ("later", 20, 0.6)]
+    waiting = [
+        pool.submit_at(turn(tokens, now=now), lambda name=name: order.append(name)) for name, tokens, now in calls
+    ]
+    let.set()
+    for one in (held, *waiting):
+        one.result(timeout=20)
+    assert order == ["headline", "article", "later", "batch"]
+
+
+def test_an_error_in_a_lane_is_its_callers() -> None:
+    def fails() -> None:
+        raise KeyError("mine")
+
+    pool = Lanes(1)
+    with pytest.raises(KeyError, match="mine"):
+        pool.submit(fails).result(timeout=20)
+    assert pool.submit(lambda: 1).result(timeout=20) == 1
 
 
 def score() -> RowScore:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -18,9 +19,12 @@ from hypothesis import strategies as st
 from models import registry
 from models.bundle import load_model
 from models.engine import Flag, Scorer, ScoringRequest, open_scorer
+from models.engine import scorer as scorer_module
+from models.engine.lanes import SHORT_PASS_TOKENS
+from models.engine.language import LanguageGuard
 from models.engine.scorer import _Asked, _Serving
 from models.tokens import Row, TokenizedRow
-from monitor.errors import ModelError
+from monitor.errors import ConfigurationError, ModelError
 from monitor.records import Chart, Modality, NewsItem, Rejected, ScoredItem, Trend
 from monitor.settings import Settings
 from monitor.storage.engine import open_engine
@@ -233,6 +237,94 @@ def test_when_memory_runs_out_batches_become_smaller(scorer: Scorer, monkeypatch
     assert scorer._serving.forward.shrink > 1
 
 
+def test_a_row_that_memory_did_not_suffice_for_is_tried_again_alone(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = scorer.model.forward
+    left = iter(range(2))
+
+    def short(rows: list[TokenizedRow]) -> object:
+        if next(left, None) is not None:
+            raise MemoryError
+        return forward(rows)
+
+    monkeypatch.setattr(scorer.model, "forward", short)
+    # Both the pass of two rows and the first pass of one fail.
+    results = scorer.score([news("first text", item_id="a"), news("second text", item_id="b")])
+    assert all(isinstance(r, ScoredItem) for r in results)
+    assert scorer._serving.forward.shrink == 4
+
+
+def test_want_of_memory_is_never_a_rows_fault(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(_rows: list[TokenizedRow]) -> object:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(scorer.model, "forward", short)
+    with pytest.raises(ModelError, match="memory"):
+        scorer.score([news("a text", item_id="a"), news("another text", item_id="b")])
+
+
+def test_nor_a_pictures(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = scorer_module.decode_image
+    beside, tried = threading.Lock(), []
+
+    def short(data: bytes, **limits: int) -> object:
+        tried.append(data)
+        # Enough for one at a time.
+        if not beside.acquire(blocking=False):
+            raise MemoryError
+        try:
+            time.sleep(0.05)
+            return decode(data, **limits)
+        finally:
+            beside.release()
+
+    monkeypatch.setattr(scorer_module, "decode_image", short)
+    requests = [news(f"text {n}", item_id=str(n), charts=(chart(picture(shade=n)),)) for n in range(4)]
+    assert [r.modality for r in scorer.score(requests) if isinstance(r, ScoredItem)] == [Modality.BOTH] * 4
+    assert len(tried) == 8
+    beside.acquire()
+    with pytest.raises(ModelError, match="memory"):
+        scorer.score(requests)
+
+
+def test_passes_that_fail_side_by_side_halve_the_budget_once(settings: Settings) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        scorer = open_scorer(settings)
+    finally:
+        torch.set_num_threads(before)
+    forward, met = scorer.model.forward, threading.Barrier(2)
+    first = threading.local()
+
+    def short(rows: list[TokenizedRow]) -> object:
+        if not getattr(first, "done", False):
+            first.done = True
+            met.wait(timeout=20)
+            raise MemoryError
+        return forward(rows)
+
+    scorer.model.forward = short  # type: ignore[method-assign,assignment]
+    results = scorer.score([news(f"{n} a headline of some words " * 8, item_id=str(n)) for n in range(16)])
+    assert all(isinstance(r, ScoredItem) for r in results)
+    assert scorer._serving.forward.shrink == 2
+
+
+def test_while_the_stream_is_kept_up_with_no_pass_is_long(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = scorer.model.forward
+    seen: list[int] = []
+
+    def counted(rows: list[TokenizedRow]) -> object:
+        seen.append(sum(map(len, rows)))
+        return forward(rows)
+
+    monkeypatch.setattr(scorer.model, "forward", counted)
+    scorer.score([news(f"{n} some words of an article " * 40, item_id=str(n)) for n in range(10)])
+    assert sum(seen) > 4 * SHORT_PASS_TOKENS
+    assert max(seen) <= SHORT_PASS_TOKENS
+
+
 def test_a_failed_card_is_not_taken_for_a_bad_row(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
     def failed(rows: list[TokenizedRow]) -> object:
         raise torch.AcceleratorError("CUDA error: device-side assert triggered")
@@ -366,6 +458,55 @@ def test_a_damaged_promoted_model_leaves_the_old_one(tmp_path: Path, backbone: P
     assert scorer.refresh() is False
     assert scorer.model_version == version
     assert one(scorer, news("Tesla falls")).model_version == version
+
+
+def test_a_model_in_another_language_brings_its_guard_with_it(
+    tmp_path: Path, backbone: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = settings.model_copy(update={"model": "", "model_languages": ""})
+    engine = open_engine(pinned.database)
+    upgrade(engine)
+    languages = {"one": ("en",), "two": ("en",), "three": ("en", "de")}
+    named = iter(languages.values())
+    monkeypatch.setattr(scorer_module, "languages_of", lambda _backbone, _configured: next(named))
+    loaded: list[frozenset[str]] = []
+    monkeypatch.setattr(LanguageGuard, "load", lambda guard: loaded.append(guard.languages))
+    found = []
+    for seed, name in enumerate(languages):
+        tiny_model(tmp_path / name, backbone, name=name, seed=seed)
+        registry.promote(pinned, engine, str(tmp_path / name), actor="t", reason=name)
+        if name == "one":
+            scorer = open_scorer(pinned, engine)
+        else:
+            assert scorer.refresh() is True
+        found.append(scorer._serving.guard)
+    assert found[0] is found[1]
+    # Ready before it serves: what it loads takes seconds in which no other thread runs.
+    assert loaded == [frozenset({"en", "de"})]
+    assert found[2].languages == frozenset({"en", "de"})
+
+
+@pytest.mark.parametrize("error", [OSError("no space left"), ConfigurationError("No such precision."), MemoryError()])
+def test_whatever_keeps_a_promoted_model_from_loading_it_is_refused_once(
+    error: Exception, tmp_path: Path, backbone: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = settings.model_copy(update={"model": ""})
+    engine = open_engine(pinned.database)
+    upgrade(engine)
+    for seed, name in enumerate(("one", "two")):
+        tiny_model(tmp_path / name, backbone, name=name, seed=seed)
+    registry.promote(pinned, engine, str(tmp_path / "one"), actor="t", reason="first")
+    scorer = open_scorer(pinned, engine)
+    version, tried = scorer.model_version, []
+    registry.promote(pinned, engine, str(tmp_path / "two"), actor="t", reason="second")
+
+    def fails(_model: object, _settings: Settings) -> str:
+        tried.append(1)
+        raise error
+
+    monkeypatch.setattr(scorer_module, "prepare", fails)
+    assert [scorer.refresh(), scorer.refresh()] == [False, False]
+    assert (len(tried), scorer.model_version) == (1, version)
 
 
 @given(st.lists(st.text(max_size=200), min_size=1, max_size=6))

@@ -17,10 +17,10 @@ from models.training.datasets import (
     examples_of,
     find_entity,
     frozen_test,
-    near_duplicate_groups,
     read_labelled,
     select,
 )
+from models.training.duplicates import DuplicateIndex, near_duplicate_groups
 from models.training.prepare import mend_entities, prepare
 from monitor.errors import InputError
 
@@ -41,6 +41,8 @@ def _write(path: Path, *lines: object) -> Path:
         {"text": "Good"},
         {"text": 5, "sentiment": "neutral"},
         {"text": "Apple", "entities": {"Apple": "meh"}},
+        {"text": "Apple", "entities": {" ": "neutral"}},
+        {"text": "Apple falls", "entities": {"Apple": "negative", "Tesla": "neutral"}},
         {"text": "Apple", "score": 1.5},
         ["text"],
     ],
@@ -62,8 +64,12 @@ def test_unreadable_and_empty_files(tmp_path: Path) -> None:
 
 
 def test_other_fields_are_ignored(tmp_path: Path) -> None:
-    (row,) = read_labelled(_write(tmp_path / "a.jsonl", {"text": "Fine", "sentiment": "neutral", "agreement": "All"}))
-    assert (row.sentiment, row.origin) == ("neutral", "a")
+    told = ({"agreement": "All"}, {"agreement": 66}, {"aspects": ["a"], "origin": "b"})
+    rows = read_labelled(
+        _write(tmp_path / "a.jsonl", *({"text": "Fine", "sentiment": "neutral"} | more for more in told))
+    )
+    assert {(row.sentiment, row.origin) for row in rows} == {("neutral", "a")}
+    assert [row.all_agree for row in rows] == [True, False, False]
 
 
 def test_near_duplicates_share_a_group() -> None:
@@ -76,6 +82,15 @@ def test_near_duplicates_share_a_group() -> None:
     groups = near_duplicate_groups(texts)
     assert len({groups[0], groups[1], groups[2]}) == 1
     assert groups[3] != groups[0]
+
+
+def test_an_index_finds_what_a_text_nearly_repeats() -> None:
+    texts = ["Nokia shares fall 3.5% after weak third-quarter results", "Oil prices climb as producers cut output"]
+    index = DuplicateIndex(texts)
+    assert index.find("NOKIA SHARES FALL 12% AFTER WEAK THIRD-QUARTER RESULTS!") == [0]
+    assert index.find("Nokia shares fall 3.5% after very weak third-quarter results") == [0]
+    assert index.find("Gold prices fall") == []
+    assert index.add(texts[1]) == [1]
 
 
 @settings(max_examples=20, deadline=None)
@@ -118,6 +133,7 @@ def test_the_frozen_test_is_fixed_and_apart_from_training() -> None:
         ("Sunshine and SUN rose", "SUN", "SUN"),
         ("the sbi card", "SBI", "sbi"),
         ("L&T Finance (Holdings)", "Finance (Holdings)", "Finance (Holdings)"),
+        ("L&T Finance Holdings rises", "L&T Finance neutralings", "L&T Finance Holdings"),
         ("阿里巴巴股价大跌", "阿里巴巴", "阿里巴巴"),
     ],
 )
@@ -129,6 +145,9 @@ def test_an_entity_is_found_where_it_stands(text: str, name: str, expected: str)
 
 def test_an_absent_entity_is_not_found() -> None:
     assert find_entity("Apple falls", "Tesla") is None
+    # A mended name counts only as a whole word.
+    assert find_entity("Shareholders sell", "neutral") is None
+    assert find_entity("Apple falls", " ") is None
 
 
 def test_examples_ask_about_text_and_entities() -> None:

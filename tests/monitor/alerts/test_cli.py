@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from sqlalchemy import Engine
 from typer.testing import CliRunner
 
-from monitor.alerts.demo_receiver import DemoReceiver
+from monitor.alerts.demo_receiver import DemoReceiver, new_secret
 from monitor.cli.alerts import app
 from monitor.cli.context import root_flags
 from monitor.errors import ConfigurationError, DeliveryError
@@ -19,8 +20,10 @@ from monitor.storage import deliveries
 from monitor.storage.alerts import record_decisions
 from monitor.storage.deliveries import Delivery
 from monitor.storage.engine import writing
+from monitor.storage.pending import end_pending
 from monitor.storage.receivers import disable, sync
 from monitor.storage.silences import list_silences
+from monitor.storage.tables import pending
 from tests.monitor.alerts.builders import AT, DASHBOARD, decision, new_store, put_story
 
 ID = decision().episode_id
@@ -52,6 +55,29 @@ def test_list_filters_and_speaks_json(store: Engine) -> None:
     assert [json.loads(line)["id"] for line in run("list", "--key", "topic:macro", "--json").splitlines()] == ["m"]
 
 
+def test_what_is_pending_is_listed_when_asked_for_and_shown(store: Engine) -> None:
+    fields = {"rule": "negative-surge", "surge": "negative", "window_minutes": 60, "bar": 4.0}
+    times = {"started_at": AT, "seen_at": AT + timedelta(minutes=2)}
+    with writing(store) as conn:
+        for name, key, score in (("p1", "ticker:IBM", 1.6), ("p2", "ticker:SAP", 3.6)):
+            conn.execute(pending.insert().values(id=name, key=key, score=score, **fields, **times))
+    assert {json.loads(line)["id"] for line in run("list", "--json").splitlines()} == {ID, "m"}
+    rows = [json.loads(line) for line in run("list", "--state", "pending", "--json").splitlines()]
+    assert [(row["id"], row["state"]) for row in rows] == [("p2", "pending"), ("p1", "pending")]
+    both = run("list", "--state", "pending", "--state", "firing", "--json", "--key", "ticker:IBM").splitlines()
+    assert [json.loads(line)["id"] for line in both] == ["p1"]
+    assert "3.60 /" in run("list", "--state", "pending")
+    assert "nobody was told of it" in run("show", "p1")
+    with writing(store) as conn:
+        end_pending(conn, "negative-surge", AT + timedelta(hours=1))
+    shown = json.loads(run("show", "p1", "--json"))
+    assert [event["event"] for event in shown["events"]] == ["pending", "ended"]
+    assert "Nothing is pending" in run("list", "--state", "pending")
+    for nothing in ("p", "q"):
+        with pytest.raises(ConfigurationError, match="More than one" if nothing == "p" else "no alert q"):
+            run("show", nothing)
+
+
 def test_ack_is_seen_in_show(store: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     run("ack", ID, "--by", "ada")
     shown = json.loads(run("show", ID, "--json"))
@@ -81,7 +107,7 @@ def test_the_beginning_of_an_id_is_enough_while_it_is_the_only_one(store: Engine
     for nothing in ("%", "f__d", "B"):
         with pytest.raises(ConfigurationError, match=f"There is no alert {nothing}"):
             run("show", nothing)
-    run("silence", "market", "--for", "1h")
+    run("silence", "market", "--for", "1h", "--comment", "known")
     (line,) = run("silences", "--json").splitlines()
     assert "has ended" in run("unsilence", json.loads(line)["id"][:6])
     with pytest.raises(ConfigurationError, match="is empty"):
@@ -105,7 +131,10 @@ def test_silence_and_its_end(store: Engine) -> None:
     with writing(store) as conn:
         assert len(list_silences(conn)) == 1
     with pytest.raises(ConfigurationError, match="length of time"):
-        run("silence", "market", "--for", "soon")
+        run("silence", "market", "--for", "soon", "--comment", "known")
+    with pytest.raises(ConfigurationError, match="needs a comment"):
+        run("silence", "market", "--for", "1h", "--comment", " ")
+    assert CliRunner().invoke(app, ["silence", "market", "--for", "1h"]).exit_code == 2
 
 
 def test_undelivered_is_listed_and_replayed(store: Engine) -> None:
@@ -157,9 +186,19 @@ def test_test_sends_a_signed_notice(store: Engine, monkeypatch: pytest.MonkeyPat
             run("test")
         monkeypatch.setenv("SENTIMENT_MONITOR_EGRESS_ALLOW", f"127.0.0.1:{receiver.port}")
         run("test")
-        (got,) = receiver.received
+        got, over = receiver.received
         assert (got.type, got.payload["data"]["rule"]) == ("alert.firing", "test")
+        # Nothing stays open at the receiver.
+        assert (over.type, over.payload["data"]["id"]) == ("alert.resolved", got.payload["data"]["id"])
         with pytest.raises(ConfigurationError, match="no receiver desk"):
             run("test", "desk")
     with pytest.raises(DeliveryError, match="webhook-1"):
         run("test", "webhook-1")
+
+
+def test_test_refuses_a_name_that_leads_to_a_private_address(store: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENTIMENT_MONITOR_WEBHOOK_URLS", "https://10.0.0.7.nip.example/")
+    monkeypatch.setenv("SENTIMENT_MONITOR_WEBHOOK_SECRET", new_secret())
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("10.0.0.7", 443))])
+    with pytest.raises(ConfigurationError, match=r"receiver webhook-1 is refused: .* the private address 10\.0\.0\.7"):
+        run("test")

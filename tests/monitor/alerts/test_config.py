@@ -62,6 +62,13 @@ def _secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DESK_SECRET", SECRET)
     monkeypatch.setenv("PAGER_URL", "pagerduty://AAAA@bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb")
     monkeypatch.setenv("BAD_SECRET", "whsec_AAAA")
+    monkeypatch.setenv("MAIL_URL", "mailtos://u:p@mail.example?to=desk@b.example")
+    monkeypatch.setenv("MAIL_METADATA", "mailto://u:p@169.254.169.254:80?to=desk@b.example")
+    monkeypatch.setenv("MAIL_RELAY", "mailtos://u:p@mail.example?smtp=10.0.0.1&to=desk@b.example")
+    monkeypatch.setenv("MAIL_NUMBER", "mailto://u:p@2130706433?to=desk@b.example")
+    monkeypatch.setenv("MAIL_LOCAL", "mailto://u:p@localhost?to=desk@b.example")
+    monkeypatch.setenv("TEAMS_ELSEWHERE", "workflows://teams.example:443/abcdefghijklmnop/sig")
+    monkeypatch.setenv("PAGER_HALF", "pagerduty://AAAA")
 
 
 def settings_of(tmp_path: Path, text: str = "", **values: Any) -> Settings:
@@ -96,6 +103,10 @@ def test_secrets_are_nowhere_to_be_seen(tmp_path: Path) -> None:
     assert config.receivers["desk"].definition["address"] == "https://hooks.example/…"
 
 
+def test_mail_to_a_public_host_is_taken(tmp_path: Path) -> None:
+    assert set(load_notifications(settings_of(tmp_path, MAIL)).receivers) == {"m"}
+
+
 def test_settings_alone_make_receivers_that_get_everything(tmp_path: Path) -> None:
     urls = "https://a.example/1, https://b.example/2"
     config = load_notifications(settings_of(tmp_path, webhook_urls=urls, webhook_secret=SECRET))
@@ -112,6 +123,7 @@ def test_a_file_without_routes_sends_everything_to_its_receivers(tmp_path: Path)
 
 
 RECEIVER = '[[receivers]]\nname = "desk"\nurl = "https://hooks.example/"\nsecret = "env:DESK_SECRET"\n'
+MAIL = '[[receivers]]\nname = "m"\nkind = "mail"\nurl = "env:MAIL_URL"\n'
 ROUTE = '[[routes]]\nreceivers = ["desk"]\n'
 
 
@@ -142,6 +154,12 @@ ROUTE = '[[routes]]\nreceivers = ["desk"]\n'
             5,
             "only a webhook",
         ),
+        (MAIL.replace("MAIL_URL", "MAIL_METADATA"), 4, "never called"),
+        (MAIL.replace("MAIL_URL", "MAIL_RELAY"), 4, "private address 10.0.0.1"),
+        (MAIL.replace("MAIL_URL", "MAIL_NUMBER"), 4, "number in disguise"),
+        (MAIL.replace("MAIL_URL", "MAIL_LOCAL"), 4, "local name"),
+        (MAIL.replace("mail", "teams").replace("MAIL_URL", "TEAMS_ELSEWHERE"), 4, "no host of Microsoft Teams"),
+        (MAIL.replace("mail", "pagerduty").replace("MAIL_URL", "PAGER_HALF"), 4, "cannot be used"),
         (RECEIVER + "[[routes]]\nreceivers = []\n", 6, "at least one receiver"),
         (RECEIVER + "[[routes]]\nreceivers = ['desc']\n", 6, "'desc' is none of desk"),
         (RECEIVER + ROUTE + "severities = ['bad']\n", 7, "'bad' is none of warning, high, critical"),

@@ -37,7 +37,7 @@ def test_firing_and_resolved_arrive_signed_once_and_in_order(store: Engine) -> N
         runner = dispatcher(store, config_of(webhook(receiver.url)), Clock())
         await runner.start()
         with writing(store) as conn:
-            put_story(conn, "ticker:AAPL", 1)
+            put_story(conn, "ticker:AAPL", 1, sources=("wire", "post"))
         record(store, decision(), decision("resolve", at=AT + timedelta(hours=1)))
         await settle(runner)
         await runner.close()

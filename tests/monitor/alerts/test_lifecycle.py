@@ -12,18 +12,18 @@ from sqlalchemy import Connection, Engine, select
 from monitor.alerts.config import NotificationConfig
 from monitor.alerts.lifecycle import NOT_CONFIGURED, announce_again, release_held, request_trial, route_outbox
 from monitor.alerts.receivers import Receiver, ReceiverKind
-from monitor.alerts.routing import Route
-from monitor.alerts.rules import Rule, Rules
+from monitor.alerts.routing import Mute, Route
+from monitor.alerts.rules import BUILT_IN, Rule, Rules
 from monitor.egress.policy import EgressPolicy
 from monitor.storage import deliveries, undelivered
-from monitor.storage.alerts import acknowledge, audit_trail, record_decisions
+from monitor.storage.alerts import acknowledge, audit_trail, firing_ids, record_decisions
 from monitor.storage.audit import changes
 from monitor.storage.engine import writing
 from monitor.storage.receivers import disable, enable, sync
 from monitor.storage.rules import alerts_taken, mute_rule, save_rule, sync_rules, taken_counts
 from monitor.storage.silences import add_silence
 from monitor.storage.tables import deliveries as delivery_table
-from monitor.storage.tables import items
+from monitor.storage.tables import episodes, items, stories
 from monitor.surges.judge import JudgeConfig
 from tests.monitor.alerts.builders import AT, DASHBOARD, decision, put_story
 
@@ -67,6 +67,16 @@ def trail(conn: Connection) -> list[str]:
     return [entry["event"] for entry in audit_trail(conn, ID)]
 
 
+def crowd(conn: Connection, number: int) -> None:
+    """So many younger alerts that fire."""
+    columns = dict(conn.execute(select(episodes).where(episodes.c.id == ID)).one()._mapping)
+    for one in range(number):
+        alert = columns["evidence"] | {"id": f"t{one}", "key": f"ticker:T{one}"}
+        at = AT + timedelta(minutes=1 + one)
+        row = {"id": f"t{one}", "key": f"ticker:T{one}", "evidence": alert, "fired_at": at}
+        conn.execute(episodes.insert().values(**(columns | row)))
+
+
 DESK = config_of(Route(("desk",)))
 
 
@@ -84,7 +94,7 @@ def test_routing_again_adds_nothing(store: Engine) -> None:
 def test_a_silence_holds_back_and_its_end_lets_go_with_what_is_known_then(store: Engine) -> None:
     with writing(store) as conn:
         end = NOW + timedelta(hours=1)
-        add_silence(conn, key="ticker:*", starts_at=AT, ends_at=end, comment="", author="ada")
+        add_silence(conn, key="ticker:*", starts_at=AT, ends_at=end, comment="known", author="ada")
         record(conn, decision())
         route_outbox(conn, DESK, NOW)
         assert notices(conn) == {("desk", ID, "firing"): "held"}
@@ -99,7 +109,7 @@ def test_a_silence_holds_back_and_its_end_lets_go_with_what_is_known_then(store:
 @pytest.mark.parametrize("end", ["resolve", "acknowledge"])
 def test_what_ends_while_it_is_held_back_is_never_announced(store: Engine, end: str) -> None:
     with writing(store) as conn:
-        add_silence(conn, key="*", starts_at=AT, ends_at=NOW + timedelta(hours=1), comment="", author="ada")
+        add_silence(conn, key="*", starts_at=AT, ends_at=NOW + timedelta(hours=1), comment="known", author="ada")
         record(conn, decision())
         route_outbox(conn, DESK, NOW)
         if end == "resolve":
@@ -137,7 +147,7 @@ def test_a_ticker_waits_for_no_alert_that_its_receiver_is_not_told_of(store: Eng
             ("boss", ID, "firing"): "held",
             ("boss", "wide", "firing"): "pending",
         }
-        add_silence(conn, key="market", starts_at=AT, ends_at=NOW + timedelta(days=1), comment="", author="ada")
+        add_silence(conn, key="market", starts_at=AT, ends_at=NOW + timedelta(days=1), comment="known", author="ada")
         record(conn, decision(key="market", episode_id="other", rule="other"))
         record(conn, decision(key="ticker:MSFT", episode_id="m", rule="other"))
         route_outbox(conn, config, NOW)
@@ -167,6 +177,25 @@ def test_rules_hold_back_until_the_evidence_suffices(store: Engine) -> None:
         assert row.last_error == "rule many wants 20 negative stories; market is not about ticker:AAPL"
         record(conn, decision("update", observed=25, p_value=1e-9))
         assert release_held(conn, config, NOW) == 1
+
+
+def test_one_publishers_headlines_wait_until_another_takes_them_over(store: Engine) -> None:
+    config = config_of(Route(("desk",)), rules=(BUILT_IN,))
+    with writing(store) as conn:
+        for number in range(3):
+            put_story(conn, "ticker:AAPL", number, source="wire", url="https://wire.example/")
+        record(conn, decision(observed=3))
+        route_outbox(conn, config, NOW)
+        assert notices(conn) == {("desk", ID, "firing"): "held"}
+        assert release_held(conn, config, NOW) == 0
+        # A copy: no story more, so that the judge has nothing new to say.
+        told = {"sources": ["wire", "post"], "item_ids": ["item-1", "copy"]}
+        conn.execute(stories.update().where(stories.c.item_id == "item-1").values(copies=told, items=2))
+        assert release_held(conn, config, NOW) == 1
+        (row,) = deliveries.due(conn, "desk", NOW, 10)
+        told_of = msgspec.json.decode(row.payload)["data"]
+        assert (told_of["sources"], told_of["observed"]) == (2, 3)
+        assert [story["copies"] for story in told_of["stories"]] == [2, 1, 1]
 
 
 def test_a_muted_rule_holds_back(store: Engine) -> None:
@@ -253,10 +282,58 @@ def test_escalates_once_what_nobody_takes_on(store: Engine) -> None:
 def test_nothing_held_back_is_escalated(store: Engine) -> None:
     config = config_of(Route(("desk",), escalate_after=timedelta(minutes=15), escalate_to=("boss",)))
     with writing(store) as conn:
-        add_silence(conn, key="*", starts_at=AT, ends_at=NOW + timedelta(days=1), comment="", author="ada")
+        add_silence(conn, key="*", starts_at=AT, ends_at=NOW + timedelta(days=1), comment="known", author="ada")
         record(conn, decision())
         route_outbox(conn, config, NOW)
         assert announce_again(conn, config, NOW + timedelta(hours=1)) == 0
+
+
+def test_what_was_held_back_is_escalated_from_when_it_was_let_go(store: Engine) -> None:
+    config = config_of(Route(("desk",), escalate_after=timedelta(minutes=15), escalate_to=("boss",)))
+    with writing(store) as conn:
+        end = NOW + timedelta(hours=1)
+        add_silence(conn, key="*", starts_at=AT, ends_at=end, comment="known", author="ada")
+        record(conn, decision())
+        route_outbox(conn, config, NOW)
+        assert release_held(conn, config, end) == 1
+        assert announce_again(conn, config, end) == 0
+        assert announce_again(conn, config, end + timedelta(minutes=14)) == 0
+        assert announce_again(conn, config, end + timedelta(minutes=15)) == 1
+        assert notices(conn)[("boss", ID, "firing")] == "pending"
+
+
+def test_escalation_reaches_whom_another_route_does_not_tell_at_this_hour(store: Engine) -> None:
+    quiet = Mute("always")
+    first = Route(("desk",), escalate_after=timedelta(minutes=15), escalate_to=("boss",))
+    config = config_of(first, Route(("boss",), mutes=(quiet,)))
+    with writing(store) as conn:
+        record(conn, decision())
+        route_outbox(conn, config, NOW)
+        assert notices(conn) == {("desk", ID, "firing"): "pending", ("boss", ID, "firing"): "held"}
+        assert announce_again(conn, config, NOW + timedelta(minutes=14)) == 0
+        assert announce_again(conn, config, NOW + timedelta(minutes=15)) == 1
+        assert announce_again(conn, config, NOW + timedelta(minutes=16)) == 0
+        assert notices(conn)[("boss", ID, "firing")] == "pending"
+        assert trail(conn)[-1] == "escalated"
+
+
+def test_no_alert_is_too_many_to_be_looked_at_again(store: Engine) -> None:
+    config = config_of(Route(("desk",), repeat=timedelta(hours=4)))
+    with writing(store) as conn:
+        end = NOW + timedelta(hours=1)
+        add_silence(conn, key="*", starts_at=AT, ends_at=end, comment="known", author="ada")
+        record(conn, decision(key="market", episode_id="wide"), decision())
+        route_outbox(conn, config, NOW)
+        assert set(notices(conn).values()) == {"held"}
+        crowd(conn, 1_001)
+        held = firing_ids(conn, held=True)
+        assert held == ["wide", ID]
+        assert len(firing_ids(conn)) == 1_003
+        # The market's goes out, and still explains the ticker's.
+        assert release_held(conn, config, end) == 1
+        assert notices(conn) == {("desk", "wide", "firing"): "pending", ("desk", ID, "firing"): "held"}
+        arrived(conn, end)
+        assert announce_again(conn, config, end + timedelta(hours=4)) == 1
 
 
 def test_what_a_switched_off_receiver_misses_is_listed(store: Engine) -> None:
@@ -343,6 +420,7 @@ def test_a_rule_made_in_the_store_holds_at_once(store: Engine) -> None:
 def test_a_test_notice_is_asked_for_and_noted(store: Engine) -> None:
     with writing(store) as conn:
         webhook_id = request_trial(conn, "desk", NOW, DASHBOARD, by="ada")
+        # Its end waits for it.
         (row,) = deliveries.due(conn, "desk", NOW, 10)
         assert (row.id, row.event) == (webhook_id, "test")
         assert undelivered.undelivered(conn) == []
@@ -350,7 +428,15 @@ def test_a_test_notice_is_asked_for_and_noted(store: Engine) -> None:
         assert undelivered.undelivered(conn) == []
         assert undelivered.replay(conn, NOW) == 0
         assert deliveries.tests_of_receivers(conn)["desk"].last_error == "The receiver answered 500."
-        assert [(change.actor, change.event) for change in changes(conn)] == [("ada", "test requested")]
+        (over,) = deliveries.due(conn, "desk", NOW, 10)
+        deliveries.finish(conn, over.id, 200, NOW)
+        assert deliveries.tests_of_receivers(conn)["desk"].last_error == "The receiver answered 500."
+        later = NOW + timedelta(minutes=1)
+        request_trial(conn, "desk", later, DASHBOARD, by="ada")
+        assert deliveries.tests_of_receivers(conn)["desk"].state == "pending"
+        arrived(conn, later)
+        assert deliveries.tests_of_receivers(conn)["desk"].state == "delivered"
+        assert [(change.actor, change.event) for change in changes(conn)] == [("ada", "test requested")] * 2
 
 
 def test_without_receivers_events_are_routed_to_nobody(store: Engine) -> None:

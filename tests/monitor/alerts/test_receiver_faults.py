@@ -67,6 +67,7 @@ def test_retry_after_is_honoured_for_the_whole_receiver(store: Engine, scripted:
 
     async def scenario() -> None:
         runner = dispatcher(store, config_of(webhook(receiver.url)), clock)
+        await runner.start()
         record(store, decision())
         await settle(runner)
         record(store, decision(key="ticker:MSFT", episode_id="other"))
@@ -79,6 +80,36 @@ def test_retry_after_is_honoured_for_the_whole_receiver(store: Engine, scripted:
         await runner.close()
 
     asyncio.run(scenario())
+
+
+def test_retry_after_is_honoured_by_whoever_delivers_next(store: Engine, scripted: Any) -> None:
+    receiver = scripted(lambda n: (429, {"retry-after": "600"}) if n == 1 else (200, {}))
+    clock = Clock()
+    config = config_of(webhook(receiver.url))
+
+    async def scenario() -> None:
+        first, beside = dispatcher(store, config, clock), dispatcher(store, config, clock)
+        for runner in (first, beside):
+            await runner.start()
+        record(store, decision())
+        await settle(first)
+        await first.close()
+        record(store, decision(key="ticker:MSFT", episode_id="other"))
+        after_restart = dispatcher(store, config, clock)
+        await after_restart.start()
+        for seconds, told in ((599, 1), (1, 3)):
+            clock.move(seconds)
+            for runner in (beside, after_restart):
+                await settle(runner)
+            assert len(receiver.requests) == told
+        for runner in (beside, after_restart):
+            await runner.close()
+
+    asyncio.run(scenario())
+    with reading(store) as conn:
+        (status,) = list_receivers(conn)
+    assert status.enabled
+    assert not status.quiet(clock.now)
 
 
 def test_gone_switches_the_receiver_off_and_lists_what_waited(store: Engine, scripted: Any) -> None:

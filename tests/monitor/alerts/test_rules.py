@@ -125,7 +125,7 @@ def test_a_definition_gives_the_same_rule_again(tmp_path: Path) -> None:
     rules = load_rules(rules_of(tmp_path, RULES))
     for rule in rules.rules:
         assert rule_from(rule.definition, rules.judge) == rule
-    assert BUILT_IN.definition.keys() == {"name", "description"}
+    assert BUILT_IN.definition.keys() == {"name", "description", "min_sources"}
 
 
 def test_without_a_file_the_built_in_rule_takes_everything(tmp_path: Path) -> None:
@@ -184,8 +184,12 @@ def test_a_mistake_is_named_with_its_line(tmp_path: Path, text: str, line: int, 
 
 
 def test_a_rule_tells_receivers_that_there_are(tmp_path: Path) -> None:
-    with pytest.raises(RuleError, match="receiver 'desk', which is not set up"):
-        load_notifications(rules_of(tmp_path, "[[rules]]\nname = 'x'\nreceivers = ['desk']\n"))
+    with pytest.raises(
+        RuleError, match=r"rules.toml, line 4, rules 'x': .*receiver 'desk', which is not set up"
+    ) as told:
+        load_notifications(rules_of(tmp_path, "\n[[rules]]\nname = 'x'\nreceivers = ['desk']\n"))
+    assert told.value.line == 4
+    assert told.value.hint == "There are: none."
 
 
 def names(store: Engine, configured: Rules) -> list[str]:
@@ -230,6 +234,32 @@ def test_the_built_in_rule_can_be_switched_off_and_stays_off(any_store: Engine) 
     with writing(any_store) as conn:
         switch_rule(conn, BUILT_IN.name, on=True, by="ada", now=AT)
     assert names(any_store, built_in) == [BUILT_IN.name]
+
+
+def test_the_built_in_rule_waits_for_a_second_publisher_where_any_is_known(tmp_path: Path) -> None:
+    alert = an_alert()
+    for least, sources, taken in ((2, 2, True), (2, 1, False), (2, 0, True), (1, 1, True), (3, 2, False)):
+        rules = load_rules(Settings(data_dir=tmp_path, surge_min_sources=least))
+        verdict = rules.verdict(msgspec.structs.replace(alert, sources=sources), AT)
+        assert bool(verdict.taken_by) is taken, (least, sources)
+        assert verdict.objection == ("" if taken else f"rule negative-surge wants {least} sources")
+    # A rule that somebody has written waits for what it says.
+    own = load_rules(rules_of(tmp_path, "[[rules]]\nname = 'own'\nmin_sources = 2\n"))
+    assert not own.verdict(msgspec.structs.replace(alert, sources=0), AT).taken_by
+    assert load_rules(rules_of(tmp_path, "[[rules]]\nname = 'own'\n")).verdict(alert, AT).taken_by
+
+
+def test_another_number_of_sources_is_taken_up_and_a_switch_stays(any_store: Engine) -> None:
+    with writing(any_store) as conn:
+        take_up(conn, Rules(JudgeConfig()), AT)
+        switch_rule(conn, BUILT_IN.name, on=False, by="ada", now=AT)
+        more = Rules(JudgeConfig()).with_built_in(3)
+        for _ in range(2):
+            take_up(conn, more, AT)
+        (known,) = list_rules(conn)
+        assert (known.definition["min_sources"], known.enabled) == (3, False)
+        assert len(changes(conn)) == 3
+        assert not in_force(conn, more).watched
 
 
 def test_muting_ends_by_itself_and_by_hand(store: Engine) -> None:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
+import httpx
 import pytest
+import uvicorn
 from starlette.testclient import TestClient
 
 from monitor.errors import BrokerError, ConfigurationError, RecordTooLargeError
-from monitor.feeds.http import Limits, check_exposure, create_app
+from monitor.feeds import http
+from monitor.feeds.http import Limits, check_exposure, create_app, server_config
 from monitor.records import Chart, NewsItem
 
 GOOD = {"id": "a", "title": "t", "published_at": "2024-01-08T09:00:00Z"}
@@ -135,6 +142,80 @@ def test_what_the_cluster_finds_too_large_is_not_asked_for_again(client: TestCli
     assert answer.status_code == 413
     assert answer.json()["error"]["code"] == "oversized"
     assert "Retry-After" not in answer.headers
+
+
+@contextmanager
+def served(sink: Sink, connections: int) -> Iterator[int]:
+    """The server as `feed http` runs it, on a thread; its port."""
+    limits = Limits(max_items_bytes=5000, max_items=3, max_chart_bytes=100, max_item_bytes=1000)
+    application = create_app(sink, token="s3cret", limits=limits)
+    server = uvicorn.Server(server_config(application, grace_s=1, connections=connections))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+BEGUN = b"POST /items HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer s3cret\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "drip", "answer"),
+    [
+        (b"", b"", b""),
+        (b"", b"P", b""),
+        (BEGUN, b"", b""),
+        (BEGUN, b"x", b""),
+        (BEGUN + b"Content-Length: 900\r\n\r\n{", b"", b"HTTP/1.1 408 "),
+        (BEGUN + b"Content-Length: 900\r\n\r\n{", b" ", b"HTTP/1.1 408 "),
+        (b"POST /items HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\n{", b" ", b"HTTP/1.1 401 "),
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"", b"HTTP/1.1 200 "),
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET", b" ", b"HTTP/1.1 200 "),
+    ],
+)
+def test_who_does_not_come_to_the_point_gives_its_place_up(
+    sink: Sink, monkeypatch: pytest.MonkeyPatch, sent: bytes, drip: bytes, answer: bytes
+) -> None:
+    monkeypatch.setattr(http, "HEAD_S", 0.4)
+    monkeypatch.setattr(http, "BODY_S", 0.4)
+    with served(sink, connections=3) as port, ExitStack() as held:
+        idle = [held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10)) for _ in range(2)]
+        for connection in idle:
+            connection.sendall(sent)
+        for connection in idle:
+            said = b""
+            connection.settimeout(0.05)
+            deadline = time.monotonic() + 15
+            while True:
+                with suppress(TimeoutError):
+                    try:
+                        part = connection.recv(4096)
+                    except ConnectionError:
+                        break
+                    if not part:
+                        break
+                    said += part
+                with suppress(OSError):
+                    connection.sendall(drip)
+                assert time.monotonic() < deadline, said
+            assert said.startswith(answer)
+        done = httpx.post(f"http://127.0.0.1:{port}/items", json=GOOD, headers=KEY, trust_env=False)
+        assert done.status_code == 202
+
+
+def test_a_sender_that_takes_its_time_between_requests_is_served(sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "HEAD_S", 1.0)
+    with served(sink, connections=3) as port, httpx.Client(trust_env=False) as sender:
+        for number in range(5):
+            time.sleep(0.4)
+            answer = sender.post(f"http://127.0.0.1:{port}/items", json=GOOD | {"id": f"i{number}"}, headers=KEY)
+            assert answer.status_code == 202
+    assert len(sink.taken) == 5
 
 
 def test_health_needs_no_token(client: TestClient) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from threading import Event, Thread
 
 import httpx
 import pytest
@@ -10,6 +15,7 @@ import respx
 
 from monitor.egress.policy import feed_policy
 from monitor.errors import ConfigurationError
+from monitor.feeds import rss
 from monitor.feeds.rss import MAX_FEED_BYTES, RssFeed, check_url, open_client, parse_feed, plain_text
 
 NOW = datetime(2024, 1, 9, tzinfo=UTC)
@@ -39,6 +45,86 @@ def test_entries_become_items_or_are_skipped_with_a_reason() -> None:
     assert len(polled.skipped) == 2
     assert "no date" in polled.skipped[0]
     assert "1990" in polled.skipped[1]
+
+
+def test_an_entry_with_a_malformed_link_costs_no_other_one() -> None:
+    links = ("http://[bad", "https://[::1", "//[", "http://a]b/")
+    entries = "".join(
+        f"<item><guid>{n}</guid><title>T{n}</title><link>{link}</link>"
+        f"<pubDate>Mon, 08 Jan 2024 11:00:00 GMT</pubDate></item>"
+        for n, link in enumerate((*links, "https://news.example/good"))
+    )
+    polled = parse_feed(f'<rss version="2.0"><channel><title>A</title>{entries}</channel></rss>'.encode(), URL, NOW)
+    assert [item.url for item in polled.items][-1] == "https://news.example/good"
+    assert len(polled.items) + len(polled.skipped) == len(links) + 1
+    assert polled.skipped[0].startswith("'T0' cannot be read: ")
+
+
+def test_an_entry_that_a_parser_stumbles_over_costs_no_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stumble(markup: str) -> str:
+        if "falls" in markup:
+            raise RecursionError("too deep")
+        return markup
+
+    monkeypatch.setattr(rss, "plain_text", stumble)
+    polled = parse_feed(RSS, URL, NOW)
+    assert [item.title for item in polled.items] == ["Only a link"]
+    assert "cannot be read: too deep." in polled.skipped[0]
+
+
+@respx.mock
+def test_whatever_a_document_does_to_the_parsers_is_a_problem_of_its_feed(monkeypatch: pytest.MonkeyPatch) -> None:
+    respx.get(URL).mock(return_value=httpx.Response(200, content=RSS))
+    monkeypatch.setattr(rss, "parse_feed", lambda *_: 1 // 0)
+    feed = RssFeed(URL, 60)
+    with open_client(POLICY) as client:
+        assert "division" in feed.poll(client, NOW, 0.0).problem
+    assert feed.due_s == 120
+
+
+@contextmanager
+def dripping(first: bytes) -> Iterator[str]:
+    """A server that sends a byte now and then behind what it sends first; its address."""
+    over = Event()
+
+    def serve() -> None:
+        with suppress(OSError):
+            while not over.is_set():
+                connection, _ = listener.accept()
+                Thread(target=drip, args=(connection,), daemon=True).start()
+
+    def drip(connection: socket.socket) -> None:
+        with suppress(OSError), connection:
+            connection.sendall(first)
+            while not over.wait(0.05):
+                connection.sendall(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/feed"
+        over.set()
+
+
+@pytest.mark.parametrize("first", [b"HTTP/1.1 200 OK\r\nX-Long: ", b"HTTP/1.1 200 OK\r\n\r\n", b""])
+def test_a_server_that_never_finishes_is_left_alone_after_a_while(
+    first: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rss, "TOTAL_S", 0.5)
+    with dripping(first) as url, open_client(feed_policy([url], "")) as client:
+        feed = RssFeed(url, 60)
+        began = time.monotonic()
+        problem = feed.poll(client, NOW, 0.0).problem
+        assert "within" in problem or "slowly" in problem
+        assert time.monotonic() - began < 5
+        assert feed.due_s == 120
+        # Told to stop, it does not wait for that long either.
+        monkeypatch.setattr(rss, "TOTAL_S", 60.0)
+        other = RssFeed(url, 60)
+        began = time.monotonic()
+        assert "stopped" in other.poll(client, NOW, 0.0, lambda: time.monotonic() - began > 0.3).problem
+        assert time.monotonic() - began < 5
+        # One that is still at its last answer is not asked for another one.
+        assert "not finished" in other.poll(client, NOW, 0.0).problem
 
 
 def test_ids_are_stable_and_the_feeds_own() -> None:

@@ -13,7 +13,7 @@ from monitor.records import Contribution, SourceWatermark
 from monitor.stories import Story, add_copies
 from monitor.surges.counting import Changes, Counter, CounterState, CountingConfig
 from monitor.surges.ledger import STALE, MemoryLedger
-from monitor.surges.ticks import TickDelta, advance, merge_sources
+from monitor.surges.ticks import Reached, TickDelta, advance, merge_sources
 from tests.monitor.surges.builders import MINUTE, batch, contribution
 
 HOUR = 60 * MINUTE
@@ -309,3 +309,21 @@ def test_batches_that_are_counted_together_change_what_each_changes_alone(
     assert without[: len(found)] == without[len(found) :]
     assert list(one) == list(other)
     assert (together.state, together.open_stories) == (alone.state, alone.open_stories)
+
+
+def test_an_item_far_ahead_moves_a_source_only_when_the_next_one_bears_it_out() -> None:
+    day = 24 * HOUR
+    reached = Reached(day, at=10 * day)
+    assert reached.read(11 * day) == 11 * day, "a day ahead is not far"
+    assert reached.read(400 * day) == 11 * day
+    assert reached.read(400 * day) == 11 * day, "the same item again"
+    assert reached.read(11 * day + 1) == 11 * day + 1
+    assert (reached.alone, reached.ahead) == (1, 0)
+    # There was really nothing to read: two in a row say so, and the earlier is believed.
+    assert reached.read(60 * day) == 11 * day + 1
+    assert reached.read(59 * day + HOUR) == 60 * day
+    assert reached.alone == 1
+    assert reached.read(90 * day) == 60 * day
+    assert reached.read(2000 * day) == 90 * day
+    assert (reached.ahead, reached.end(), reached.ahead) == (2000 * day, 2000 * day, 0)
+    assert Reached(day).read(5 * day) == 5 * day, "the first is taken as it is"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,6 +116,19 @@ def test_it_decides_what_the_judge_decides_in_memory(
     assert judged_to(store) == END - 1
 
 
+def test_it_begins_with_what_a_history_has_shown(
+    store: Engine, make_settings: Callable[..., Settings], counts: dict[int, MinuteCounts], tmp_path: Path
+) -> None:
+    (tmp_path / "rules.toml").write_text("[judge]\nheights = { volume = 29.0, negative = 0.016180339887498949 }\n")
+    write_ticks(store, counts)
+    set_watermark(store, 0, END)
+    run_to_the_end(LiveJudge(store, make_settings(rules_file=str(tmp_path / "rules.toml")), 1))
+    judge, nothing = Judge(JudgeConfig(height=0.016180339887498949)), MinuteCounts([], np.zeros(0), np.zeros(0))
+    decided = [d for minute in range(min(counts), END) for d in judge.step(minute, counts.get(minute, nothing))]
+    assert {d.episode_id for d in decided} > {d.episode_id for d in in_memory(counts, make_settings())}
+    assert {episode for episode, _ in recorded(store)} == {d.episode_id for d in decided}
+
+
 @pytest.mark.parametrize("snapshot_s", [1e9, 1e-9])
 def test_a_process_that_dies_at_any_time_is_replaced_without_a_trace(
     store: Engine, make_settings: Callable[..., Settings], counts: dict[int, MinuteCounts], snapshot_s: float
@@ -144,6 +158,24 @@ def test_an_episode_that_other_settings_do_not_know_of_is_resolved_once(
         expire_lease(store)
         set_watermark(store, 0, SURGE + 60 + more)
         assert LiveJudge(store, make_settings(surge_budget=1e-60), 1).advance() == 10
+    assert [pair for pair in recorded(store) if not pair[1].startswith("raised")] == [fired, (fired[0], "resolved")]
+
+
+def test_what_only_other_settings_find_is_told_while_it_goes_on_and_ends_once(
+    store: Engine, make_settings: Callable[..., Settings], counts: dict[int, MinuteCounts]
+) -> None:
+    write_ticks(store, counts)
+    set_watermark(store, 0, SURGE + 60)
+    run_to_the_end(LiveJudge(store, make_settings(surge_budget=1e-60), 1))
+    assert recorded(store) == []
+    expire_lease(store)
+    # The same minutes again, by settings that had found it: nothing is new, and still it has to be told.
+    judge = LiveJudge(store, make_settings(), 1)
+    set_watermark(store, 0, SURGE + 61)
+    run_to_the_end(judge)
+    (fired,) = [pair for pair in recorded(store) if pair[1] == "firing"]
+    set_watermark(store, 0, END)
+    run_to_the_end(judge)
     assert [pair for pair in recorded(store) if not pair[1].startswith("raised")] == [fired, (fired[0], "resolved")]
 
 
