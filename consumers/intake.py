@@ -16,9 +16,9 @@ from kafka.structs import TopicPartition
 from consumers.progress import PartitionProgress, Sources
 from consumers.topics import CHARTS, NEWS
 from consumers.unreadable import Unreadable
-from models.charts.images import decode_image, media_type
+from models.charts.images import image_header
 from monitor.pairing import Group, Pairing
-from monitor.records import Chart, NewsItem, Rejected, check_time, decode_chart, decode_news
+from monitor.records import NewsItem, Rejected, check_time, decode_chart, decode_news
 from monitor.settings import Settings
 from monitor.storage.items import Picture
 from monitor.surges.keys import epoch_ms
@@ -201,11 +201,12 @@ class Intake:
         chart = decode_chart(record.value, record.headers or (), now, self._settings.max_chart_bytes)
         if isinstance(chart, Rejected):
             return self._refuse(origin, chart)
-        picture = _picture(chart, self._settings.max_chart_pixels)
-        if isinstance(picture, Rejected):
+        # Its pixels are decoded where it is scored, once; what is damaged there is refused there.
+        header = image_header(chart.image, max_pixels=self._settings.max_chart_pixels)
+        if isinstance(header, Rejected):
             freed = self.pairing.give_up(chart.chart_id, chart.item_id)
-            return [*freed, *self._refuse(origin, picture)]
-        origin.chart_id, origin.picture = chart.chart_id, picture
+            return [*freed, *self._refuse(origin, header)]
+        origin.chart_id, origin.picture = chart.chart_id, Picture(*header)
         origin.progress.read(record.offset, epoch_ms(min(chart.published_at, now)))
         return self.pairing.add_chart(chart, origin, reading_s)
 
@@ -213,10 +214,3 @@ class Intake:
         origin.progress.read(origin.record.offset, 0)
         self.refused.append(Refusal(origin, rejected))
         return []
-
-
-def _picture(chart: Chart, max_pixels: int) -> Picture | Rejected:
-    image = decode_image(chart.image, max_pixels=max_pixels)
-    if isinstance(image, Rejected):
-        return image
-    return Picture(media_type(chart.image) or "", image.width, image.height)

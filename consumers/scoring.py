@@ -5,11 +5,13 @@ Knows the classifier by its interface only and no Kafka at all.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Generic, Protocol, TypeVar
 
+from models.charts.images import decode_image
 from models.engine import ScoringRequest
 from monitor.errors import ModelError, MonitorError
 from monitor.pairing import Group
@@ -51,6 +53,14 @@ class Scored(Generic[T]):
     refused: list[tuple[Group[T], frozenset[str], Rejected]] = field(default_factory=list)
 
 
+def _short_of_memory() -> ModelError:
+    return ModelError(
+        "There is not enough memory to score even one item.",
+        "Nothing was lost: it is read again after a restart. Give the process more memory, or lower "
+        "worker_batch_items, worker_image_bytes and score_cache_rows.",
+    )
+
+
 def _request(group: Group[T]) -> ScoringRequest:
     item, charts = group.to_score()
     return ScoringRequest(item=item, charts=charts)
@@ -77,11 +87,7 @@ class _Isolation:
                 return [*self.score(requests[:middle]), *self.score(requests[middle:])]
             if isinstance(error, MemoryError):
                 # Even by itself: but a row is not to blame for what the machine lacks.
-                raise ModelError(
-                    "There is not enough memory to score even one item.",
-                    "Nothing was lost: it is read again after a restart. Give the process more memory, or lower "
-                    "worker_batch_items, worker_image_bytes and score_cache_rows.",
-                ) from error
+                raise _short_of_memory() from error
             self.error = error
             reason = f"The classifier fails on it: {type(error).__name__}: {str(error)[:200]}"
             return [Rejected(code="scoring_failed", reason=reason)]
@@ -119,12 +125,32 @@ def score_groups(scorer: Scoring, groups: Sequence[Group[T]]) -> Scored[T]:
         if isinstance(answer, Rejected):
             failed.append((group, answer))
         else:
+            _without_damaged_charts(group, answer, out)
             out.entries.append((group, answer))
     isolation.check()
     for group, rejected in failed:
         log.warning("the classifier refuses a record", item=group.key, code=rejected.code, reason=rejected.reason)
         _without_bad_charts(isolation, group, rejected, out)
     return out
+
+
+def _without_damaged_charts(group: Group[T], answer: ScoredItem, out: Scored[T]) -> None:
+    """Refuse the charts of an item that cannot be decoded. The one that the classifier has taken can be."""
+    taken = answer.chart.chart_id if answer.chart is not None else ""
+    for chart_id in [chart_id for chart_id in group.charts if chart_id != taken]:
+        # Its size was looked at when it came in.
+        try:
+            verdict = decode_image(group.charts[chart_id].image, max_pixels=sys.maxsize)
+        except MemoryError as error:
+            raise _short_of_memory() from error
+        if isinstance(verdict, Rejected):
+            _refuse_chart(group, chart_id, verdict, out)
+
+
+def _refuse_chart(group: Group[T], chart_id: str, verdict: Rejected, out: Scored[T]) -> None:
+    out.refused.append((group, frozenset({chart_id}), verdict))
+    group.refused.add(chart_id)
+    del group.charts[chart_id]
 
 
 def _without_bad_charts(isolation: _Isolation, group: Group[T], rejected: Rejected, out: Scored[T]) -> None:
@@ -140,8 +166,6 @@ def _without_bad_charts(isolation: _Isolation, group: Group[T], rejected: Reject
     verdicts = isolation.score([ScoringRequest(item=item, charts=(chart,)) for chart in group.charts.values()])
     bad = {cid: v for cid, v in zip(group.charts, verdicts, strict=True) if isinstance(v, Rejected)}
     for chart_id, verdict in bad.items():
-        out.refused.append((group, frozenset({chart_id}), verdict))
-        group.refused.add(chart_id)
-        del group.charts[chart_id]
+        _refuse_chart(group, chart_id, verdict, out)
     again = isolation.score([_request(group)])[0] if group.charts and bad else alone
     out.entries.append((group, alone if isinstance(again, Rejected) else again))

@@ -155,8 +155,8 @@ class Settings(BaseSettings):
     surge_min_sources: int = Field(
         2,
         ge=0,
-        description="Publishers that must tell of a surge before the built-in rule announces it; where none is known it "
-        "does not wait. With one feed alone: 1.",
+        description="Publishers that must tell of a surge before the built-in rule announces it; where none is known "
+        "it does not wait. With one feed alone: 1.",
     )
 
     # Alerts

@@ -5,17 +5,28 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from monitor.records import Rejected
 
-__all__ = ["DEFAULT_MAX_PIXELS", "decode_image", "ignore_warnings", "image_size", "media_type"]
+__all__ = [
+    "DEFAULT_MAX_PIXELS",
+    "ImageHeader",
+    "decode_image",
+    "ignore_warnings",
+    "image_header",
+    "image_size",
+    "media_type",
+]
 
 DEFAULT_MAX_PIXELS: Final = 10_000_000
 MAX_SIDE: Final = 65_535
+# The EXIF tag, and the first of its values that turn by a quarter.
+ORIENTATION: Final = 0x0112
+FIRST_TURNED: Final = 5
 
 _FORMATS: Final = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
 
@@ -131,6 +142,48 @@ def _checked(data: bytes, limit: int) -> str | Rejected:
     return kind
 
 
+class ImageHeader(NamedTuple):
+    """What an image says of itself; sizes in pixels, upright."""
+
+    media_type: str
+    width: int
+    height: int
+
+
+def image_header(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageHeader | Rejected:
+    """What the header says, of a PNG after its chunks' check sums, and no pixel decoded; or why it cannot be used.
+
+    Damage inside the pixels is found only by `decode_image`, which has the same codes.
+    """
+    limit = min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels)
+    kind = _checked(data, limit)
+    if isinstance(kind, Rejected):
+        return kind
+    name = _FORMATS[kind]
+    try:
+        with Image.open(io.BytesIO(data), formats=[name]) as opened:
+            width, height = opened.size
+            if width * height > limit:
+                return Rejected(code="too_many_pixels", reason=f"The image has more than {limit} pixels.")
+            if "exif" in opened.info and opened.getexif().get(ORIENTATION, 1) >= FIRST_TURNED:
+                width, height = height, width
+            opened.verify()
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a decoder may raise nearly anything on a damaged file
+        return _damaged(name, error)
+    return ImageHeader(kind, width, height)
+
+
+def _damaged(name: str, error: Exception) -> Rejected:
+    if isinstance(error, UnidentifiedImageError):
+        # Its own words name an address in memory.
+        return Rejected(code="undecodable_image", reason=f"The {name} image is damaged: its header cannot be read.")
+    return Rejected(
+        code="undecodable_image", reason=f"The {name} image is damaged: {str(error)[:120] or type(error).__name__}."
+    )
+
+
 def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image | Rejected:
     """The picture as 8-bit RGB, upright, of an animation the first frame; or why it cannot be used.
 
@@ -151,10 +204,5 @@ def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.
             return _to_rgb(ImageOps.exif_transpose(opened))
     except MemoryError:
         raise
-    except UnidentifiedImageError:
-        # Its own words name an address in memory.
-        return Rejected(code="undecodable_image", reason=f"The {name} image is damaged: its header cannot be read.")
     except Exception as error:  # noqa: BLE001 - a decoder may raise nearly anything on a damaged file
-        return Rejected(
-            code="undecodable_image", reason=f"The {name} image is damaged: {str(error)[:120] or type(error).__name__}."
-        )
+        return _damaged(name, error)

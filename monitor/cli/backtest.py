@@ -57,7 +57,8 @@ def backtest(
     ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave wrong lines out instead of stopping.")] = False,
 ) -> None:
-    """Run surge detection over history in event time, with the very code that runs live; alerts come out as JSONL.
+    """Run surge detection over history in event time, with the very code that runs live; alerts that the rules announce
+    come out as JSONL.
 
     A line of scored items is what `score` prints, or has at least `id, published_at, source, title, tickers, topic,
     sentiment, p_negative`. The bar is set online from the input itself, never looking ahead, and begins with what
@@ -103,6 +104,7 @@ def _items(
     skipped: list[str] | None,
     surges: list[str],
 ) -> list[BacktestAlert]:
+    from monitor.alerts.announced import announced
     from monitor.alerts.rules import load_rules
     from monitor.surges.backtest import Backtest
     from monitor.surges.counting import CountingConfig
@@ -140,7 +142,10 @@ def _items(
         of_sorts = ", ".join(f"{one.surge} = {height!r}" for one, height in zip(judging, heights, strict=True))
         err.print("To go by the same history live, put this into the file that `rules_file` names:")
         err.print(f"[judge]\nheights = {{ {of_sorts} }}", markup=False, highlight=False, soft_wrap=True)
-    return run.alerts
+    told_of = [alert for alert in run.alerts if announced(rules, alert)]
+    if len(told_of) < len(run.alerts):
+        err.print(f"The rules announce {len(told_of)} of these alerts; the others are left out.")
+    return told_of
 
 
 def _past(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
 
 from consumers.worker import Worker
-from models.engine import open_scorer
+from models.engine import ScoringRequest, open_scorer
 from models.registry import promote, rollback
+from monitor.records import Rejected, ScoredItem
 from monitor.settings import Settings
 from monitor.taxonomy import bundled_taxonomy
 from tests.consumers.running import T0, Running, committed, letters, news, png, sending, stored, until
@@ -83,3 +86,56 @@ def test_a_running_worker_follows_the_registry(kafka_settings: Settings, store: 
     # The version is not only a name: other weights answer, and after the rollback the old ones again.
     assert abs(rows["i1"].p_negative - rows["i2"].p_negative) > 1e-4
     assert rows["i3"].p_negative == pytest.approx(rows["i1"].p_negative, abs=1e-6)
+
+
+def test_a_model_is_exchanged_in_the_midst_of_a_backlog(
+    kafka_settings: Settings, store: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = kafka_settings.model_copy(
+        update={"device": "cpu", "cpu_precision": "fp32", "worker_model_poll_s": 0.1, "worker_batch_items": 16}
+    )
+    backbone = tiny_backbone(tmp_path / "backbone")
+    folders = [tmp_path / "first", tmp_path / "second"]
+    files = [tiny_model(folder, backbone, name=folder.name, seed=seed) for seed, folder in enumerate(folders)]
+    first, second = (file.version for file in files)
+    promote(settings, store, str(folders[0]), actor="test", reason="first")
+    scorer = open_scorer(settings, store)
+    score, together = scorer.score, []
+
+    def noted(requests: Sequence[ScoringRequest]) -> list[ScoredItem | Rejected]:
+        time.sleep(0.05)
+        answers = score(requests)
+        together.append({answer.model_version for answer in answers if isinstance(answer, ScoredItem)})
+        return answers
+
+    monkeypatch.setattr(scorer, "score", noted)
+    sent = 0
+
+    def send(count: int) -> None:
+        nonlocal sent
+        for number in range(sent, sent + count):
+            sender.item(news(number, title=f"Headline {number} of a backlog"))
+        sent += count
+        sender.flush()
+
+    with sending(settings) as sender:
+        send(300)
+        running = Running(settings, scorer, store)
+        try:
+            until(lambda: len(stored(store)) > 30)
+            promote(settings, store, str(folders[1]), actor="test", reason="better")
+            # Until it is taken up there is always more to do.
+            while scorer.model_version == first and sent < 3000:
+                send(20)
+                time.sleep(0.1)
+            send(300)
+            until(lambda: sum(committed(settings).values()) == sent, 90)
+        finally:
+            running.end()
+    assert running.error is None
+    rows = stored(store)
+    assert set(rows) == {f"i{number}" for number in range(sent)}
+    versions = [row.model_version for row in rows.values()]
+    assert (versions.count(first) > 30, versions.count(second) > 30) == (True, True)
+    assert {version for call in together for version in call} == {first, second}
+    assert max(map(len, together)) == 1

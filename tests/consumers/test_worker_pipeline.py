@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from consumers.pipeline import SCORING_THREADS, Pipeline
 from consumers.progress import PartitionProgress
 from consumers.publisher import CONTRIBUTION_BYTES, Outgoing, contribution_records, dead_letter_record
 from consumers.scoring import score_groups
+from models.charts.images import ImageHeader, decode_image, image_header
 from models.engine import ScoringRequest
 from monitor.errors import BrokerError, ModelError
 from monitor.pairing import Group
@@ -414,6 +416,40 @@ def test_a_refused_chart_does_not_come_back_from_the_store(bench: Bench) -> None
     bench.work(bench.group(None, bad), bench.group(news(3)))
     assert stored(bench.store)["i1"].modality == "text"
     assert len(letters(bench.store)) == 2
+    assert bench.progress.pending == 0
+
+
+def test_damage_inside_a_picture_is_a_dead_letter_of_the_chart_alone(bench: Bench) -> None:
+    whole = png(shade=7, size=(64, 64))
+    # The header and all check sums are in order, the pixels are not.
+    begin = whole.index(b"IDAT") + 4
+    size = int.from_bytes(whole[begin - 8 : begin - 4], "big")
+    body = b"\xff" * size
+    damaged = whole[:begin] + body + zlib.crc32(b"IDAT" + body).to_bytes(4, "big") + whole[begin + size + 4 :]
+    assert isinstance(image_header(damaged), ImageHeader)
+
+    class Blind(WordScorer):
+        """Takes what it can read, as the engine does, and scores the text alone otherwise."""
+
+        def score(self, requests: Sequence[ScoringRequest]) -> list[ScoredItem | Rejected]:
+            shown = [
+                ScoringRequest(
+                    r.item, tuple(c for c in r.charts if not isinstance(decode_image(c.image), Rejected))[:1]
+                )
+                for r in requests
+            ]
+            return super().score(shown)
+
+    bench.pipeline._scorer = Blind()
+    bad = Chart(chart_id="bad", image=damaged, published_at=T0, item_id="i1")
+    worse = Chart(chart_id="worse", image=damaged, published_at=T0, item_id="i2")
+    bench.work(
+        bench.group(news(1, chart_ids=("bad", "c")), bad, chart("c", "i1")),
+        bench.group(news(2, chart_ids=("worse",)), worse),
+    )
+    rows = stored(bench.store)
+    assert {key: row.modality for key, row in rows.items()} == {"i1": "both", "i2": "text"}
+    assert list(letters(bench.store).values()) == ["undecodable_image"] * 2
     assert bench.progress.pending == 0
 
 

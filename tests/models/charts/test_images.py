@@ -17,7 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from models.charts.images import decode_image, ignore_warnings, image_size, media_type
+from models.charts.images import (
+    ImageHeader,
+    decode_image,
+    ignore_warnings,
+    image_header,
+    image_size,
+    media_type,
+)
 from monitor.records import Rejected
 from monitor.settings import Settings
 
@@ -208,6 +215,25 @@ def test_pictures_are_decoded_side_by_side(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(ImageFile.ImageFile, "load", together)
     with ThreadPoolExecutor(2) as pool:
         assert all(isinstance(one, Image.Image) for one in pool.map(decode_image, [data, data]))
+
+
+def test_a_header_is_read_without_a_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = {kind: coded(picture(), kind) for kind in ("PNG", "JPEG", "WEBP")}
+    turned = coded(picture(), "JPEG", exif=exif)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _image: pytest.fail("decoded"))
+    for kind, data in files.items():
+        assert image_header(data) == ImageHeader(f"image/{kind.lower()}", 40, 30)
+        assert isinstance(image_header(data[:20]), Rejected)
+    assert image_header(turned) == ImageHeader("image/jpeg", 30, 40)
+    for data in (files["PNG"][:60], files["PNG"].replace(b"IDAT", b"IDAX")):
+        found = image_header(data)
+        assert isinstance(found, Rejected)
+        assert found.code == "undecodable_image"
+    too_many = image_header(files["PNG"], max_pixels=1000)
+    assert isinstance(too_many, Rejected)
+    assert too_many.code == "too_many_pixels"
 
 
 def test_a_picture_is_not_to_blame_for_want_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
 import torch
 
+from models.bundle import LoadedModel, load_model
+from models.engine import precision
 from models.engine.batching import plan, token_budget
 from models.engine.int8 import _Product, _Range
+from models.engine.lanes import lanes
+from models.tokens import TokenizedRow
 from monitor.settings import Settings
 
 
@@ -27,3 +38,19 @@ def test_a_card_gets_more_tokens_in_a_pass() -> None:
     some = Settings(worker_token_budget=100, worker_gpu_token_budget=1000)
     assert token_budget(some, torch.device("cpu")) == 100
     assert token_budget(some, torch.device("cuda", 0)) == 1000
+
+
+def test_a_precision_is_timed_where_it_serves_on_texts_of_many_lengths(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[list[int]] = []
+
+    class Noted:
+        def submit(self, work: Callable[..., Any], model: LoadedModel, rows: Sequence[TokenizedRow]) -> Future[Any]:
+            timed.append([len(row) for row in rows])
+            return lanes(1).submit(work, model, rows)
+
+    monkeypatch.setattr(precision, "lanes", lambda count: Noted())
+    precision.measure(load_model(model_dir, device="cpu"), ("int8",))
+    assert len(timed) >= 2
+    assert max(timed[0]) > 4 * statistics.median(timed[0])

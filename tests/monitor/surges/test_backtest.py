@@ -218,7 +218,7 @@ def test_absurd_dates_are_refused_and_said_like_live(history: History) -> None:
 
 
 def test_a_stream_that_is_all_still_to_come_is_simulated() -> None:
-    made, _ = stream(3, 3, 1, surges=0, quiet_days=0)
+    made, _ = stream(3, 3, 2, surges=0, quiet_days=0)
     moved = [{**item, "published_at": f"2098{str(item['published_at'])[4:]}"} for item in made]
     assert len(list(read_scored(lines(moved), "moved"))) == len(made)
 
