@@ -77,6 +77,16 @@ def test_store_and_growth() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["charts", "fusion", "research", "series", "sorts", "surges", "worker"])
+def test_guards() -> None:
+    found = json.loads(run("guards", "--json"))
+    assert {one["set"]: one["share"] < 0.01 for one in found["guard"]} == dict.fromkeys(
+        ("sentfin", "twitter_sentiment", "twitter_topic"), True
+    )
+    assert found["linker"]["recall_of_known"] > 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ["charts", "fusion", "series", "sorts", "surges", "worker"])
 def test_the_others_start(name: str) -> None:
     assert "usage" in run(name, "--help")

@@ -1,7 +1,7 @@
 """Made-up headlines in which one word turns the sentiment: burdens, denials, figures that
 are told without a verb, and two companies that fare differently.
 
-None of their wordings is in the behaviour tests (`models/data/robustness.toml`).
+None of them nearly repeats a text of the behaviour tests (`models/data/robustness.toml`): their content words differ.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ from models.charts.dataset import chart_picture
 from models.charts.labels import TREND_ORDER
 from models.charts.negatives import not_a_chart
 from models.training.datasets import BUNDLED, bundled_path, examples_of, frozen_test, read_labelled, select
-from models.training.evaluate import LabelledLine
 from models.training.frozen import frozen_pairs
+from models.training.lines import LabelledLine, line_of
 from monitor.records import Trend
 
 __all__ = ["PACKAGED", "packaged_lines"]
@@ -29,16 +29,6 @@ PACKAGED: Final = (*BUNDLED, "charts", "pairs", "pairs-text", "pairs-chart")
 _CHARTS: Final = 2_000
 _NO_CHART_EVERY: Final = 6
 _SEED: Final = 21
-
-
-def _texts(name: str) -> Iterator[LabelledLine]:
-    for number, row in enumerate(select(read_labelled(bundled_path(name)), "test"), 1):
-        # A headline whose entities all fare alike is a text with their sentiment, as in training.
-        agreed = set(row.entities.values())
-        sentiment = row.sentiment or (agreed.pop() if len(agreed) == 1 else None)
-        yield LabelledLine(
-            number=number, text=row.text, sentiment=sentiment, topic=row.topic, entities=dict(row.entities)
-        )
 
 
 def _png(picture: Image.Image) -> bytes:
@@ -72,5 +62,6 @@ def _pairs(name: str) -> Iterator[LabelledLine]:
 def packaged_lines(name: str) -> Iterator[LabelledLine]:
     """The lines of a set in `PACKAGED`; the same in every run (pictures also depend on the fonts of the system)."""
     if name in BUNDLED:
-        return _texts(name)
+        held = select(read_labelled(bundled_path(name)), "test")
+        return (line_of(row, number) for number, row in enumerate(held, 1))
     return _charts() if name == "charts" else _pairs(name)

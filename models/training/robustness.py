@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from importlib import resources
+from itertools import islice
 from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
@@ -23,7 +24,8 @@ from models.engine.items import Flag, ScoringRequest
 from models.engine.scorer import Scorer
 from models.tokens import Row
 from models.training.datasets import find_entity
-from models.training.evaluate import LabelledLine
+from models.training.lines import LabelledLine
+from models.training.packaged import packaged_lines
 from monitor.records import NewsItem, Rejected
 
 __all__ = ["PERTURBATIONS", "BehaviourTest", "Suite", "behaviour", "invariance", "load_suite", "perturb", "robustness"]
@@ -61,11 +63,11 @@ class Passed(NamedTuple):
     wrong: list[str]
 
     def told(self, kind: str) -> dict[str, Any]:
-        """For the report: `kind`, `n`, `passed` (a share) and up to three texts that failed."""
+        """For the report: `kind`, `n`, `passed` (a share, None of nothing) and up to three texts that failed."""
         return {
             "kind": kind,
             "n": self.n,
-            "passed": round(1.0 - len(self.wrong) / max(1, self.n), 4),
+            "passed": round(1.0 - len(self.wrong) / self.n, 4) if self.n else None,
             "failed": [text[:200] for text in self.wrong[:3]],
         }
 
@@ -110,18 +112,19 @@ def _numbers(text: str, rng: random.Random) -> str:
     return _NUMBER.sub(lambda found: found.group()[:-1] + str(rng.randint(1, 9)), text)
 
 
+_TICKERS: Final = "tickers swapped"
+_NAMES: Final = "companies swapped"
 PERTURBATIONS: Final[dict[str, Callable[[str, random.Random], str]]] = {
     "typos": _typos,
     "upper case": lambda text, rng: text.upper(),  # noqa: ARG005
     "lower case": lambda text, rng: text.lower(),  # noqa: ARG005
     "HTML remains": _html,
     "emoji": _emoji,
-    "tickers swapped": _tickers,
+    _TICKERS: _tickers,
     "last digits changed": _numbers,
     "link added": lambda text, rng: f"{text} https://t.co/{rng.getrandbits(40):x}",
     "wire prefix": lambda text, rng: f"{rng.choice(('UPDATE 1-', 'RPT-', 'BRIEF-', 'RT @news: '))}{text}",
 }
-_NAMES: Final = "companies swapped"
 
 
 def perturb(texts: Iterable[str], name: str, seed: int = 0) -> list[str]:
@@ -134,41 +137,46 @@ def _labels(model: LoadedModel, rows: Sequence[Row]) -> NDArray[np.int64]:
     return np.asarray(model.predict(rows).sentiment.argmax(axis=1), dtype=np.int64)
 
 
+def _kept(
+    model: LoadedModel, before: NDArray[np.int64], after: Sequence[Row], truth: NDArray[np.int64]
+) -> dict[str, Any]:
+    """How many of N changed rows keep the label that they had `before` (N,), and how often either is right."""
+    if not after:
+        return Passed(0, []).told("invariance")
+    now = _labels(model, after)
+    return Passed(len(after), [after[i].text for i in np.flatnonzero(before != now).tolist()]).told("invariance") | {
+        "accuracy": round(float((now == truth).mean()), 4),
+        "clean_accuracy": round(float((before == truth).mean()), 4),
+    }
+
+
 def invariance(
-    model: LoadedModel, lines: Sequence[LabelledLine], companies: Sequence[str], seed: int = 0
+    model: LoadedModel,
+    lines: Sequence[LabelledLine],
+    companies: Sequence[str],
+    seed: int = 0,
+    names: Sequence[str] = (*PERTURBATIONS, _NAMES),
 ) -> dict[str, dict[str, Any]]:
     """For each perturbation, the share of texts that keep their label; only texts that it changes count.
 
-    `accuracy` is that on the changed texts, `clean_accuracy` on the same texts as they were (None without labels).
-    In rows with entities the company is swapped for each of them, and the sentiment towards it must stay.
+    `accuracy` is that on the changed texts, `clean_accuracy` on the same texts as they were; both are missing where a
+    perturbation changes none (`n` is 0). In rows with entities the company is swapped for each of them, and the
+    sentiment towards it must stay.
     """
     said = [line for line in lines if line.text and line.sentiment]
     texts = [line.text for line in said]
     truth = np.array([SENTIMENTS.index(line.sentiment or "") for line in said], dtype=np.int64)
     clean = _labels(model, [Row(text) for text in texts])
     found: dict[str, dict[str, Any]] = {}
-    for name in PERTURBATIONS:
+    for name in (name for name in names if name in PERTURBATIONS):
         changed = perturb(texts, name, seed)
         touched = [i for i, text in enumerate(texts) if changed[i] != text]
-        if not touched:
-            continue
-        now = _labels(model, [Row(changed[i]) for i in touched])
-        wrong = [changed[i] for i, label in zip(touched, now, strict=True) if label != clean[i]]
-        found[name] = Passed(len(touched), wrong).told("invariance") | {
-            "accuracy": round(float((now == truth[touched]).mean()), 4),
-            "clean_accuracy": round(float((clean[touched] == truth[touched]).mean()), 4),
-        }
-    swapped = _swapped(lines, companies, seed)
-    if swapped:
+        found[name] = _kept(model, clean[touched], [Row(changed[i]) for i in touched], truth[touched])
+    if _NAMES in names:
+        swapped = _swapped(lines, companies, seed)
         before = _labels(model, [one for one, _, _ in swapped])
-        after = _labels(model, [other for _, other, _ in swapped])
-        right = np.array([label for _, _, label in swapped])
-        found[_NAMES] = Passed(
-            len(swapped), [swapped[i][1].text for i in np.flatnonzero(before != after).tolist()]
-        ).told("invariance") | {
-            "accuracy": round(float((after == right).mean()), 4),
-            "clean_accuracy": round(float((before == right).mean()), 4),
-        }
+        right = np.array([label for _, _, label in swapped], dtype=np.int64)
+        found[_NAMES] = _kept(model, before, [other for _, other, _ in swapped], right)
     return found
 
 
@@ -268,12 +276,13 @@ def behaviour(scorer: Scorer, suite: Suite) -> dict[str, dict[str, Any]]:
 
 
 def robustness(scorer: Scorer, lines: Iterable[LabelledLine]) -> dict[str, dict[str, Any]]:
-    """All tests; invariance on the first 500 of `lines` that have a text with a sentiment or with entities."""
+    """All tests; invariance on the first 500 of `lines` that have a text with a sentiment or with entities.
+
+    Tickers are swapped in the held-out posts as well: headlines have none.
+    """
     suite = load_suite()
-    kept = []
-    for line in lines:
-        if line.text and (line.sentiment or line.entities):
-            kept.append(line)
-        if len(kept) == _MAX_ROWS:
-            break
-    return (invariance(scorer.model, kept, suite.companies) if kept else {}) | behaviour(scorer, suite)
+    some = islice((line for line in lines if line.text and (line.sentiment or line.entities)), _MAX_ROWS)
+    found = invariance(scorer.model, list(some), suite.companies)
+    posts = [line for line in packaged_lines("twitter_sentiment") if _CASHTAG.search(line.text)]
+    found[f"{_TICKERS} in posts"] = invariance(scorer.model, posts, suite.companies, names=[_TICKERS])[_TICKERS]
+    return found | behaviour(scorer, suite)

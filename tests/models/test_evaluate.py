@@ -20,7 +20,8 @@ from models.engine.offline import Outcome, score_lines
 from models.tokens import Row
 from models.training import frozen
 from models.training.datasets import bundled_path, read_labelled, select
-from models.training.evaluate import LabelledLine, class_figures, evaluate_file, score_figures
+from models.training.evaluate import class_figures, evaluate_file, score_figures
+from models.training.lines import TRENDS, LabelledLine
 from models.training.packaged import PACKAGED, packaged_lines
 from models.training.robustness import LONG, PERTURBATIONS, invariance, load_suite, perturb, robustness
 from monitor.errors import InputError
@@ -57,6 +58,18 @@ def test_figures_are_those_of_scikit_learn() -> None:
     assert score_figures(np.array([0.5, -0.5]), np.array([1.0, -1.0])) == {"n": 2, "mse": 0.25, "r2": 0.75}
 
 
+def test_an_abstention_is_wrong_but_no_class_unless_it_is_a_label() -> None:
+    truth, said = np.array([0, 0, 1, 2]), np.array([0, 3, 1, 2])
+    found = class_figures(said, truth, TRENDS, 0.0, abstention=3)
+    assert found["accuracy"] == 0.75
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 1 + 1) / 3, abs=1e-4)
+    assert set(found["per_class"]) == set(found["confusion"]) == {"down", "flat", "up"}
+    assert found["confusion"]["down"]["not_a_chart"] == 1
+    labelled = class_figures(said, np.array([0, 3, 1, 2]), TRENDS, 0.0, abstention=3)
+    assert labelled["macro_f1"] == labelled["accuracy"] == 1.0
+    assert labelled["per_class"]["not_a_chart"]["n"] == 1
+
+
 def test_every_part_that_a_file_labels(model: LoadedModel, tmp_path: Path) -> None:
     (tmp_path / "c.png").write_bytes(picture())
     rows = [
@@ -72,7 +85,7 @@ def test_every_part_that_a_file_labels(model: LoadedModel, tmp_path: Path) -> No
     ]
     found = evaluate_file(model, write(tmp_path / "f.jsonl", [*rows, "", "  "]))
     assert {part: values["n"] for part, values in found.items()} == {
-        "sentiment": 2, "topic": 1, "entities": 3, "chart": 2, "score": 2,
+        "sentiment": 2, "topic": 1, "entities": 3, "entities_opposite": 3, "chart": 2, "score": 2,
     }  # fmt: skip
     said = model.predict([Row("Profit rises"), Row("$AAPL chart", image=picture())]).sentiment.argmax(1)
     assert found["sentiment"]["accuracy"] == pytest.approx(float((said == [2, 1]).mean()))
@@ -95,17 +108,67 @@ def test_every_part_that_a_file_labels(model: LoadedModel, tmp_path: Path) -> No
         ({"text": "x", "entities": {"A": "meh"}}, "sentiment of A"),
         ({"text": "x", "score": 7}, "score must be"),
         ({"text": "x", "trend": "up"}, "trend needs a chart"),
-        ({"chart": "none.png", "trend": "up"}, "cannot be read"),
-        ({"chart": "broken.png", "trend": "up"}, "cannot be used"),
+        ({"chart": 5, "trend": "up"}, "chart must be the name"),
+        ({"chart": "c.png", "entities": {"A": "neutral"}}, "entities need a text"),
     ],
 )
 def test_a_bad_line_is_named(model: LoadedModel, tmp_path: Path, line: Any, told: str) -> None:
-    (tmp_path / "broken.png").write_bytes(picture()[:70])
     path = write(tmp_path / "f.jsonl", [{"text": "ok", "sentiment": "neutral"}, line])
     with pytest.raises(InputError, match=rf"line 2: .*{told}"):
         evaluate_file(model, path)
     with pytest.raises(InputError, match="holds no lines"):
         evaluate_file(model, write(tmp_path / "empty.jsonl", [""]))
+
+
+def test_a_picture_that_cannot_be_read_is_a_wrong_answer_and_no_end(model: LoadedModel, tmp_path: Path) -> None:
+    (tmp_path / "c.png").write_bytes(picture())
+    (tmp_path / "torn.png").write_bytes(picture()[:70])
+    rows = [
+        {"chart": "c.png", "trend": "up"},
+        {"chart": "torn.png", "trend": "down"},
+        {"chart": "none.png", "trend": "flat"},
+        {"text": "Profit rises", "chart": "torn.png", "sentiment": "positive"},
+    ]
+    told: list[str] = []
+    path = write(tmp_path / "f.jsonl", rows)
+    found = evaluate_file(model, path, told.append)
+    assert [each.split(": ")[0] for each in told] == [f"{path}, line {number}" for number in (2, 3, 4)]
+    assert "none.png cannot be read (No such file or directory); its reading counts as wrong." in told[1]
+    assert "it is left out." in told[2]
+    chart = found["chart"]
+    # Every picture is a chart to this model, so that what is not read alone abstains.
+    assert [chart["confusion"][name]["not_a_chart"] for name in ("down", "flat", "up")] == [1, 1, 0]
+    assert set(chart["per_class"]) == {"down", "flat", "up"}
+    alone = evaluate_file(model, write(tmp_path / "g.jsonl", rows[:1]))["chart"]
+    assert chart["accuracy"] == pytest.approx(alone["accuracy"] / 3, abs=1e-4)
+    assert chart["ece"] == alone["ece"]
+    assert chart["direction"] == {"n": 2, "accuracy": alone["direction"]["accuracy"] / 2}
+    said = model.predict([Row("Profit rises")]).sentiment.argmax()
+    assert found["sentiment"]["accuracy"] == float(said == 2)
+
+
+def test_an_entity_is_found_though_its_name_is_spoilt_and_named_where_it_is_not(
+    model: LoadedModel, tmp_path: Path
+) -> None:
+    text = "Bad Corp falls as L&T Finance Holdings rises"
+    rows = [
+        {"text": text, "entities": {"L&T Finance neutralings": "positive"}},
+        {"text": text, "entities": {"Infosys": "positive"}},
+    ]
+    told: list[str] = []
+    path = write(tmp_path / "f.jsonl", rows)
+    found = evaluate_file(model, path, told.append)
+    assert told == [f"{path}, line 2: `Infosys` does not stand in the text; the answer to the whole text counts."]
+    start = text.index("L&T")
+    asked = [Row(text, (start, start + len("L&T Finance Holdings"))), Row(text)]
+    assert found["entities"]["accuracy"] == float((model.predict(asked).sentiment.argmax(1) == 2).mean())
+    assert "entities_opposite" not in found
+
+
+def test_what_all_annotators_agree_on_is_told_apart(model: LoadedModel, tmp_path: Path) -> None:
+    rows = [{"text": f"Profit rises {n}", "sentiment": "positive", "agreement": a} for n, a in enumerate(("All", 66))]
+    found = evaluate_file(model, write(tmp_path / "f.jsonl", rows))
+    assert (found["sentiment"]["n"], found["sentiment_all_agree"]["n"]) == (2, 1)
 
 
 def test_what_must_not_change_an_answer(model: LoadedModel) -> None:
@@ -129,6 +192,11 @@ def test_what_must_not_change_an_answer(model: LoadedModel) -> None:
     assert {name: found[name]["n"] for name in ("tickers swapped", "companies swapped", "emoji")} == {
         "tickers swapped": 1, "companies swapped": 2, "emoji": 3,
     }  # fmt: skip
+    # What a perturbation touches nowhere is told all the same.
+    none = invariance(model, lines[2:], ["Wipro"])
+    assert set(none) == set(found)
+    assert none["tickers swapped"] == none["companies swapped"]
+    assert none["tickers swapped"] == {"kind": "invariance", "n": 0, "passed": None, "failed": []}
 
 
 def test_the_suite_tells_a_model_that_always_says_the_same(tmp_path: Path, small_backbone: Path) -> None:
@@ -149,7 +217,11 @@ def test_the_suite_tells_a_model_that_always_says_the_same(tmp_path: Path, small
     finally:
         scorer.close()
     names = {test.name: test for test in load_suite().test}
-    assert set(found) == {*names, f"{LONG:,} characters"}
+    swapped = "tickers swapped in posts"
+    assert set(found) == {*names, f"{LONG:,} characters", *PERTURBATIONS, "companies swapped", swapped}
+    assert found["typos"]["n"] == 0
+    assert found[swapped]["n"] > 100
+    assert found[swapped]["passed"] == 1.0
     passed = {name: one["passed"] for name, one in found.items()}
     assert passed["plain good news"] == passed["negated bad news"] == 1.0
     assert passed["plain bad news"] == passed["negated good news"] == 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from models.engine.int8 import Int8Layer
 from models.engine.lanes import LANE_TOKENS, LEAST_TOKENS, Lanes, lanes, passes, turn
 from models.engine.language import LanguageGuard, languages_of
 from models.engine.packed import FloatLayer, PackedEncoder, arrange, packable
-from models.engine.precision import measure, prepare
+from models.engine.precision import measure, prepare, use
 from models.tokens import Row, TokenizedRow
 from monitor.errors import ConfigurationError
 from monitor.settings import Settings
@@ -304,6 +305,45 @@ def test_a_precision_that_answers_otherwise_is_not_taken(
 ) -> None:
     monkeypatch.setattr(precision, "MAX_DIFFERENCE", 1e-9)
     model = load_model(model_dir, device="cpu")
+    monkeypatch.setattr(precision, "_WORTH", 0.0)
     found = measure(model)
+    assert len(found) > 1
     assert [one.precision for one in found if one.accurate] == ["fp32"]
     assert prepare(model, settings.model_copy(update={"cpu_precision": "auto"})) == "fp32"
+
+
+@pytest.mark.parametrize("spoilt", ["items", "entities", "topics"])
+def test_a_precision_that_loses_on_one_kind_of_answer_alone_is_not_taken(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, spoilt: str
+) -> None:
+    model = load_model(model_dir, device="cpu")
+    monkeypatch.setattr(precision, "_WORTH", 0.0)
+    monkeypatch.setattr(precision, "_encoder", lambda model, name: PackedEncoder(model.network.text))
+    sound = measure(model, ("int8",))[1]
+    assert sound.accurate
+    assert set(sound.compared) == {"items", "entities", "topics"}
+    answers, calls = precision._answers, [0]
+
+    def spoiling(model: LoadedModel, rows: Sequence[TokenizedRow]) -> precision._Answers:
+        """Every answer of this kind turned round; the last call is that of int8 over all rows."""
+        said = answers(model, rows)
+        if len(rows) > precision._TIMED:
+            calls[0] += 1
+            if calls[0] == 2:
+                chosen = np.array([(row.span is not None) == (spoilt == "entities") for row in rows])
+                turned = said.topic if spoilt == "topics" else said.sentiment
+                turned[chosen] = np.roll(turned[chosen], 1, axis=1)
+        return said
+
+    monkeypatch.setattr(precision, "_answers", spoiling)
+    found = measure(model, ("int8",))[1]
+    assert not found.accurate
+    assert [kind for kind, one in found.compared.items() if one.agreement < 1.0] == [spoilt]
+
+
+def test_a_precision_by_name_is_taken_on_any_machine(model_dir: Path) -> None:
+    model = load_model(model_dir, device="cpu")
+    exact = model.predict([Row("Profit rises")]).sentiment
+    use(model, "fp32")
+    assert model.encoder is not None
+    assert np.abs(model.predict([Row("Profit rises")]).sentiment - exact).max() < 1e-5

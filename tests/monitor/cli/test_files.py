@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from models.training.config import load_config
+from models.training.gathering import gather
 from tests.models.tiny import picture
 from tests.monitor.cli.conftest import Cli
 
@@ -46,6 +48,68 @@ def test_evaluate_names_what_is_wrong(
     assert done.code == code
     assert said in done.err
     assert done.out == ""
+
+
+def test_evaluate_goes_on_after_a_torn_picture_and_a_name_that_stands_nowhere(
+    cli: Cli, tmp_path: Path, small_model: Path
+) -> None:
+    (tmp_path / "torn.png").write_bytes(picture()[:70])
+    file = write(
+        tmp_path / "f.jsonl",
+        {"chart": "torn.png", "trend": "up"},
+        {"text": "[b]Acme[/b] falls", "entities": {"Ghost": "negative"}},
+    )
+    other = write(tmp_path / "g.jsonl", {"text": "Acme profit rises", "sentiment": "positive"})
+    done = cli("evaluate", file, other, "--model", str(small_model), "--json")
+    assert done.code == 0
+    assert {part: values["n"] for part, values in json.loads(done.out).items()} == {
+        "sentiment": 1, "entities": 1, "chart": 1,
+    }  # fmt: skip
+    assert [line.split(": ")[0] for line in done.err.splitlines()] == [f"{file}, line 1", f"{file}, line 2"]
+
+
+def test_evaluate_computes_in_fp32_unless_told_otherwise(
+    cli: Cli, tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path / "f.jsonl", {"text": "Acme profit rises", "sentiment": "positive"})
+    monkeypatch.setenv("SENTIMENT_MONITOR_CPU_PRECISION", "bf16")
+    for flags, used in (((), "fp32"), (("--precision", "int8"), "int8"), (("--precision", "auto"), "bf16")):
+        told = cli("evaluate", file, "--model", str(small_model), *flags)
+        assert told.code == 0
+        assert told.out.splitlines()[0].endswith(f", computed in {used}")
+    assert cli("evaluate", file, "--model", str(small_model), "--precision", "fp8").code == 2
+
+
+def test_evaluate_measures_what_a_run_with_these_files_held_out(cli: Cli, tmp_path: Path, small_model: Path) -> None:
+    words = "amber birch cedar delta ember fjord grove hazel islet jetty kelp lotus maple north".split()  # noqa: SIM905
+    rows = [
+        {"text": f"{one} {two} {one[::-1]} falls", "sentiment": "negative", "agreement": "All" if two > one else "50"}
+        for one in words
+        for two in words
+        if one != two
+    ]
+    graded = [{"text": f"{one} opens a shop in {one[::-1]} today", "score": -0.2} for one in words]
+    one, other = write(tmp_path / "a.jsonl", *rows), write(tmp_path / "b.jsonl", *graded)
+    config = tmp_path / "c.toml"
+    config.write_text("sets = []\ntest_share = 0.3\n")
+    told = cli("evaluate", one, other, "--held-out", str(config), "--model", str(small_model), "--json")
+    assert told.code == 0
+    found = json.loads(told.out)
+    data = gather(load_config(str(config)), [Path(one), Path(other)])
+    assert found["sentiment"]["n"] == sum(example.sentiment >= 0 for example in data.test) > 20
+    assert found["score"]["n"] == sum(example.score is not None for example in data.test) > 0
+    agreed = {row["text"] for row in rows if row["agreement"] == "All"}
+    assert found["sentiment_all_agree"]["n"] == sum(example.text in agreed for example in data.test)
+    shown = cli("evaluate", one, "--held-out", str(config), "--model", str(small_model)).out
+    assert "sentiment where all annotators agree: n " in shown
+    missing = cli("evaluate", "sentfin", "--held-out", str(config), "--model", str(small_model))
+    assert missing.code == 3
+    assert "The file sentfin does not exist." in missing.err
+    nothing = cli(
+        "evaluate", write(tmp_path / "c.jsonl", rows[0]), "--held-out", "default", "--model", str(small_model)
+    )
+    assert (nothing.code, nothing.out) == (3, "")
+    assert "holds out no row" in nothing.err
 
 
 def test_evaluate_needs_a_file_and_a_model_that_exist(cli: Cli, tmp_path: Path) -> None:
