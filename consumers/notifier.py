@@ -22,7 +22,7 @@ from monitor.alerts.config import NotificationConfig, load_notifications
 from monitor.alerts.delivery import Dispatcher, holder_name
 from monitor.alerts.senders import open_senders
 from monitor.alerts.targets import check_names
-from monitor.errors import BrokerError, MonitorError, StorageError
+from monitor.errors import BrokerError, ConfigurationError, MonitorError, StorageError
 from monitor.health import Health
 from monitor.records import encode
 from monitor.settings import Settings
@@ -138,15 +138,31 @@ class AlertPublisher(threading.Thread):
             self._producer = None
 
 
+async def _look_where_they_lead(config: NotificationConfig) -> None:
+    """Tell the operator of receivers that lead where nobody may be called, or of which that is not known.
+
+    The others are served all the same, and it is looked at again with every notice: a name's addresses change.
+    """
+    looked = [check_names({name: receiver}, config.policy) for name, receiver in config.receivers.items()]
+    for name, found in zip(config.receivers, await asyncio.gather(*looked, return_exceptions=True), strict=True):
+        if isinstance(found, ConfigurationError):
+            log.error("nothing is sent to a receiver", receiver=name, error=str(found))
+        elif isinstance(found, BaseException):
+            raise found
+        elif found:
+            log.warning(
+                "no name server tells where a receiver leads: that is checked when something is sent", receiver=name
+            )
+
+
 def run_notifier(settings: Settings) -> None:
-    """Run until SIGINT or SIGTERM. Raises `ConfigurationError` for wrong receivers and those whose names lead where
-    nobody may be called, `StorageError` when the store cannot be opened at the start, `MonitorError` when publishing
-    cannot go on; nothing is lost then."""
+    """Run until SIGINT or SIGTERM.
+
+    Raises `ConfigurationError` for wrong receivers, `StorageError` when the store cannot be opened at the start,
+    `MonitorError` when publishing cannot go on; nothing is lost then.
+    """
     config = load_notifications(settings)
-    for name in asyncio.run(check_names(config.receivers, config.policy)):
-        log.warning(
-            "no name server tells where a receiver leads: that is checked when something is sent", receiver=name
-        )
+    asyncio.run(_look_where_they_lead(config))
     engine = open_engine(settings.database)
     upgrade(engine)
     publisher = AlertPublisher(settings, engine)

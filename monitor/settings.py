@@ -153,10 +153,10 @@ class Settings(BaseSettings):
     surge_budget: float = Field(0.01, gt=0, le=1, description="False alarms a key and day, of each sort of surge.")
     rules_file: str = Field("", description="TOML file of alert rules; empty: the built-in rule.")
     surge_min_sources: int = Field(
-        2,
+        1,
         ge=0,
         description="Publishers that must tell of a surge before the built-in rule announces it; where none is known "
-        "it does not wait. With one feed alone: 1.",
+        "it does not wait. With feeds of several publishers: 2.",
     )
 
     # Alerts

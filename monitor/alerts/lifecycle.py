@@ -280,7 +280,8 @@ def release_held(
             # Not routed yet: that is what `route_outbox` is for.
             continue
         held = {row.receiver: row for row in rows if row.state == HELD}
-        alert = circumstances.newest(alert) if held and recount else alert
+        # Also where nothing is held: a rule with receivers of its own names them only once it takes the alert.
+        alert = circumstances.newest(alert) if recount else alert
         freed += _tell(conn, alert, position, {row.receiver for row in rows}, now, circumstances)
         for target in circumstances.targets(alert, circumstances.of(alert)) if held else ():
             row = held.get(target.receiver)

@@ -150,7 +150,7 @@ def _clock(at: time) -> str:
 
 BUILT_IN: Final = Rule(
     detector(NEGATIVE),
-    min_sources=2,
+    min_sources=1,
     description="Takes every surge of negative stories; there as long as the file has no such rule.",
 )
 

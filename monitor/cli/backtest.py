@@ -157,7 +157,8 @@ def _past(
     from monitor.errors import InputError
     from monitor.surges.history import measure_file
 
-    if str(history) == "-":
+    if str(history) == "-" or not history.is_file():
+        # What comes through a pipe can be read once.
         _, lines = _opened(stack, history)
         measured = measure_file(history, counting, judging, skip_bad, lines)
         return lambda: measured

@@ -49,7 +49,7 @@ SPEED = 15_000
 # false alarms in it (16 alerts were seen), which would bury what the demo is about.
 SURGE_BUDGET = 0.001
 # Settings that decide, beside the budget, whether the planted surge is found and its alert sent to the demo's receiver.
-DECISIVE = ("model", "rules_file", "sentiment_rules_file", "companies_file", "receivers_file")
+DECISIVE = ("model", "rules_file", "sentiment_rules_file", "companies_file", "receivers_file", "surge_min_sources")
 
 
 def _claim_data_dir(settings: Settings) -> None:

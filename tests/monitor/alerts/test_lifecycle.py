@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -180,7 +181,7 @@ def test_rules_hold_back_until_the_evidence_suffices(store: Engine) -> None:
 
 
 def test_one_publishers_headlines_wait_until_another_takes_them_over(store: Engine) -> None:
-    config = config_of(Route(("desk",)), rules=(BUILT_IN,))
+    config = config_of(Route(("desk",)), rules=(replace(BUILT_IN, min_sources=2),))
     with writing(store) as conn:
         for number in range(3):
             put_story(conn, "ticker:AAPL", number, source="wire", url="https://wire.example/")
@@ -196,6 +197,21 @@ def test_one_publishers_headlines_wait_until_another_takes_them_over(store: Engi
         told_of = msgspec.json.decode(row.payload)["data"]
         assert (told_of["sources"], told_of["observed"]) == (2, 3)
         assert [story["copies"] for story in told_of["stories"]] == [2, 1, 1]
+
+
+def test_a_rule_with_receivers_of_its_own_counts_later_publishers_too(store: Engine) -> None:
+    # No route leads there for a ticker: without the rule nothing is held for the desk.
+    config = config_of(Route(("desk",), keys=("market",)), rules=(Rule("three", min_sources=3, receivers=("desk",)),))
+    with writing(store) as conn:
+        for number in range(3):
+            put_story(conn, "ticker:AAPL", number, source="wire", url="https://wire.example/")
+        record(conn, decision(observed=3))
+        route_outbox(conn, config, NOW)
+        assert notices(conn) == {}
+        told = {"sources": ["wire", "post", "times"], "item_ids": ["item-1", "copy", "another"]}
+        conn.execute(stories.update().where(stories.c.item_id == "item-1").values(copies=told, items=3))
+        assert release_held(conn, config, NOW) == 1
+        assert notices(conn) == {("desk", ID, "firing"): "pending"}
 
 
 def test_a_muted_rule_holds_back(store: Engine) -> None:
