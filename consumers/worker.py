@@ -47,6 +47,8 @@ log = get_logger(__name__)
 
 COMMIT_EVERY_S: Final = 0.5
 REPORT_EVERY_S: Final = 0.25
+# What was seen to be read to its end counts as that for so long: the polling thread may be held up.
+SIGHT_S: Final = 1.0
 # A poll takes a millisecond of processor time, whether it finds something or not. While the engine is busy it comes now
 # and then, seldom when the next batch is there already.
 BUSY_WAIT_S: Final = 0.02
@@ -127,8 +129,9 @@ class Worker:
         self._ready = Backlog(settings)
         self._reading_s = 0.0
         self._failed = False
-        # Told by one thread, looked at by the other: exchanged as a whole.
+        # Told by one thread, looked at by the other: exchanged as a whole; when it was seen is noted last.
         self._at_end: frozenset[str] = frozenset()
+        self._looked_at = 0.0
         self._report_due = False
         # Offset behind the last record that was polled.
         self._polled: dict[TopicPartition, int] = {}
@@ -225,7 +228,7 @@ class Worker:
         self._pipeline.finish(self._intake.take_refused(), wait=last)
         if self._report_due and not last:
             self._report_due = False
-            if self._intake.sources.watermarks(self._at_end, time.monotonic()) != self._reported:
+            if not self._intake.disowned.is_set() and self._progress() != self._reported:
                 self._send([], [])
         # All that is done now is sent.
         self._commits.marks = self._intake.sources.marks()
@@ -342,11 +345,21 @@ class Worker:
     # Telling
 
     def _send(self, records: list[Outgoing], contributions: list[Contribution]) -> None:
-        self._reported = self._intake.sources.watermarks(self._at_end, time.monotonic())
+        self._reported = self._progress()
         count = self._counts[NEWS] + self._counts[CHARTS]
         self._publisher.send(
             [*records, *contribution_records(contributions, self._reported, count, self._counts[CONTRIBUTIONS])]
         )
+
+    def _progress(self) -> tuple[SourceWatermark, ...]:
+        """How far the partitions are. Whether they are quiet is told of what was seen just now only, and nothing at all
+        of partitions that are being taken away."""
+        if self._intake.disowned.is_set():
+            return ()
+        now = time.monotonic()
+        # Looked at in this order, as the polling thread writes them the other way round.
+        fresh = now - self._looked_at < SIGHT_S
+        return self._intake.sources.watermarks(self._at_end if fresh else frozenset(), now)
 
     def _report(self, client: KafkaConsumer, now: float, *, fetching: bool) -> None:
         """See how far the partitions are, for the storing thread to tell the aggregators when that has changed."""
@@ -371,6 +384,7 @@ class Worker:
                 at_end.add(name)
             metrics.LAG.labels(name).set(max(0, end - (progress.position if progress.position is not None else 0)))
         self._at_end = frozenset(at_end)
+        self._looked_at = now
         metrics.HELD.set(len(self._intake.pairing))
         self._report_due = True
         self._storing.wake()
