@@ -112,18 +112,9 @@ class Pipeline:
         return unstored < MAX_UNSTORED and self._unscored(long) < (MAX_UNSCORED if full else SCORING_THREADS)
 
     @property
-    def holds(self) -> bool:
-        """A batch is being scored, or is scored and not stored yet."""
-        return bool(self._in_flight)
-
-    @property
     def scores(self) -> bool:
         """A batch is being scored."""
         return any(not batch.scored.done() for batch in self._snapshot())
-
-    def busy(self, *, long: bool = False) -> bool:
-        """One batch is being computed and another one prepared: a third would only wait."""
-        return self._unscored(long) >= SCORING_THREADS
 
     def scoring_for(self, now: float) -> float:
         """How long the oldest batch that is being scored has been, seconds; `now` on the monotonic clock."""
@@ -174,7 +165,14 @@ class Pipeline:
         scored = self._start(joined, long=long)
         with self._turn:
             self._in_flight.append(_Batch(joined, _ids(joined), weighs, long, scored, started))
-        scored.add_done_callback(lambda _: self._on_scored())
+
+        def done(scored: Future[Scored[Origin]]) -> None:
+            if not scored.cancelled() and scored.exception() is None:
+                # Here and not where it is stored: it may wait for the store.
+                metrics.SCORING_SECONDS.observe(time.monotonic() - started)
+            self._on_scored()
+
+        scored.add_done_callback(done)
 
     def drop_unbegun(self) -> None:
         """Drop the batches whose scoring has not begun; their records are not done and are read again."""
@@ -195,7 +193,6 @@ class Pipeline:
                     scored = batch.scored.result()
                     outcome.entries += scored.entries
                     outcome.refused += scored.refused
-                    metrics.SCORING_SECONDS.observe(time.monotonic() - batch.started)
                 self._complete(outcome, refused)
             finally:
                 with self._turn:

@@ -20,6 +20,7 @@ from consumers.pipeline import SCORING_THREADS, Pipeline
 from consumers.progress import PartitionProgress
 from consumers.publisher import CONTRIBUTION_BYTES, Outgoing, contribution_records, dead_letter_record
 from consumers.scoring import score_groups
+from consumers.worker_metrics import SCORING_SECONDS
 from models.charts.images import ImageHeader, decode_image, image_header
 from models.engine import ScoringRequest
 from monitor.errors import BrokerError, ModelError
@@ -134,27 +135,41 @@ def test_a_batch_whose_scoring_has_not_begun_can_be_dropped(store: Engine) -> No
     assert (bench.progress.position, bench.progress.pending) == (3, 1)
 
 
-def test_it_is_busy_while_one_batch_is_computed_and_another_prepared(store: Engine) -> None:
+def test_while_one_batch_is_computed_and_another_prepared_it_takes_full_ones_only(store: Engine) -> None:
     bench = Bench(store, WordScorer(seconds=0.5))
     said = []
     for number in range(1, SCORING_THREADS + 1):
-        said.append(bench.pipeline.busy())
+        said.append(bench.pipeline.takes(full=False))
         bench.pipeline.submit([bench.group(news(number))])
-    said.append(bench.pipeline.busy())
-    assert said == [False] * SCORING_THREADS + [True]
+    said += [bench.pipeline.takes(full=False), bench.pipeline.takes()]
+    assert said == [True] * SCORING_THREADS + [False, True]
     bench.pipeline.finish([], wait=True)
-    assert not bench.pipeline.busy()
+    assert bench.pipeline.takes(full=False)
     bench.pipeline.close()
 
 
 def test_the_next_batch_is_begun_before_the_last_one_is_stored(bench: Bench) -> None:
     bench.pipeline.submit([bench.group(news(1))])
     bench.pipeline.wait(20)
-    assert (bench.pipeline.busy(), bench.pipeline.holds, stored(bench.store)) == (False, True, {})
+    assert not bench.pipeline.scores
+    assert bench.pipeline.held_bytes > 0
+    assert stored(bench.store) == {}
     bench.pipeline.submit([bench.group(news(2))])
     bench.pipeline.finish([], wait=True)
     assert list(bench.scorer.seen) == ["i1", "i2"]
-    assert (bench.pipeline.busy(), bench.pipeline.holds, set(stored(bench.store))) == (False, False, {"i1", "i2"})
+    assert (bench.pipeline.scores, bench.pipeline.held_bytes, set(stored(bench.store))) == (False, 0, {"i1", "i2"})
+
+
+def test_the_time_of_scoring_is_without_the_wait_for_the_store(bench: Bench) -> None:
+    told = threading.Event()
+    bench.pipeline._on_scored = told.set
+    before = SCORING_SECONDS._sum.get()
+    bench.pipeline.submit([bench.group(news(1))])
+    assert told.wait(20)
+    scoring = SCORING_SECONDS._sum.get()
+    assert scoring > before
+    bench.pipeline.finish([], wait=True)
+    assert SCORING_SECONDS._sum.get() == scoring
 
 
 class Gated(WordScorer):
@@ -246,8 +261,6 @@ def test_a_backlog_does_not_keep_it_from_coming_back(bench: Bench) -> None:
 def test_long_batches_leave_short_ones_their_threads(gated: Bench) -> None:
     for number in range(1, SCORING_THREADS + 1):
         gated.pipeline.submit([gated.group(news(number, title="WAIT for it"))], long=True)
-    assert gated.pipeline.busy(long=True)
-    assert not gated.pipeline.busy()
     assert not gated.pipeline.takes(long=True, full=False)
     assert gated.pipeline.takes(full=False)
     gated.pipeline.submit([gated.group(news(9))])
