@@ -9,6 +9,8 @@ from collections import deque
 from typing import Final
 
 from consumers.intake import Origin, weight
+from models.engine.items import MAX_ENTITIES
+from models.tokens import ENTITY_TOKENS, MAX_TOKENS
 from monitor.pairing import Group
 from monitor.settings import Settings
 
@@ -16,10 +18,6 @@ __all__ = ["Backlog", "tokens_of"]
 
 # About so many characters make a token.
 TOKEN_CHARS: Final = 4
-# What the model reads of a text (`models.tokens`), and of it for each company named in it.
-MOST_TOKENS: Final = 256
-ENTITY_TOKENS: Final = 96
-MOST_ENTITIES: Final = 8
 # A headline names one company; every so many characters there is one more.
 COMPANY_CHARS: Final = 200
 # A picture takes about as long as a text of so many tokens.
@@ -33,8 +31,8 @@ def tokens_of(group: Group[Origin]) -> int:
     found = IMAGE_TOKENS * len(group.charts)
     if group.item is not None:
         chars = len(group.item.title) + len(group.item.body)
-        read = min(chars // TOKEN_CHARS + 1, MOST_TOKENS)
-        companies = min(max(len(group.item.tickers), 1 + chars // COMPANY_CHARS), MOST_ENTITIES)
+        read = min(chars // TOKEN_CHARS + 1, MAX_TOKENS)
+        companies = min(max(len(group.item.tickers), 1 + chars // COMPANY_CHARS), MAX_ENTITIES)
         found += read + companies * min(read, ENTITY_TOKENS)
     return found
 
@@ -44,11 +42,15 @@ class Backlog:
 
     A batch has at most the items that the settings say, twice the tokens of one pass and twice its images; but a group
     that exceeds them alone.
+
+    Parameters
+    ----------
+    token_budget : tokens of one pass, on the device that scores (`Scoring.token_budget`).
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, token_budget: int) -> None:
         self._items = settings.worker_batch_items
-        self._tokens = 2 * settings.worker_token_budget
+        self._tokens = 2 * token_budget
         self._images = 2 * settings.worker_image_budget
         self._waiting: dict[bool, deque[tuple[Group[Origin], int]]] = {False: deque(), True: deque()}
         self._sums = {False: 0, True: 0}

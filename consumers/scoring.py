@@ -34,6 +34,10 @@ class Scoring(Protocol):
     def model_version(self) -> str:
         """Version of the model in force."""
 
+    @property
+    def token_budget(self) -> int:
+        """Tokens that it computes together at the most: a batch has twice as many."""
+
     def score(self, requests: Sequence[ScoringRequest]) -> list[ScoredItem | Rejected]:
         """One answer a request, in order; raises when it fails as a whole."""
 

@@ -126,7 +126,7 @@ class Worker:
         )
         self._storing = Storing(self._store_and_send)
         self._listener = _Listener(self._disown)
-        self._ready = Backlog(settings)
+        self._ready = Backlog(settings, scorer.token_budget)
         self._reading_s = 0.0
         self._failed = False
         # Told by one thread, looked at by the other: exchanged as a whole; when it was seen is noted last.

@@ -6,19 +6,21 @@ import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from models.backbones import TextBackbone
+    from models.backbones import TextBackbone
 
-__all__ = ["MAX_TOKENS", "Row", "RowTokenizer", "TokenizedRow", "clean"]
+__all__ = ["ENTITY_TOKENS", "MAX_TOKENS", "Row", "RowTokenizer", "TokenizedRow", "clean"]
 
 MAX_TOKENS = 256
 # Longest stretch handed to the tokenizer: more characters than any 256 tokens of running text need.
 _CHARACTERS = 16 * MAX_TOKENS
 # How a company fares is said where it is named: of a long text a row that asks about an entity reads so many tokens
 # round it. An article that names eight companies costs four times its own reading instead of nine times.
-_ENTITY_TOKENS = 96
+ENTITY_TOKENS = 96
 # Of these, at most so many are the text's beginning (the headline), where the entity stands further down.
 _HEADLINE = 32
 
@@ -124,7 +126,7 @@ class RowTokenizer:
     def _entity(self, before: list[int], entity: list[int], after: list[int], was_cut: bool) -> TokenizedRow:
         if not entity:
             return self._item(before + after, was_cut)
-        room = min(self._room, _ENTITY_TOKENS)
+        room = min(self._room, ENTITY_TOKENS)
         marked = [self._open, *entity[: room // 2], self._close]
         spare = room - len(marked)
         if len(before) + len(after) > spare:

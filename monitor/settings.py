@@ -96,7 +96,10 @@ class Settings(BaseSettings):
     worker_batch_items: int = Field(128, ge=1, description="Items scored together at the most.")
     worker_token_budget: int = Field(4096, ge=64, description="Tokens in one forward pass at the most.")
     worker_gpu_token_budget: int = Field(
-        32_768, ge=64, description="Tokens in one forward pass at the most on a CUDA card."
+        32_768,
+        ge=64,
+        description="Tokens in one forward pass at the most on a CUDA card. Headlines reach it only where "
+        "worker_batch_items is raised, too.",
     )
     worker_image_budget: int = Field(32, ge=1, description="Images in one forward pass at the most.")
     worker_pairing_wait_s: float = Field(

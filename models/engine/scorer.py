@@ -143,6 +143,11 @@ class Scorer:
         """Arithmetic of the text encoder that the next call of `score` uses: fp32, bf16 or int8."""
         return self._serving.precision
 
+    @property
+    def token_budget(self) -> int:
+        """Tokens in one forward pass at the most, on the device in use."""
+        return self._serving.forward.token_budget
+
     def refresh(self) -> bool:
         """Take up a newly promoted model; True when the model has changed.
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from collections.abc import Callable
 
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import Engine
 
 from consumers.backlog import LONG_TOKENS, Backlog, tokens_of
 from consumers.intake import Origin, weight
 from consumers.progress import PartitionProgress
+from consumers.worker import Worker
 from monitor.pairing import Group
 from monitor.records import Chart
 from monitor.settings import Settings
 from tests.consumers.running import T0, news
+from tests.consumers.word_scorer import WordScorer
 
 Record = namedtuple("Record", "value")
 PROGRESS = PartitionProgress()
@@ -25,10 +29,8 @@ def group(number: int, words: int, charts: int = 0) -> Group[Origin]:
     return Group(item, shown, [Origin(Record(b"v" * 10), PROGRESS)])
 
 
-def backlog(**changes: int) -> Backlog:
-    return Backlog(
-        Settings(**{"worker_batch_items": 8, "worker_token_budget": 500, "worker_image_budget": 2, **changes})
-    )
+def backlog(token_budget: int = 500) -> Backlog:
+    return Backlog(Settings(worker_batch_items=8, worker_image_budget=2), token_budget)
 
 
 def test_a_headline_does_not_share_a_batch_with_an_article() -> None:
@@ -41,6 +43,27 @@ def test_a_headline_does_not_share_a_batch_with_an_article() -> None:
     assert [g.key for g in waiting.take(long=True)] == ["i1"]
     assert [g.key for g in waiting.take(long=True)] == ["i3"]
     assert (len(waiting), waiting.bytes) == (0, 0)
+
+
+def test_a_device_that_takes_more_tokens_gets_larger_batches() -> None:
+    sizes = []
+    for budget in (500, 5000):
+        waiting = backlog(budget)
+        for number in range(8):
+            waiting.add(group(number, 400))
+        sizes.append(len(waiting.take(long=True)))
+    assert sizes == [1, 8]
+
+
+def test_the_scorer_says_how_many_tokens_its_device_takes(
+    make_settings: Callable[..., Settings], store: Engine
+) -> None:
+    scorer = WordScorer()
+    scorer.token_budget = 100
+    waiting = Worker(make_settings(), scorer, store, lambda: False)._ready
+    for number in range(20):
+        assert waiting.full(long=False) == (sum(tokens_of(group(n, 3)) for n in range(number)) >= 200)
+        waiting.add(group(number, 3))
 
 
 def test_a_batch_is_cut_by_images_too() -> None:

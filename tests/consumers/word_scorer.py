@@ -27,6 +27,7 @@ class WordScorer:
         self.calls: list[int] = []
         self.seen: list[str] = []
         self.model_version = version
+        self.token_budget = 4096
         self.promoted: str | None = None
         self.refused = REFUSED
         self._seconds = seconds

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from models import registry
 from models.bundle import load_model
 from models.engine import Flag, Scorer, ScoringRequest, open_scorer
+from models.engine.batching import token_budget
 from models.engine import scorer as scorer_module
 from models.engine.lanes import SHORT_PASS_TOKENS
 from models.engine.language import LanguageGuard
@@ -62,6 +63,10 @@ def test_a_text_is_scored_with_its_companies(scorer: Scorer) -> None:
     assert towards["XYZ"].sentiment == item.sentiment
     assert sum(item.topic.probabilities.values()) == pytest.approx(1.0, abs=1e-4)
     assert set(keys_of(item)) == {"ticker:TSLA", "ticker:BA", "ticker:XYZ", f"topic:{item.topic.label}"}
+
+
+def test_it_says_how_many_tokens_a_pass_takes_on_its_device(scorer: Scorer, settings: Settings) -> None:
+    assert scorer.token_budget == token_budget(settings, scorer.model.device)
 
 
 def test_results_are_those_of_the_model_alone_whatever_the_batch(scorer: Scorer, model_dir: Path) -> None:
