@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from monitor.errors import ModelError
 
@@ -22,8 +23,11 @@ __all__ = [
     "add_adapter",
     "load_adapter",
     "merge_adapter",
+    "orthogonality",
     "plan_ranks",
     "rank_state",
+    "ranks_settle_at",
+    "ranks_settled",
     "restore_ranks",
     "save_adapter",
 ]
@@ -64,7 +68,10 @@ def add_adapter(encoder: nn.Module, settings: AdapterSettings, *, total_steps: i
     }
     if settings.kind == "adalora":
         config: PeftConfig = AdaLoraConfig(
-            init_r=settings.rank + settings.rank // 2, target_r=settings.rank, **_rank_plan(total_steps), **common
+            init_r=settings.rank + max(1, settings.rank // 2),
+            target_r=settings.rank,
+            **_rank_plan(total_steps),
+            **common,
         )
     else:
         config = LoraConfig(r=settings.rank, use_dora=settings.kind == "dora", **common)
@@ -72,9 +79,17 @@ def add_adapter(encoder: nn.Module, settings: AdapterSettings, *, total_steps: i
 
 
 def _rank_plan(total_steps: int) -> dict[str, Any]:
-    """When AdaLoRA begins and ends to drop ranks: not in the first tenth and not in the second half of the steps."""
-    steps = max(total_steps, 10)
-    return {"total_step": steps, "tinit": steps // 10, "tfinal": steps // 2, "deltaT": max(1, steps // 100)}
+    """When AdaLoRA begins and ends to drop ranks: not in the first tenth and not in the second half of the steps.
+
+    What a rank is worth is known from the second step on, as an update begins at zero.
+    """
+    steps = max(total_steps, 3)
+    return {
+        "total_step": steps,
+        "tinit": max(1, steps // 10),
+        "tfinal": min(steps // 2, steps - 3),
+        "deltaT": max(1, steps // 100),
+    }
 
 
 def plan_ranks(model: PeftModel, total_steps: int) -> None:
@@ -82,6 +97,32 @@ def plan_ranks(model: PeftModel, total_steps: int) -> None:
     for config in model.peft_config.values():
         for name, value in _rank_plan(total_steps).items():
             setattr(config, name, value)
+
+
+def ranks_settled(model: PeftModel) -> bool:
+    """Whether an AdaLoRA adapter comes with the ranks that an earlier run has left it; they are kept."""
+    return all(cast(Any, config).rank_pattern is not None for config in model.peft_config.values())
+
+
+def ranks_settle_at(total_steps: int) -> int:
+    """The step of so many after which AdaLoRA drops no more ranks."""
+    plan = _rank_plan(total_steps)
+    return int(plan["total_step"] - plan["tfinal"])
+
+
+def orthogonality(model: PeftModel) -> Tensor:
+    """Scalar: AdaLoRA's regulariser (Zhang et al. 2023, eq. 4), weighted as its config says.
+
+    How far the singular vectors of each update are from orthogonal; the singular values say what a rank is worth only
+    while they are nearly so. The library adds it to the loss of models that have one of their own; encoders have none.
+    """
+    config: Any = next(iter(model.peft_config.values()))
+    found = []
+    for name, value in model.named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            product = value @ value.T if "lora_A" in name else value.T @ value
+            found.append(torch.linalg.norm(product - torch.eye(len(product), device=value.device)))
+    return float(config.orth_reg_weight) * torch.stack(found).mean()
 
 
 # What AdaLoRA remembers about its ranks besides its weights.

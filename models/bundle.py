@@ -289,8 +289,12 @@ def _clean(probabilities: Tensor) -> NDArray[np.float32]:
 
 
 def assemble(file: ModelFile, *, vision_folder: Path | None = None) -> tuple[Classifier, TextBackbone]:
-    """The network of `file` with fresh heads and without adapters. Raises `ModelError`."""
+    """The network of `file` with fresh heads and without adapters. Raises `ModelError`.
+
+    The text backbone's own weights are frozen: a model folder holds adapters and heads alone.
+    """
     backbone = load_text_backbone(file.text_backbone)
+    backbone.encoder.requires_grad_(False)
     vision = load_vision_backbone(file.vision_backbone, vision_folder) if file.vision_backbone else None
     network = Classifier(backbone.encoder, backbone.hidden_size, len(file.taxonomy.topics), vision, fusion=file.fusion)
     return network, backbone

@@ -32,7 +32,16 @@ _SOURCES = {
     "phrasebank": _Source("Financial PhraseBank 1.0 (Malo et al. 2014), CC BY-NC-SA 3.0: **non-commercial**", False),
     "fiqa": _Source("FiQA 2018 task 1 (Maia et al. 2018); no licence for the data is stated", False),
 }
+# What is told of every class.
+_PER_CLASS = ("precision", "recall", "f1")
+_BUNDLED = ("sentfin", "twitter_sentiment", "twitter_topic")
 _UNKNOWN = _Source("a set of the user; its licence is the one that came with it", False)
+
+_BUNDLED_APART = "Near-duplicates (texts that differ in figures, case or a few words) never lie on both sides."
+_OWN_APART = """Near-duplicates (texts that differ in figures, case or a few words) within the bundled sets never lie on
+both sides, and no row of the user's that this run was trained on nearly repeats one that they hold out. Of the user's
+own rows those without a `part` were split with their near-duplicates together; the others lie where the user put
+them."""
 
 _COMMERCIAL_USE = "Its makers' licences allow commercial use; no text under a non-commercial licence was trained on."
 _RESEARCH_USE = """**For research only.** Financial PhraseBank is licensed for non-commercial use, and what is made from
@@ -50,7 +59,7 @@ def _groups(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """Figures by the held-out part that they are of."""
     groups: dict[str, dict[str, float]] = {}
     for key, value in metrics.items():
-        for inner in (".f1.", ".mistaken."):
+        for inner in (*(f".{figure}." for figure in _PER_CLASS), ".mistaken."):
             if inner in key:
                 group, _, figure = key.partition(inner)
                 groups.setdefault(group, {})[f"{inner[1:]}{figure}"] = value
@@ -74,13 +83,13 @@ def _figures(groups: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 
 def _classes(groups: Mapping[str, Mapping[str, float]]) -> list[str]:
-    lines = ["| held-out part | class | F1 |", "|---|---|---|"]
+    """A row for each class; a figure that an older run has not written down is left empty."""
+    lines = ["| held-out part | class | precision | recall | F1 |", "|---|---|---|---|---|"]
     for group, found in groups.items():
-        lines += [
-            f"| {group} | {name.removeprefix('f1.')} | {value:.3f} |"
-            for name, value in found.items()
-            if name.startswith("f1.")
-        ]
+        names = dict.fromkeys(key.partition(".")[2] for key in found if key.partition(".")[0] in _PER_CLASS)
+        for name in names:
+            known = (found.get(f"{figure}.{name}") for figure in _PER_CLASS)
+            lines.append(f"| {group} | {name} | {' | '.join('' if one is None else f'{one:.3f}' for one in known)} |")
     return lines
 
 
@@ -117,8 +126,8 @@ fusion {fusion}. Probabilities are calibrated with one temperature a head.
 
 {data}
 
-{train} questions to train on, {validation} to choose weights and temperatures, {test} held out. Near-duplicates never
-lie on both sides. Charts are drawn from real prices (StockNet, MIT), their label describes the picture.
+{train} questions to train on, {validation} to choose weights and temperatures, {test} held out. {apart}
+Charts are drawn from real prices (StockNet, MIT), their label describes the picture.
 
 {use}
 
@@ -211,6 +220,7 @@ def write_card(
         train=rows.get("train", 0),
         validation=rows.get("validation", 0),
         test=rows.get("test", 0),
+        apart=_BUNDLED_APART if all(name in _BUNDLED for name in file.data) else _OWN_APART,
         use=_use(sources, file.data),
         command=f"python {recipe} DIR" if recipe.endswith(".py") else command,
         lineage=f"\nThe run went on from the model {base}." if base else "",

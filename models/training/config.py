@@ -151,8 +151,10 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise ValueError("`fusion_stage.epochs` must be at least 1, or 0 where a `base` is trained further")
         if not 0.0 <= self.averaging < 1.0:
             raise ValueError("`averaging` must be at least 0 and below 1")
-        if self.averaging and self.adapter.kind == "adalora":
+        if self.averaging and self.adapter.kind == "adalora" and not self.base:
             raise ValueError("`averaging` must be 0 with adalora, which drops ranks on the way")
+        if self.vision_adapter.kind == "adalora":
+            raise ValueError("`vision_adapter.kind` must be lora, dora or none: adalora is for the text backbone alone")
         if not 0.0 <= self.base_blend < 1.0 or (self.base_blend and not self.base):
             raise ValueError("`base_blend` must be at least 0 and below 1, and needs a `base`")
         if not 0.0 <= self.distillation <= 1.0 or bool(self.distillation) != bool(self.teachers):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, precision_recall_fscore_support
 
 from models.bundle import SENTIMENTS, LoadedModel
 from models.calibration import expected_calibration_error
@@ -20,22 +20,32 @@ __all__ = ["figures", "measure"]
 _MISTAKES = 3
 
 
-def figures(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -> dict[str, float]:
-    """`accuracy`, `macro_f1`, `ece` and `n` of probabilities (N, C) against class numbers (N,)."""
+def figures(
+    probabilities: NDArray[np.floating], labels: NDArray[np.integer], names: Sequence[str] = ()
+) -> dict[str, float]:
+    """`accuracy`, `macro_f1`, `ece` and `n` of probabilities (N, C) against class numbers (N,).
+
+    With `names` of the classes also `precision.CLASS`, `recall.CLASS` and `f1.CLASS` of every class that occurs, and
+    `mistaken.CLASS for CLASS`, the commonest mistakes as shares of the true class.
+    """
     predicted = probabilities.argmax(axis=1)
-    return {
+    found = {
         "accuracy": float((predicted == labels).mean()),
         "macro_f1": float(f1_score(labels, predicted, average="macro")),
         "ece": expected_calibration_error(probabilities, labels),
         "n": float(len(labels)),
     }
+    return found | (_by_class(predicted, labels, names) if names else {})
 
 
 def _by_class(predicted: NDArray[np.integer], labels: NDArray[np.integer], names: Sequence[str]) -> dict[str, float]:
-    """`f1.CLASS` of every class that occurs, and `mistaken.CLASS for CLASS`: share of a class, commonest mistakes."""
     present = np.unique(labels)
-    scores = f1_score(labels, predicted, labels=present, average=None)
-    found = {f"f1.{names[number]}": float(score) for number, score in zip(present, scores, strict=True)}
+    scores = precision_recall_fscore_support(labels, predicted, labels=present, average=None, zero_division=0.0)
+    found = {
+        f"{figure}.{names[number]}": float(score)
+        for figure, values in zip(("precision", "recall", "f1"), scores[:3], strict=True)
+        for number, score in zip(present, values, strict=True)
+    }
     mistakes = Counter(zip(labels[predicted != labels].tolist(), predicted[predicted != labels].tolist(), strict=True))
     for (true, answer), count in mistakes.most_common(_MISTAKES):
         found[f"mistaken.{names[true]} for {names[answer]}"] = float(count / (labels == true).sum())
@@ -45,8 +55,8 @@ def _by_class(predicted: NDArray[np.integer], labels: NDArray[np.integer], names
 def measure(model: LoadedModel, examples: Sequence[Example]) -> dict[str, float]:
     """Figures by `set.task.figure`, for instance `sentfin.entities.accuracy`, of all examples with that label.
 
-    `f1.CLASS` and `mistaken.CLASS for CLASS` say how each class fares. A graded score is compared with
-    p(positive) - p(negative): `set.score.mse`, `set.score.r2`.
+    How each class fares is told as by `figures`. A graded score is compared with p(positive) - p(negative):
+    `set.score.mse`, `set.score.r2`.
     """
     predictions = model.predict([example.row for example in examples])
     sentiment = np.array([example.sentiment for example in examples])
@@ -64,8 +74,7 @@ def measure(model: LoadedModel, examples: Sequence[Example]) -> dict[str, float]
         ):
             mask = (origin == name) & rows & (labels >= 0)
             if mask.any():
-                values = figures(probabilities[mask], labels[mask])
-                values |= _by_class(probabilities[mask].argmax(axis=1), labels[mask], names)
+                values = figures(probabilities[mask], labels[mask], names)
                 found |= {f"{name}.{task}.{figure}": round(value, 4) for figure, value in values.items()}
         mask = (origin == name) & ~np.isnan(score)
         if mask.any():

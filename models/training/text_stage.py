@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from models.adapters import plan_ranks, rank_state, restore_ranks
+from models.adapters import (
+    orthogonality,
+    plan_ranks,
+    rank_state,
+    ranks_settle_at,
+    ranks_settled,
+    restore_ranks,
+)
 from models.backbones import TextBackbone
 from models.bundle import collate
 from models.classifier import Batch, Classifier, Logits
@@ -153,7 +160,9 @@ class TextStage:
         self.misses = 0
         self.step = 0
         self.epoch_steps = len(epoch_batches(train.lengths, config.token_budget, seed=config.seed, epoch=0))
-        self.ranked = cast("PeftModel", network.text) if config.adapter.kind == "adalora" else None
+        self.adalora = cast("PeftModel", network.text) if config.adapter.kind == "adalora" else None
+        # Where a run goes on from a model, its ranks are settled.
+        self.ranked = None if self.adalora is None or ranks_settled(self.adalora) else self.adalora
         if self.ranked is not None:
             plan_ranks(self.ranked, self.total)
 
@@ -238,7 +247,7 @@ class TextStage:
             group["lr"] = config.learning_rate * group["scale"] * self._schedule()
         self.optimizer.step()
         if self.ranked is not None:
-            cast(Any, self.ranked).base_model.update_and_allocate(self.step)
+            cast(Any, self.ranked).base_model.update_and_allocate(self.step + 1)
         self.optimizer.zero_grad(set_to_none=True)
         # The average follows closely at first, when the weights still move far.
         decay = min(config.averaging, (1 + self.step) / (10 + self.step)) if config.averaging else 0.0
@@ -256,6 +265,10 @@ class TextStage:
         return Batch(batch.ids.masked_fill(hidden, self.backbone.mask_id), batch.mask, batch.span)
 
     def _loss(self, batch: Batch, sentiment: Tensor, topic: Tensor, score: Tensor, rows: list[int]) -> Tensor:
+        loss = self._answered(batch, sentiment, topic, score, rows)
+        return loss if self.adalora is None else loss + orthogonality(self.adalora)
+
+    def _answered(self, batch: Batch, sentiment: Tensor, topic: Tensor, score: Tensor, rows: list[int]) -> Tensor:
         logits: Logits = self.network(batch)
         loss = self._taught(logits, sentiment, topic, score, rows)
         if not self.config.consistency:
@@ -296,10 +309,12 @@ class TextStage:
         self._load(self.average)
         found = accuracies(text_logits(self.network, self.validation, self.pad_id), self.validation)
         score = sum(found.values()) / max(1, len(found))
-        if score > self.best_score:
+        # What AdaLoRA has yet to drop would be missing from the best weights once they are saved.
+        settled = self.ranked is None or self.step >= ranks_settle_at(self.total)
+        if settled and score > self.best_score:
             self.best_score, self.misses = score, 0
             self.best = {name: value.clone() for name, value in self.average.items()}
-        else:
+        elif settled:
             self.misses += 1
         self._load(current)
         return found

@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal, Self
 
 from monitor.errors import ConfigurationError
@@ -48,8 +49,11 @@ class Trackers:
             openers[name]()
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._stack.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # With the error, so that a run that breaks off is not told as one that has ended well.
+        self._stack.__exit__(kind, error, trace)
 
     def __call__(self, tag: str, value: float, step: int) -> None:
         """Plot `value` of `tag` at `step` everywhere."""
@@ -78,5 +82,5 @@ class Trackers:
         import wandb
 
         run = wandb.init(name=self._run, dir=str(self._folder), config=dict(self._settings))
-        self._stack.callback(run.finish)
+        self._stack.push(lambda kind, error, trace: run.finish(exit_code=int(kind is not None)))  # noqa: ARG005
         self._reports.append(lambda tag, value, step: run.log({tag: value}, step=step))

@@ -180,6 +180,7 @@ def train(
     )
     if config.base:
         network, backbone, file, base = _begin_with(config, file)
+        config = msgspec.structs.replace(config, adapter=file.adapter)
     else:
         (network, backbone), base = new_model(file, seed=config.seed), ""
     network.to(_device())
@@ -218,6 +219,8 @@ def train(
 def _begin_with(config: TrainingConfig, file: ModelFile) -> tuple[Classifier, TextBackbone, ModelFile, str]:
     """The text part of the config's base model, trainable; `file` with its backbone and adapter; the base's version."""
     network, backbone, base = restore_model(model_folder(config.base), trainable=True)
+    if config.adaptation.epochs and base.adapter.kind == "none":
+        raise ConfigurationError(f"The model {config.base} has no adapter to adapt.", "Leave `adaptation` out.")
     if base.taxonomy.labels != file.taxonomy.labels:
         raise ConfigurationError(
             f"The model {config.base} knows other topics.", "Bring its taxonomy, or train without a base."
@@ -270,8 +273,6 @@ def fine_tune(
     source = folder or model_folder("default" if isinstance(base, LoadedModel) else base)
     network, backbone, file = restore_model(source, trainable=True)
     base_version = file.version
-    if file.adapter.kind == "none":
-        network.text.requires_grad_(False)
     examples = {part: examples_of(select(rows, part), file.taxonomy) for part in ("train", "validation")}
     if not examples["train"]:
         raise InputError("There is no labelled row to fine-tune on.")
@@ -282,7 +283,6 @@ def fine_tune(
         vision_backbone=file.vision_backbone,
         fusion=file.fusion,
         adapter=file.adapter,
-        vision_adapter=file.vision_adapter,
         max_tokens=file.max_tokens,
         epochs=epochs,
         learning_rate=learning_rate,
