@@ -11,15 +11,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import cache, partial
+from functools import cache
 from queue import PriorityQueue
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 __all__ = ["Lanes", "lanes", "longest_pass", "passes", "turn"]
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 # Within it a pass stays in a core's cache; longer ones gain nothing.
@@ -55,10 +54,6 @@ class Lanes:
         wait([self._pool.submit(alone) for _ in range(count)])
         # It was set for the whole process, too: for threads that are still to come.
         torch.set_num_threads(threads)
-
-    def submit(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Run `work` as soon as a lane is free, before everything that has a turn."""
-        return self.submit_at(0.0, partial(work, *args, **kwargs))
 
     def submit_at(self, at: float, work: Callable[[], T]) -> Future[T]:
         """Run `work` when a lane is free and nothing with an earlier turn waits (`turn`)."""

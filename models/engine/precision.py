@@ -14,7 +14,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
@@ -26,7 +26,7 @@ import torch
 from models.bundle import LoadedModel, collate
 from models.engine.batching import plan
 from models.engine.int8 import quantised
-from models.engine.lanes import lanes
+from models.engine.lanes import Lanes, lanes, turn
 from models.engine.packed import PackedEncoder, arrange, packable
 from models.fusion import TextFeatures
 from models.tokens import Row, TokenizedRow
@@ -153,14 +153,35 @@ class _Answers(NamedTuple):
     topic: np.ndarray
 
 
+def _batches(rows: Sequence[TokenizedRow]) -> list[list[int]]:
+    return plan([len(row) for row in rows], [False] * len(rows), token_budget=_TOKENS_TOGETHER, image_budget=1)
+
+
 def _answers(model: LoadedModel, rows: Sequence[TokenizedRow]) -> _Answers:
     """Answers to rows without pictures."""
-    lengths = [len(row) for row in rows]
     found = _Answers(*(np.empty((len(rows), size), np.float32) for size in (3, len(model.taxonomy.topics))))
-    for batch in plan(lengths, [False] * len(rows), token_budget=_TOKENS_TOGETHER, image_budget=1):
+    for batch in _batches(rows):
         said = model.forward([rows[i] for i in batch])
         found.sentiment[batch], found.topic[batch] = said.sentiment, said.topic
     return found
+
+
+def _seconds(model: LoadedModel, rows: Sequence[TokenizedRow], lane: Lanes) -> float:
+    """Seconds of the passes over rows, without their wait for a lane.
+
+    Each pass has a turn: a model may be in force already, and what it scores does not wait for all of them.
+    """
+
+    def timed(chosen: Sequence[TokenizedRow]) -> float:
+        began = time.perf_counter()
+        model.forward(chosen)
+        return time.perf_counter() - began
+
+    taken = 0.0
+    for batch in _batches(rows):
+        chosen = [rows[i] for i in batch]
+        taken += lane.submit_at(turn(sum(map(len, chosen))), partial(timed, chosen)).result()
+    return taken
 
 
 def _compare(rows: Sequence[TokenizedRow], said: _Answers, exact: _Answers) -> dict[str, Compared]:
@@ -203,9 +224,7 @@ def measure(model: LoadedModel, precisions: tuple[Precision, ...] = ("int8", "bf
         for _ in range(_ROUNDS):
             for precision in seconds:
                 model.encoder = encoders[precision]
-                began = time.perf_counter()
-                lane.submit(_answers, model, few).result()
-                seconds[precision] = min(seconds[precision], time.perf_counter() - began)
+                seconds[precision] = min(seconds[precision], _seconds(model, few, lane))
         found = [Measured("fp32", seconds["fp32"])]
         faster = [name for name in seconds if name != "fp32" and seconds[name] * _WORTH <= seconds["fp32"]]
         if faster:

@@ -72,7 +72,7 @@ def test_a_lane_computes_alone_and_leaves_the_process_its_threads() -> None:
             torch.randn(64, 64) @ torch.randn(64, 64)
             return torch.get_num_threads(), threading.current_thread().name
 
-        found = [one.result(timeout=20) for one in [pool.submit(work) for _ in range(2)]]
+        found = [one.result(timeout=20) for one in [pool.submit_at(0.0, work) for _ in range(2)]]
         assert [count for count, _ in found] == [1, 1]
         assert len({name for _, name in found}) == 2
         # A thread that asks for the first time gets the process's number.
@@ -86,7 +86,7 @@ def test_a_short_call_goes_before_a_long_one_that_came_first_but_not_for_ever() 
     order: list[str] = []
     let = threading.Event()
     pool = Lanes(1)
-    held = pool.submit(let.wait, 20)
+    held = pool.submit_at(0.0, lambda: let.wait(20))
     calls = [("article", 1000, 0.0), ("headline", 20, 0.2), ("batch", 4000, 0.3), ("later", 20, 0.6)]
     waiting = [
         pool.submit_at(turn(tokens, now=now), lambda name=name: order.append(name)) for name, tokens, now in calls
@@ -103,8 +103,8 @@ def test_an_error_in_a_lane_is_its_callers() -> None:
 
     pool = Lanes(1)
     with pytest.raises(KeyError, match="mine"):
-        pool.submit(fails).result(timeout=20)
-    assert pool.submit(lambda: 1).result(timeout=20) == 1
+        pool.submit_at(0.0, fails).result(timeout=20)
+    assert pool.submit_at(0.0, lambda: 1).result(timeout=20) == 1
 
 
 def score() -> RowScore:

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from models import registry
 from models.bundle import load_model
 from models.engine import Flag, Scorer, ScoringRequest, open_scorer
-from models.engine.batching import token_budget
 from models.engine import scorer as scorer_module
+from models.engine.batching import token_budget
 from models.engine.lanes import SHORT_PASS_TOKENS
 from models.engine.language import LanguageGuard
 from models.engine.scorer import _Asked, _Serving
