@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from types import FrameType
-from typing import Any, Final
+from typing import Final
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer
 from kafka.errors import KafkaError
@@ -27,15 +27,15 @@ from consumers.clients import broker_errors, consumer, poll, subscribe
 from consumers.commits import Commits, time_in
 from consumers.intake import Intake, Origin
 from consumers.pipeline import Pipeline
-from consumers.publisher import Outgoing, Publisher, contribution_records
+from consumers.publisher import Publisher
+from consumers.reporting import Reporting
 from consumers.scoring import Scoring
 from consumers.storing import Storing
 from consumers.threads import share_the_interpreter
-from consumers.topics import CHARTS, CONTRIBUTIONS, NEWS, ensure_topics
+from consumers.topics import CHARTS, NEWS, ensure_topics
 from consumers.unreadable import hand_out_unreadable
 from monitor.health import Health
 from monitor.pairing import Group
-from monitor.records import Contribution, SourceWatermark
 from monitor.settings import Settings
 from monitor.storage.engine import open_engine
 from monitor.storage.migrate import upgrade
@@ -47,8 +47,6 @@ log = get_logger(__name__)
 
 COMMIT_EVERY_S: Final = 0.5
 REPORT_EVERY_S: Final = 0.25
-# What was seen to be read to its end counts as that for so long: the polling thread may be held up.
-SIGHT_S: Final = 1.0
 # A poll takes a millisecond of processor time, whether it finds something or not. While the engine is busy it comes now
 # and then, seldom when the next batch is there already.
 BUSY_WAIT_S: Final = 0.02
@@ -115,10 +113,11 @@ class Worker:
         self._health = health or Health(0)
         self._intake = Intake(settings, settings.worker_image_bytes // 2)
         self._publisher = Publisher(settings, settings.worker_outage_s, self._going_on)
+        self._reporting = Reporting(self._intake, self._publisher)
         self._pipeline = Pipeline(
             scorer,
             store,
-            send=self._send,
+            send=self._reporting.send,
             owns=self._intake.owns,
             going_on=self._going_on,
             patience_s=settings.worker_outage_s,
@@ -129,25 +128,16 @@ class Worker:
         self._ready = Backlog(settings, scorer.token_budget)
         self._reading_s = 0.0
         self._failed = False
-        # Told by one thread, looked at by the other: exchanged as a whole; when it was seen is noted last.
-        self._at_end: frozenset[str] = frozenset()
-        self._looked_at = 0.0
-        self._report_due = False
-        # Offset behind the last record that was polled.
-        self._polled: dict[TopicPartition, int] = {}
         # Bytes that may still come in, and those of the largest record lately (until one has come: of a large one).
         self._room = settings.worker_image_bytes
         self._largest = float(FIRST_RECORD_BYTES)
-        self._connections: Any = None
         self._commits = Commits(self._intake)
-        self._reported: tuple[SourceWatermark, ...] = ()
-        self._counts: dict[str, int] = {}
         self._assigned = False
         self._settled = False
 
     def run(self) -> None:
         """Work until told to stop. Raises `ModelError`, `StorageError` or `BrokerError` when it cannot go on."""
-        self._counts = ensure_topics(self._settings)
+        self._reporting.counts = ensure_topics(self._settings)
         client = consumer(
             self._settings,
             self._settings.worker_group,
@@ -192,7 +182,7 @@ class Worker:
                 # An item waits for its chart only while charts can come in.
                 self._reading_s += now - began
             began = now
-            self._enqueue(self._intake.expire(self._reading_s, self._at_end))
+            self._enqueue(self._intake.expire(self._reading_s, self._reporting.at_end))
             self._submit()
             if self._intake.refused:
                 self._storing.wake()
@@ -201,7 +191,9 @@ class Worker:
                 self._pipeline.refresh()
             if now - reported >= REPORT_EVERY_S:
                 reported = now
-                self._report(client, now, fetching=not full)
+                self._reporting.look(client, now, fetching=not full)
+                metrics.HELD.set(len(self._intake.pairing))
+                self._storing.wake()
             if now - committed >= COMMIT_EVERY_S:
                 committed = now
                 self._commits.send(client, now)
@@ -226,10 +218,8 @@ class Worker:
     def _store_and_send(self, last: bool) -> None:
         """The storing thread's work: what is scored, what was refused, how far the partitions are."""
         self._pipeline.finish(self._intake.take_refused(), wait=last)
-        if self._report_due and not last:
-            self._report_due = False
-            if not self._intake.disowned.is_set() and self._progress() != self._reported:
-                self._send([], [])
+        if not last:
+            self._reporting.tell()
         # All that is done now is sent.
         self._commits.marks = self._intake.sources.marks()
 
@@ -272,7 +262,7 @@ class Worker:
             return
         self._enqueue(self._intake.take(polled, self._reading_s, time.monotonic()))
         for partition, records in polled.items():
-            self._polled[partition] = records[-1].offset + 1
+            self._reporting.polled(partition, records[-1].offset + 1)
             self._largest = max(self._largest * FORGET_LARGEST, *(len(record.value or b"") for record in records), 1024)
             metrics.POLLED.labels(self._intake.source(partition).partition(":")[0]).inc(len(records))
 
@@ -299,10 +289,8 @@ class Worker:
         self._settled = False
         self._intake.reset()
         self._ready.clear()
-        self._at_end = frozenset()
-        self._polled.clear()
+        self._reporting.forget()
         self._commits.forget()
-        self._reported = ()
 
     def _settle(self, client: KafkaConsumer) -> None:
         """Go to the committed offsets of the partitions that were handed out; tried again when they are not known."""
@@ -341,71 +329,6 @@ class Worker:
         for long in (False, True):
             while self._ready.waits(long=long) and self._pipeline.takes(long=long, full=self._ready.full(long=long)):
                 self._pipeline.submit(self._ready.take(long=long), long=long)
-
-    # Telling
-
-    def _send(self, records: list[Outgoing], contributions: list[Contribution]) -> None:
-        self._reported = self._progress()
-        count = self._counts[NEWS] + self._counts[CHARTS]
-        self._publisher.send(
-            [*records, *contribution_records(contributions, self._reported, count, self._counts[CONTRIBUTIONS])]
-        )
-
-    def _progress(self) -> tuple[SourceWatermark, ...]:
-        """How far the partitions are. Whether they are quiet is told of what was seen just now only, and nothing at all
-        of partitions that are being taken away."""
-        if self._intake.disowned.is_set():
-            return ()
-        now = time.monotonic()
-        # Looked at in this order, as the polling thread writes them the other way round.
-        fresh = now - self._looked_at < SIGHT_S
-        return self._intake.sources.watermarks(self._at_end if fresh else frozenset(), now)
-
-    def _report(self, client: KafkaConsumer, now: float, *, fetching: bool) -> None:
-        """See how far the partitions are, for the storing thread to tell the aggregators when that has changed."""
-        at_end = set()
-        # While no broker is connected nothing can be seen to come: quiet begins when one is there again.
-        fetching = fetching and self._connected(client)
-        paused = client.paused()
-        for partition in client.assignment():
-            name = self._intake.source(partition)
-            progress = self._intake.sources.partitions.get(name)
-            end = client.highwater(partition)
-            if progress is None or end is None:
-                continue
-            if not fetching or partition in paused:
-                self._intake.sources.active(name, now)
-            elif progress.pending == 0:
-                position = self._position(client, partition, end)
-                if position is not None and position >= end:
-                    progress.skip_to(position)
-                    at_end.add(name)
-            elif self._polled.get(partition, 0) >= end:
-                at_end.add(name)
-            metrics.LAG.labels(name).set(max(0, end - (progress.position if progress.position is not None else 0)))
-        self._at_end = frozenset(at_end)
-        self._looked_at = now
-        metrics.HELD.set(len(self._intake.pairing))
-        self._report_due = True
-        self._storing.wake()
-
-    def _position(self, client: KafkaConsumer, partition: TopicPartition, end: int) -> int | None:
-        """Offset of what is read next: what was polled last tells it, unless nothing that can be read comes after."""
-        polled = self._polled.get(partition)
-        if polled is not None and polled >= end:
-            return polled
-        with suppress(KafkaError):
-            position: int | None = client.position(partition, timeout_ms=100)
-            return position
-        return None
-
-    def _connected(self, client: KafkaConsumer) -> bool:
-        """Some broker is connected. All of the client's metrics take long to evaluate; one does not."""
-        if self._connections is None:
-            wanted = ("consumer-metrics", "connection-count")
-            found = client.metrics(raw=True)
-            self._connections = next(metric for name, metric in found.items() if (name.group, name.name) == wanted)
-        return bool(self._connections.value() > 0)
 
 
 def run_worker(settings: Settings, scorer: Scoring | None = None) -> None:

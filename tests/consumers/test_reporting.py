@@ -1,4 +1,4 @@
-"""What a worker tells of its partitions, without a broker: what was seen just now, and nothing of what it loses."""
+"""What is told of partitions, without a broker: what was seen just now, and nothing of what it loses."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from typing import Any
 
 import pytest
 from kafka.structs import TopicPartition
-from sqlalchemy import Engine
 
-from consumers import worker as module
-from consumers.publisher import Outgoing
+from consumers import reporting
+from consumers.intake import Intake
+from consumers.publisher import Outgoing, Publisher
+from consumers.reporting import Reporting
 from consumers.topics import CHARTS, CONTRIBUTIONS, NEWS
-from consumers.worker import Worker
 from monitor.records import ContributionBatch, SourceWatermark, decode_strict
 from monitor.settings import Settings
-from tests.consumers.word_scorer import WordScorer
 
 Name = namedtuple("Name", "group name")
 
@@ -58,55 +57,56 @@ def sent() -> list[tuple[SourceWatermark, ...]]:
 
 
 @pytest.fixture
-def worker(
-    make_settings: Callable[..., Settings], store: Engine, sent: list[tuple[SourceWatermark, ...]]
-) -> tuple[Worker, Any]:
-    """A worker that has just seen its partition at its end, where it is idle at once."""
+def looked(
+    make_settings: Callable[..., Settings], sent: list[tuple[SourceWatermark, ...]], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Reporting, Intake, Any]:
+    """What has just seen a partition at its end, where it is idle at once."""
     settings = make_settings(worker_idle_after_s=1e-9)
-    found = Worker(settings, WordScorer(), store, lambda: False)
-    found._counts = {NEWS: 1, CHARTS: 1, CONTRIBUTIONS: 1}
+    intake, publisher = Intake(settings, 1000), Publisher(settings, 1.0)
+    found = Reporting(intake, publisher)
+    found.counts = {NEWS: 1, CHARTS: 1, CONTRIBUTIONS: 1}
 
     def send(records: list[Outgoing]) -> None:
         sent.extend(decode_strict(ContributionBatch, record.value or b"").sources for record in records)
 
-    found._publisher.send = send  # type: ignore[assignment, method-assign]
-    found._intake.sources.assign("news:0", 5, time.monotonic(), 7)
+    monkeypatch.setattr(publisher, "send", send)
+    intake.sources.assign("news:0", 5, time.monotonic(), 7)
     client = Client(TopicPartition(settings.topic(NEWS), 0))
-    found._report(client, time.monotonic(), fetching=True)
-    return found, client
+    found.look(client, time.monotonic(), fetching=True)
+    return found, intake, client
 
 
 def test_a_partition_at_its_end_is_told_to_be_idle_once(
-    worker: tuple[Worker, Any], sent: list[tuple[SourceWatermark, ...]]
+    looked: tuple[Reporting, Intake, Any], sent: list[tuple[SourceWatermark, ...]]
 ) -> None:
-    at_work, client = worker
-    at_work._store_and_send(False)
+    found, _, client = looked
+    found.tell()
     assert [(one.source, one.at, one.idle) for (one,) in sent] == [("news:0", 5, True)]
-    at_work._report(client, time.monotonic(), fetching=True)
-    at_work._store_and_send(False)
+    found.look(client, time.monotonic(), fetching=True)
+    found.tell()
     assert len(sent) == 1
 
 
 def test_while_the_polling_thread_is_held_up_nothing_is_told_to_be_quiet(
-    worker: tuple[Worker, Any], sent: list[tuple[SourceWatermark, ...]], monkeypatch: pytest.MonkeyPatch
+    looked: tuple[Reporting, Intake, Any], sent: list[tuple[SourceWatermark, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_work, client = worker
+    found, _, client = looked
     with monkeypatch.context() as later:
-        later.setattr(module, "SIGHT_S", 0.0)
+        later.setattr(reporting, "SIGHT_S", 0.0)
         # A batch is stored meanwhile.
-        at_work._send([], [])
-    at_work._report(client, time.monotonic(), fetching=True)
-    at_work._send([], [])
+        found.send([], [])
+    found.look(client, time.monotonic(), fetching=True)
+    found.send([], [])
     assert [one.idle for (one,) in sent] == [False, True]
 
 
 def test_nothing_is_told_of_partitions_that_are_being_taken_away(
-    worker: tuple[Worker, Any], sent: list[tuple[SourceWatermark, ...]]
+    looked: tuple[Reporting, Intake, Any], sent: list[tuple[SourceWatermark, ...]]
 ) -> None:
-    at_work, _ = worker
-    at_work._disown()
-    at_work._store_and_send(False)
+    found, intake, _ = looked
+    intake.disowned.set()
+    found.tell()
     assert sent == []
     # A correction that is sent just then goes without.
-    at_work._send([], [])
+    found.send([], [])
     assert sent == [()]
