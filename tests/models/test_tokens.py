@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.backbones import TextBackbone, load_text_backbone
-from models.tokens import Row, RowTokenizer, clean
+from models.tokens import ENTITY_TOKENS, Row, RowTokenizer, clean
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_a_far_away_entity_stays_in_sight_with_the_headline(tokenizer: RowTokeni
     (row,) = tokenizer([Row(text, (at, at + 5))])
     tokens = [backbone.tokenizer.id_to_token(number) for number in row.ids]
     assert row.truncated
-    assert len(row.ids) == 256
+    assert len(row.ids) == ENTITY_TOKENS + 2
     assert tokens[1] == "headline"
     assert row.span is not None
     assert tokens[row.span[0] : row.span[1]] == ["[unused0]", "tesla", "[unused1]"]

@@ -147,7 +147,12 @@ def test_a_taken_port_of_the_http_feed_is_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", ["demo", "up"])
-def test_a_folder_in_which_another_one_runs_is_left_alone(verb: str, tmp_path: Path) -> None:
+def test_a_folder_in_which_another_one_runs_is_left_alone(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        # The usual one may be taken by a demo of the machine's user.
+        monkeypatch.setenv("SENTIMENT_MONITOR_DASHBOARD_PORT", str(free.getsockname()[1]))
     (tmp_path / "monitor.db").write_bytes(b"theirs")
     if verb == "demo":
         (tmp_path / "demo.json").write_text("{}")
