@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, Final
 
@@ -81,8 +81,16 @@ def _letters() -> None:
 
 
 def _figures(values: Mapping[str, object], most: int) -> str:
-    shown = (f"{value:.3g}" if isinstance(value, float) else str(value) for value in values.values())
-    return ", ".join(f"{name} {value}" for name, value in islice(zip(values, shown, strict=True), most))
+    """At most so many figures with their names; those that belong together are named after what they belong to."""
+    return ", ".join(f"{name} {value}" for name, value in islice(_named(values), most))
+
+
+def _named(values: Mapping[str, object], of: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _named(value, f"{of}{name}.")
+        else:
+            yield f"{of}{name}", f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _models() -> None:

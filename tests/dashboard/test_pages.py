@@ -15,6 +15,7 @@ from streamlit.testing.v1 import AppTest
 
 import dashboard
 from dashboard import store as dashboard_store
+from dashboard.views import system
 from monitor.records import Sentiment
 from monitor.settings import Settings
 from monitor.storage import deliveries
@@ -489,3 +490,8 @@ def test_an_item_is_explained_by_the_model_in_use(
     assert "The model in use says" in text
     assert "slides</span>" in text
     assert "Labelled examples that are alike" in text
+
+
+def test_figures_that_belong_together_are_named_after_what_they_belong_to() -> None:
+    found = {"psi": {"p_negative": 0.0397412, "topic": 1}, "state": "ok", "rest": 0.5}
+    assert system._figures(found, 3) == "psi.p_negative 0.0397, psi.topic 1, state ok"
