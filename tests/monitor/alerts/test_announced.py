@@ -58,11 +58,12 @@ def test_a_rule_takes_it_while_it_fires(text: str, changes: dict[str, Any], is_a
     assert announced(rules(text), found) is is_announced
 
 
-def test_one_publishers_alert_is_left_out_by_default() -> None:
+def test_one_publishers_alert_is_left_out_where_two_are_asked_for() -> None:
     built_in = Rules(JudgeConfig())
-    assert announced(built_in, FOUND)
-    assert not announced(built_in, msgspec.structs.replace(FOUND, sources=1))
-    assert announced(built_in.with_built_in(1), msgspec.structs.replace(FOUND, sources=1))
+    assert announced(built_in, msgspec.structs.replace(FOUND, sources=1))
+    two = Rules(JudgeConfig(), ()).with_built_in(2)
+    assert announced(two, FOUND)
+    assert not announced(two, msgspec.structs.replace(FOUND, sources=1))
 
 
 def test_the_verb_leaves_out_what_no_rule_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
