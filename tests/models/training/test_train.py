@@ -89,7 +89,7 @@ def test_a_run_learns_and_leaves_a_whole_model(tmp_path: Path, small_backbone: P
     out = train(
         config_of(
             small_backbone,
-            epochs=20,
+            epochs=60,
             patience=100,
             token_dropout=0.0,
             label_smoothing=0.0,
@@ -110,9 +110,8 @@ def test_a_run_learns_and_leaves_a_whole_model(tmp_path: Path, small_backbone: P
     assert json.loads((out / "adapter_config.json").read_text())["r"] == 4
     trained = examples_of(select(read_labelled(labelled), "train"))
     found = measure(load_model(out, device="cpu"), trained)
-    # What is begun with decides how well a backbone of random weights tells entities; by chance it would be a half.
     assert found["rows.sentiment.accuracy"] > 0.9
-    assert found["rows.entities.accuracy"] > 0.65
+    assert found["rows.entities.accuracy"] > 0.8
 
 
 @pytest.mark.parametrize(("kind", "stop_after"), [("lora", 1), ("lora", 9), ("adalora", 9)])
