@@ -12,6 +12,7 @@ Which bucket a row falls into depends on its own length alone, so that its resul
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, Protocol, cast
 
 import numpy as np
@@ -22,7 +23,17 @@ from torch import Tensor
 from models.engine.layout import Ints, PackedRows
 from monitor.telemetry import get_logger
 
-__all__ = ["Attend", "Attention", "Buckets", "ByLength", "Varlen", "VarlenFunction", "attention_for", "bucket_length"]
+__all__ = [
+    "Attend",
+    "Attention",
+    "Buckets",
+    "ByLength",
+    "Varlen",
+    "VarlenFunction",
+    "attend_by_length",
+    "attention_for",
+    "bucket_length",
+]
 
 log = get_logger(__name__)
 
@@ -51,9 +62,26 @@ class Attention(Protocol):
 
 def _heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values (N, heads, L, width) from (N, L, 3H)."""
-    count, length, size = qkv.shape
+    count, length, size = qkv.size(0), qkv.size(1), qkv.size(2)
     query, key, value = qkv.view(count, length, 3, heads, size // (3 * heads)).permute(2, 0, 3, 1, 4).unbind(0)
     return query, key, value
+
+
+def attend_by_length(qkv: Tensor, groups: list[tuple[int, int, int]], tokens: int, heads: int) -> Tensor:
+    """(T, H) of queries, keys and values (T, 3H), by one call for the rows of one length.
+
+    `groups` and `tokens` are those of `PackedRows`. TorchScript compiles it, too.
+    """
+    size = qkv.size(1) // 3
+    out = qkv.new_empty([qkv.size(0), size])
+    out[tokens:] = 0.0
+    for start, count, length in groups:
+        if start < tokens:
+            rows = qkv.narrow(0, start, count * length).view(count, length, 3 * size)
+            query, key, value = _heads(rows, heads)
+            found = F.scaled_dot_product_attention(query, key, value)
+            out.narrow(0, start, count * length).view(count, length, heads, -1).copy_(found.transpose(1, 2))
+    return out
 
 
 class ByLength:
@@ -68,19 +96,7 @@ class ByLength:
 
     def bound(self, packed: PackedRows, indices: Sequence[Tensor]) -> Attend:  # noqa: ARG002 - the same for all ways
         """See `Attention`."""
-        groups = [group for group in packed.groups if group[0] < packed.tokens]
-
-        def attend(qkv: Tensor) -> Tensor:
-            size = qkv.shape[1] // 3
-            out = qkv.new_empty(len(qkv), size)
-            out[packed.tokens :] = 0.0
-            for start, count, length in groups:
-                rows = qkv.narrow(0, start, count * length).view(count, length, 3 * size)
-                found = F.scaled_dot_product_attention(*_heads(rows, self._heads))
-                out.narrow(0, start, count * length).view(count, length, self._heads, -1).copy_(found.transpose(1, 2))
-            return out
-
-        return attend
+        return partial(attend_by_length, groups=packed.groups, tokens=packed.tokens, heads=self._heads)
 
 
 def bucket_length(length: int) -> int:

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import copy
 from functools import cache
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.engine.packed import FloatLayer, PackedEncoder, PackedRows
 
@@ -62,19 +62,22 @@ def _range_of(values: Tensor, top: float | None = None) -> _Range:
     return _Range(scale, round(-low / scale))
 
 
-class _Quantiser:
+class _Quantiser(nn.Module):
     """(T, K) float to 0..255, each channel divided by its factor first."""
 
     def __init__(self, values: Tensor, factor: Tensor | None = None) -> None:
+        super().__init__()
         self.range = _range_of(values if factor is None else values / factor)
         ones = torch.ones(values.shape[1]) if factor is None else factor
         self._scale = (1.0 / (ones * self.range.scale)).float()
         # One byte lower than wanted, so that the signed conversion can be used, which is vectorised.
         self._shift = torch.full_like(self._scale, float(self.range.zero - 128))
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, K) bytes."""
         signed = torch.addcmul(self._shift, x, self._scale).round_().clamp_(-128.0, 127.0).to(torch.int8)
-        return signed.view(torch.uint8).bitwise_xor_(128)
+        # The same bits: TorchScript knows no `view` of another type.
+        return signed.to(torch.uint8).bitwise_xor_(128)
 
 
 @cache
@@ -91,37 +94,70 @@ def _largest_weight() -> int:
     return 127 if bool((found == 255 * 127 * count).all()) else 64
 
 
-class _Product:
-    """x @ weight.T + bias for x in 0..255."""
+class _Product(nn.Module):
+    """x @ weight.T + bias for x in 0..255.
 
-    def __init__(self, weight: Tensor, bias: Tensor, given: _Range) -> None:
+    Parameters
+    ----------
+    given : what x stands for.
+    out : None for a result in fp32; else GELU of it, in 0..255 of this range.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, given: _Range, out: _Range | None = None) -> None:
+        super().__init__()
         scale = (weight.abs().amax(dim=1) / _largest_weight()).clamp(min=1e-12)
         integers = (weight / scale[:, None]).round().to(torch.int8)
         self._scale = scale.float()
         self._weight = torch.ops.onednn.qlinear_prepack(integers, None)
         self._zeros = torch.zeros(len(weight), dtype=torch.int64)
-        self._bias = bias.float()
-        self._given = given
+        self._bias = bias.detach().float()
+        self._given_scale, self._given_zero = given
+        self._out_scale, self._out_zero = out or _Range(1.0, 0)
+        self._out_kind = torch.float32 if out is None else torch.uint8
+        self._after, self._how = ("none", "") if out is None else ("gelu", "none")
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """(T, N) fp32."""
-        return self._run(x, 1.0, 0, torch.float32, "none", "")
-
-    def gelu(self, x: Tensor, out: _Range) -> Tensor:
-        """(T, N) in 0..255."""
-        return self._run(x, out.scale, out.zero, torch.uint8, "gelu", "none")
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, N)."""
+        found: Tensor = torch.ops.onednn.qlinear_pointwise(
+            x,
+            self._given_scale,
+            self._given_zero,
+            self._weight,
+            self._scale,
+            self._zeros,
+            self._bias,
+            self._out_scale,
+            self._out_zero,
+            self._out_kind,
+            self._after,
+            [],
+            self._how,
+        )
+        return found
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
         """(T, N) fp32: the product added to `other`, which is written over."""
-        product: Any = torch.ops.onednn.qlinear_pointwise.binary
-        scale, zero = self._given
-        fixed = (self._weight, self._scale, self._zeros, other, self._bias, 1.0, 0, torch.float32, 1.0, 0)
-        return cast(Tensor, product(x, scale, zero, *fixed, "sum", 1.0, "none", [], ""))
-
-    def _run(self, x: Tensor, scale: float, zero: int, kind: torch.dtype, after: str, how: str) -> Tensor:
-        product: Any = torch.ops.onednn.qlinear_pointwise
-        fixed = (self._weight, self._scale, self._zeros, self._bias, scale, zero, kind)
-        return cast(Tensor, product(x, *self._given, *fixed, after, [], how))
+        found: Tensor = torch.ops.onednn.qlinear_pointwise(
+            x,
+            self._given_scale,
+            self._given_zero,
+            self._weight,
+            self._scale,
+            self._zeros,
+            other,
+            self._bias,
+            1.0,
+            0,
+            torch.float32,
+            1.0,
+            0,
+            "sum",
+            1.0,
+            "none",
+            [],
+            "",
+        )
+        return found
 
 
 def _factor(values: Tensor, weight: Tensor) -> Tensor:
@@ -143,7 +179,7 @@ def _splits(hidden: Tensor, top: float) -> list[tuple[int, int]]:
     return found[:_MAX_SPLITS]
 
 
-class Int8Layer:
+class Int8Layer(nn.Module):
     """A layer in int8, made from a float layer and what passed through it on a sample of tokens.
 
     Parameters
@@ -156,6 +192,7 @@ class Int8Layer:
     tile = _ALIGNED
 
     def __init__(self, layer: FloatLayer, x: Tensor, attended: Tensor, y: Tensor, hidden: Tensor) -> None:
+        super().__init__()
         factor = _factor(x, layer.qkv_weight)
         self._in = _Quantiser(x, factor)
         self._qkv = _Product(layer.qkv_weight * factor, layer.qkv_bias, self._in.range)
@@ -175,25 +212,29 @@ class Int8Layer:
             up = torch.cat([up, up[units]])
         spare = -len(up) % _ALIGNED
         up, up_bias, down = F.pad(up, (0, 0, 0, spare)), F.pad(up_bias, (0, spare)), F.pad(down, (0, spare))
-        self._hidden = _range_of(hidden.clamp(max=top), top)
-        self._up = _Product(up, up_bias, self._middle.range)
-        self._down = _Product(down, layer.down.bias, self._hidden)
+        inner = _range_of(hidden.clamp(max=top), top)
+        self._up = _Product(up, up_bias, self._middle.range, out=inner)
+        self._down = _Product(down, layer.down.bias, inner)
 
     def project(self, x: Tensor) -> Tensor:
         """(T, 3H)."""
-        return self._qkv(self._in(x))
+        found: Tensor = self._qkv(self._in(x))
+        return found
 
     def merge(self, attended: Tensor, x: Tensor) -> Tensor:
         """(T, H). `x` is written over."""
-        return cast(Tensor, self._attention_norm(self._out.plus(self._attended(attended), x)))
+        found: Tensor = self._attention_norm(self._out.plus(self._attended(attended), x))
+        return found
 
     def inner(self, y: Tensor) -> Tensor:
         """(T, I + splits) in 0..255."""
-        return self._up.gelu(self._middle(y), self._hidden)
+        found: Tensor = self._up(self._middle(y))
+        return found
 
     def outer(self, hidden: Tensor, y: Tensor) -> Tensor:
         """(T, H). `y` is written over."""
-        return cast(Tensor, self._norm(self._down.plus(hidden, y)))
+        found: Tensor = self._norm(self._down.plus(hidden, y))
+        return found
 
 
 @torch.inference_mode()

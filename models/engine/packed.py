@@ -9,6 +9,7 @@ For encoders of the BERT architecture (Devlin et al. 2019), the usual one of sma
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
@@ -17,12 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.engine.attention import Attend, VarlenFunction, attention_for
+from models.engine.attention import Attend, ByLength, VarlenFunction, attend_by_length, attention_for
 from models.engine.layout import TILE, Ints, PackedRows, arrange, placed
 from models.fusion import TextFeatures
 from models.tokens import TokenizedRow
+from monitor.telemetry import get_logger
 
 __all__ = ["FloatLayer", "Layer", "PackedEncoder", "PackedRows", "arrange", "packable"]
+
+log = get_logger(__name__)
 
 
 def packable(encoder: nn.Module) -> bool:
@@ -82,7 +86,8 @@ class FloatLayer(nn.Module):
 
     def merge(self, attended: Tensor, x: Tensor) -> Tensor:
         """(T, H)."""
-        return cast(Tensor, self.attention_norm(self.attention_out(attended).add_(x)))
+        found: Tensor = self.attention_norm(self.attention_out(attended).add_(x))
+        return found
 
     def inner(self, y: Tensor) -> Tensor:
         """(T, I)."""
@@ -90,29 +95,67 @@ class FloatLayer(nn.Module):
 
     def outer(self, hidden: Tensor, y: Tensor) -> Tensor:
         """(T, H)."""
-        return cast(Tensor, self.norm(self.down(hidden).add_(y)))
+        found: Tensor = self.norm(self.down(hidden).add_(y))
+        return found
+
+
+class _Stack(nn.Module):
+    """All layers, one after the other, with attention by the lengths of the rows."""
+
+    def __init__(self, layers: Sequence[Layer], heads: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(cast(Sequence[nn.Module], layers))
+        self.heads = heads
+
+    def forward(self, x: Tensor, groups: list[tuple[int, int, int]], tokens: int) -> Tensor:
+        """(T, H) of the embedded tokens (T, H); `groups` and `tokens` are those of `PackedRows`."""
+        for layer in self.layers:
+            y = layer.merge(attend_by_length(layer.project(x), groups, tokens, self.heads), x)
+            x = layer.outer(layer.inner(y), y)
+        return x
+
+
+def _compiled(layers: Sequence[Layer], heads: int) -> nn.Module:
+    """The layers compiled by TorchScript, or as they are where it is not to be had.
+
+    Compiled, they come back to the interpreter once a pass. Otherwise each operation does, some hundred times, and
+    waits for its lock whenever another thread computes in Python.
+    """
+    stack = _Stack(layers, heads).eval()
+    try:
+        with warnings.catch_warnings():
+            # It is deprecated in favour of ways that need a C++ compiler where it runs, or go through Python.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return cast(nn.Module, torch.jit.script(stack))
+    except (RuntimeError, AttributeError, NotImplementedError) as error:
+        log.info("layers are not compiled", reason=str(error).strip().splitlines()[0][:120])
+        return stack
 
 
 class PackedEncoder:
-    """Encodes rows with the weights of a `BertModel`; its layers may be exchanged for others.
+    """Encodes rows with the weights of a `BertModel`.
 
     Parameters
     ----------
     encoder : what `packable` accepts; its precision and device are kept.
+    layers : what computes its layers; none given: torch, with their own weights.
     varlen : attention by boundaries, in place of torch's own.
     """
 
-    def __init__(self, encoder: nn.Module, *, varlen: VarlenFunction | None = None) -> None:
+    def __init__(
+        self, encoder: nn.Module, *, layers: Sequence[Layer] = (), varlen: VarlenFunction | None = None
+    ) -> None:
         source = cast(Any, encoder)
         config = source.config
         self.heads = int(config.num_attention_heads)
         self.hidden_size = int(config.hidden_size)
         self.embeddings = source.embeddings
-        self.layers: list[Layer] = [FloatLayer(layer) for layer in source.encoder.layer]
+        self.layers: Sequence[Layer] = layers or [FloatLayer(layer) for layer in source.encoder.layer]
         weight: Tensor = self.embeddings.word_embeddings.weight
         self.device: torch.device = weight.device
         width = self.hidden_size // self.heads
         self.attention = attention_for(self.heads, width, weight.device, weight.dtype, varlen)
+        self._compiled = _compiled(self.layers, self.heads) if isinstance(self.attention, ByLength) else None
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         """(T, H) of token ids and their places in their rows, both (T,)."""
@@ -126,7 +169,15 @@ class PackedEncoder:
         """What each token of `packed` attends to: a function of (T, 3H) that gives (T, H)."""
         return self.attention.bound(packed, placed(self.device, self.attention.indices(packed)))
 
-    def _tokens(self, x: Tensor, attend: Attend) -> Tensor:
+    def _tokens(self, x: Tensor, packed: PackedRows, indices: Sequence[Tensor]) -> Tensor:
+        if self._compiled is not None:
+            try:
+                found: Tensor = self._compiled(x, packed.groups, packed.tokens)
+            except torch.jit.Error as error:
+                # Its last line is what went wrong; the rest shows where in the code.
+                raise RuntimeError(str(error).strip().splitlines()[-1]) from error
+            return found
+        attend = self.attention.bound(packed, indices)
         for layer in self.layers:
             y = layer.merge(attend(layer.project(x)), x)
             x = layer.outer(layer.inner(y), y)
@@ -149,7 +200,7 @@ class PackedEncoder:
             wanted += [_within(places + spans[:, 0], widths), widths]
         ids, positions, *parts = placed(self.device, [*wanted, *self.attention.indices(packed)])
         means, parts = parts[: len(wanted) - 2], parts[len(wanted) - 2 :]
-        x = self._tokens(self.embed(ids, positions), self.attention.bound(packed, parts)).float()
+        x = self._tokens(self.embed(ids, positions), packed, parts).float()
         whole = _means(x, *means[:2])
         both = torch.cat([whole, _means(x, *means[2:]) if asked else whole], dim=1)
         longest = int(lengths.max()) if any(row.pixels is not None for row in rows) else 0

@@ -137,13 +137,12 @@ def _encoder(model: LoadedModel, precision: Precision) -> Encoder | None:
         return _half(model) if precision == "bf16" else None
     if precision == "bf16":
         return PackedEncoder(copy.deepcopy(text).to(torch.bfloat16))
-    packed = PackedEncoder(text)
-    if precision == "int8":
-        # In double precision the ranges come out the same on every machine and with any number of threads.
-        exact = PackedEncoder(copy.deepcopy(text).double())
-        sample = arrange([row.ids for row in model.tokenize(_sample_rows())])
-        packed.layers = list(quantised(exact, sample))
-    return packed
+    if precision == "fp32":
+        return PackedEncoder(text)
+    # In double precision the ranges come out the same on every machine and with any number of threads.
+    exact = PackedEncoder(copy.deepcopy(text).double())
+    sample = arrange([row.ids for row in model.tokenize(_sample_rows())])
+    return PackedEncoder(text, layers=quantised(exact, sample))
 
 
 class _Answers(NamedTuple):
