@@ -21,6 +21,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import random
 import statistics
 import tempfile
 import threading
@@ -208,6 +209,8 @@ def main() -> None:
     address, ask, spent = context.Queue(), context.Queue(), context.Queue()
     found: dict[str, Any] = {"items": asked.items, "threads": torch.get_num_threads(), "rounds": []}
     texts = texts_of(None, asked.items)
+    # They come data set by data set, of different lengths: as a stream, mixed.
+    random.Random(0).shuffle(texts)
     with tempfile.TemporaryDirectory() as folder:
         broker = context.Process(target=serve_broker, args=(f"{folder}/broker", address, ask, spent), daemon=True)
         if not asked.broker:

@@ -106,10 +106,13 @@ class Pipeline:
         self._refresh: Future[bool] | None = None
 
     def takes(self, *, long: bool = False, full: bool = True) -> bool:
-        """Another batch may be handed over: a full one that is to be ready, any while the classifier is not busy."""
+        """Another batch may be handed over: a full one that is to be ready, any when none of its kind is being scored.
+
+        What comes meanwhile makes one batch: two small ones side by side cost more, and each waits for the other.
+        """
         with self._turn:
             unstored = sum(len(batch.groups) for batch in self._in_flight if batch.scored.done())
-        return unstored < MAX_UNSTORED and self._unscored(long) < (MAX_UNSCORED if full else SCORING_THREADS)
+        return unstored < MAX_UNSTORED and self._unscored(long) < (MAX_UNSCORED if full else 1)
 
     @property
     def scores(self) -> bool:

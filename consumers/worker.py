@@ -52,6 +52,7 @@ REPORT_EVERY_S: Final = 0.25
 BUSY_WAIT_S: Final = 0.02
 READY_WAIT_S: Final = 0.1
 BUSY_POLL_MS: Final = 1
+FREE_POLL_MS: Final = 20
 IDLE_POLL_MS: Final = 100
 MAX_POLL_RECORDS: Final = 500
 # A batch that is not scored, or a transaction that is not through, after this time has got stuck: the worker is not
@@ -173,10 +174,12 @@ class Worker:
             self._beat()
             full = self._throttle(client)
             enough = full or self._ready.full(long=False) or self._ready.full(long=True)
-            self._pipeline.wait(READY_WAIT_S if enough else BUSY_WAIT_S)
+            free = not enough and self._pipeline.takes(full=False)
+            if not free:
+                self._pipeline.wait(READY_WAIT_S if enough else BUSY_WAIT_S)
             # First what is there: the engine need not wait for the poll.
             self._submit()
-            self._poll(client)
+            self._poll(client, free)
             now = time.monotonic()
             if not full:
                 # An item waits for its chart only while charts can come in.
@@ -243,9 +246,11 @@ class Worker:
             client.resume(*(paused & assigned - pause))
         return full
 
-    def _poll(self, client: KafkaConsumer) -> None:
+    def _poll(self, client: KafkaConsumer, free: bool) -> None:
+        """Take what has come; `free`: what comes can be scored at once, and is waited for."""
         try:
-            timeout_ms = BUSY_POLL_MS if self._pipeline.scores or self._ready else IDLE_POLL_MS
+            busy_ms = FREE_POLL_MS if free else BUSY_POLL_MS
+            timeout_ms = busy_ms if self._pipeline.scores or self._ready else IDLE_POLL_MS
             polled = poll(client, timeout_ms, self._most_records())
         except KafkaError as error:
             if not error.retriable:

@@ -7,10 +7,13 @@ end of each, and while another process has one of the cores, the other one waits
 from __future__ import annotations
 
 import itertools
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from functools import cache
 from queue import PriorityQueue
 from typing import Any, TypeVar
@@ -23,15 +26,17 @@ T = TypeVar("T")
 
 # Within it a pass stays in a core's cache; longer ones gain nothing.
 LANE_TOKENS = 1024
-# What a pass costs whatever is in it is worth about so many tokens: smaller ones are not shared out.
-LEAST_TOKENS = 256
+# What a pass costs whatever is in it is worth about half as many tokens: smaller ones are not shared out.
+LEAST_TOKENS = 128
 # A call of at most so many tokens in all comes of a stream that is kept up with: others may come at any moment, which
-# wait for a pass in progress. Passes of half the length cost it a seventh more processor time.
+# wait for a pass in progress.
 KEPT_UP_TOKENS = 4096
 SHORT_PASS_TOKENS = 512
 # How far a token puts a call back behind those that come later, in seconds. An article of 1000 tokens lets pass what
-# comes within half a second, and nothing after that: the wait of any call is bounded.
-TOKEN_S = 0.0005
+# comes within a tenth of a second, and nothing after that: the wait of any call is bounded.
+TOKEN_S = 0.0001
+# Computing gives way to the threads and processes that move records: these need little, and at once (`nice(2)`).
+NICENESS = 5
 
 
 class Lanes:
@@ -45,6 +50,10 @@ class Lanes:
         started = threading.Barrier(count)
 
         def alone() -> None:
+            if sys.platform == "linux":
+                # There, and only there, each thread has a niceness of its own.
+                with suppress(OSError):
+                    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
             torch.set_num_threads(1)
             # A thread takes the process's number when it first asks for it: now, not when that is changed back.
             torch.get_num_threads()

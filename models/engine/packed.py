@@ -110,8 +110,9 @@ class _Stack(nn.Module):
     def forward(self, x: Tensor, groups: list[tuple[int, int, int]], tokens: int) -> Tensor:
         """(T, H) of the embedded tokens (T, H); `groups` and `tokens` are those of `PackedRows`."""
         for layer in self.layers:
-            y = layer.merge(attend_by_length(layer.project(x), groups, tokens, self.heads), x)
-            x = layer.outer(layer.inner(y), y)
+            attended = attend_by_length(layer.project(x), groups, tokens, self.heads)  # type: ignore[operator]
+            y = layer.merge(attended, x)  # type: ignore[operator]
+            x = layer.outer(layer.inner(y), y)  # type: ignore[operator]
         return x
 
 

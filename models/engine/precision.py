@@ -25,7 +25,8 @@ import torch
 
 from models.bundle import LoadedModel, collate
 from models.engine.batching import plan
-from models.engine.int8 import quantised
+from models.engine.int8 import recipes
+from models.engine.kernels import int8_layers
 from models.engine.lanes import Lanes, lanes, turn
 from models.engine.packed import PackedEncoder, arrange, packable
 from models.fusion import TextFeatures
@@ -142,7 +143,7 @@ def _encoder(model: LoadedModel, precision: Precision) -> Encoder | None:
     # In double precision the ranges come out the same on every machine and with any number of threads.
     exact = PackedEncoder(copy.deepcopy(text).double())
     sample = arrange([row.ids for row in model.tokenize(_sample_rows())])
-    return PackedEncoder(text, layers=quantised(exact, sample))
+    return PackedEncoder(text, layers=int8_layers(recipes(exact, sample)))
 
 
 class _Answers(NamedTuple):

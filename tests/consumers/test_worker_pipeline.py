@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 
 from consumers import pipeline
 from consumers.intake import Origin, Refusal, clip
-from consumers.pipeline import SCORING_THREADS, Pipeline
+from consumers.pipeline import MAX_UNSCORED, SCORING_THREADS, Pipeline
 from consumers.progress import PartitionProgress
 from consumers.publisher import CONTRIBUTION_BYTES, Outgoing, contribution_records, dead_letter_record
 from consumers.scoring import score_groups
@@ -135,14 +135,14 @@ def test_a_batch_whose_scoring_has_not_begun_can_be_dropped(store: Engine) -> No
     assert (bench.progress.position, bench.progress.pending) == (3, 1)
 
 
-def test_while_one_batch_is_computed_and_another_prepared_it_takes_full_ones_only(store: Engine) -> None:
+def test_while_a_batch_is_scored_it_takes_full_ones_only(store: Engine) -> None:
     bench = Bench(store, WordScorer(seconds=0.5))
+    assert bench.pipeline.takes(full=False)
     said = []
-    for number in range(1, SCORING_THREADS + 1):
-        said.append(bench.pipeline.takes(full=False))
+    for number in range(1, MAX_UNSCORED + 1):
         bench.pipeline.submit([bench.group(news(number))])
-    said += [bench.pipeline.takes(full=False), bench.pipeline.takes()]
-    assert said == [True] * SCORING_THREADS + [False, True]
+        said.append((bench.pipeline.takes(full=False), bench.pipeline.takes()))
+    assert said == [(False, True)] * (MAX_UNSCORED - 1) + [(False, False)]
     bench.pipeline.finish([], wait=True)
     assert bench.pipeline.takes(full=False)
     bench.pipeline.close()

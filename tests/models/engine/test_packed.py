@@ -14,18 +14,33 @@ import pytest
 import torch
 
 from models.bundle import load_model
-from models.engine import precision
+from models.engine import fbgemm, onednn, precision
 from models.engine.batching import plan, token_budget
-from models.engine.int8 import _Product, _Range
+from models.engine.int8 import Product, Range
 from models.engine.lanes import lanes, turn
 from monitor.settings import Settings
 
 
 def test_the_largest_products_of_integers_are_exact() -> None:
     """Where the processor adds up pairs of products in 16 bits, the weights have to be smaller."""
-    product = _Product(torch.full((32, 64), 2.0), torch.zeros(32), _Range(1.0, 0))
-    found = product(torch.full((3, 64), 255, dtype=torch.uint8))
-    assert torch.allclose(found, torch.full((3, 32), 255.0 * 2.0 * 64), rtol=1e-6)
+    product = Product(torch.full((32, 64), 2.0), torch.zeros(32), Range(1.0, 0))
+    wanted = torch.full((3, 32), 255.0 * 2.0 * 64)
+    bytes_ = onednn._Product(product, 127 if onednn.adds_exactly() else 64)
+    assert torch.allclose(bytes_(torch.full((3, 64), 255, dtype=torch.uint8)), wanted, rtol=1e-6)
+    floats = fbgemm._Product(product)
+    assert torch.allclose(floats(torch.full((3, 64), 255.0)), wanted, rtol=1e-6)
+
+
+def test_both_libraries_compute_the_same_product() -> None:
+    torch.manual_seed(0)
+    weight, factor, x = torch.randn(48, 64), torch.rand(64) + 0.5, torch.randn(5, 64)
+    product = Product(weight, torch.randn(48), Range(16.0 / 255, 128), factor)
+    exact = (x / factor) @ weight.T + product.bias
+    by_onednn = onednn._Product(product, 64)(onednn._Quantiser(product)(x))
+    by_fbgemm = fbgemm._Product(product)(x)
+    # One value in a hundred may round to the next byte.
+    assert (by_onednn - by_fbgemm).std() / exact.std() < 0.005
+    assert (by_fbgemm - exact).std() / exact.std() < 0.03
 
 
 def test_a_batch_without_padding_counts_its_own_tokens_alone() -> None:

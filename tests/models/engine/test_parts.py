@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from transformers import BertConfig, BertModel
 
 from models.bundle import LoadedModel, load_model
-from models.engine import precision
+from models.engine import kernels, precision
 from models.engine.batching import plan
 from models.engine.cache import RowScore, ScoreCache, row_key
-from models.engine.int8 import Int8Layer
+from models.engine.int8 import _recipe
+from models.engine.kernels import Library, int8_layers
 from models.engine.lanes import LANE_TOKENS, LEAST_TOKENS, Lanes, lanes, passes, turn
 from models.engine.language import LanguageGuard, languages_of
 from models.engine.packed import FloatLayer, PackedEncoder, arrange, packable
@@ -87,7 +88,7 @@ def test_a_short_call_goes_before_a_long_one_that_came_first_but_not_for_ever() 
     let = threading.Event()
     pool = Lanes(1)
     held = pool.submit_at(0.0, lambda: let.wait(20))
-    calls = [("article", 1000, 0.0), ("headline", 20, 0.2), ("batch", 4000, 0.3), ("later", 20, 0.6)]
+    calls = [("article", 1000, 0.0), ("headline", 20, 0.04), ("batch", 4000, 0.06), ("later", 20, 0.12)]
     waiting = [
         pool.submit_at(turn(tokens, now=now), lambda name=name: order.append(name)) for name, tokens, now in calls
     ]
@@ -230,7 +231,11 @@ def test_rows_lie_end_to_end_once_each(lengths: list[int]) -> None:
     assert sum(count * length for _, count, length in packed.groups) == len(ids)
 
 
-def test_in_int8_a_row_has_the_same_bits_in_every_batch(model_dir: Path, settings: Settings) -> None:
+@pytest.mark.parametrize("library", ["onednn", "fbgemm"])
+def test_in_int8_a_row_has_the_same_bits_in_every_batch(
+    library: Library, model_dir: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "library", lambda: library)
     model = load_model(model_dir, device="cpu")
     rows = rows_of(model, 60)
     exact = model.forward(rows).sentiment
@@ -246,7 +251,8 @@ def test_in_int8_a_row_has_the_same_bits_in_every_batch(model_dir: Path, setting
             assert np.array_equal(found.topic, whole.topic[some])
 
 
-def test_a_hidden_unit_out_of_range_is_split() -> None:
+@pytest.mark.parametrize("library", ["onednn", "fbgemm"])
+def test_a_hidden_unit_out_of_range_is_split(library: Library) -> None:
     torch.manual_seed(0)
     layer = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64))
     with torch.no_grad():
@@ -257,7 +263,7 @@ def test_a_hidden_unit_out_of_range_is_split() -> None:
     with torch.inference_mode():
         hidden = exact.inner(y)
         assert hidden.max() > 25
-        made = Int8Layer(exact, x, attended, y, hidden)
+        (made,) = int8_layers([_recipe(exact, x, attended, y, hidden)], library)
         wanted = exact.outer(hidden, y)
         found = made.outer(made.inner(y), y.clone())
     assert (found - wanted).std() / wanted.std() < 0.03
