@@ -49,7 +49,7 @@ COMMIT_EVERY_S: Final = 0.5
 REPORT_EVERY_S: Final = 0.25
 # A poll takes a millisecond of processor time, whether it finds something or not. While the engine is busy it comes now
 # and then, seldom when the next batch is there already.
-BUSY_WAIT_S: Final = 0.02
+BUSY_WAIT_S: Final = 0.05
 READY_WAIT_S: Final = 0.1
 BUSY_POLL_MS: Final = 1
 FREE_POLL_MS: Final = 20
