@@ -33,6 +33,10 @@ class State(StrEnum):
     RESOLVED = "resolved"
 
 
+# Letters of an id that a table shows.
+SHOWN_ID = 8
+
+
 @app.callback()
 def root() -> None:
     """Alerts and the notices that went out about them."""
@@ -74,7 +78,8 @@ def list_command(
     table = plain_table("id", "state", "severity", "key", "stories / expected", "fired (UTC)", "resolved (UTC)")
     for alert in found:
         table.add_row(
-            Text(alert.id),
+            # All commands take the beginning of an id; a whole one leaves no room on a line of 80.
+            Text(alert.id[:SHOWN_ID]),
             alert.state.value,
             alert.severity,
             Text(alert.key),

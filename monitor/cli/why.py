@@ -93,6 +93,7 @@ def _answer(engine: Engine, judging: JudgeConfig, key: str, at: datetime | None)
 
 
 def _print(found: Account) -> None:
+    from monitor.alerts.records import expectation
     from monitor.surges.sorts import VOLUME, counted
 
     standing = found.standing
@@ -130,9 +131,11 @@ def _print(found: Account) -> None:
                 f"{window.p_value:.2g}",
             )
         out.print(table)
+        out.print("p is each window's own; the score is -log10 of that of all windows together.", markup=False)
     for decision in found.decisions:
         out.print(
-            f"{moment(decision.at)}  {decision.action}: {counted(decision.surge, decision.observed)} where "
-            f"{decision.expected:.1f} were expected, score {decision.score:.2f}",
+            f"{moment(decision.at)}  {decision.action}: {counted(decision.surge, decision.observed)}, "
+            f"{expectation(decision.expected)} expected, score {decision.score:.2f} "
+            f"(p = {decision.p_value:.1e} over all windows)",
             markup=False,
         )

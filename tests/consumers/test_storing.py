@@ -70,4 +70,8 @@ def test_others_can_wait_for_what_it_is_doing_and_see_how_long_that_takes() -> N
 
 
 def test_ending_what_never_began_is_harmless() -> None:
-    Storing(lambda _last: None).end(finish=True)
+    done: list[bool] = []
+    storing = Storing(done.append)
+    storing.end(finish=True)
+    storing.check()
+    assert done == []

@@ -140,6 +140,7 @@ def test_pages_load(visit: Visit, path: str, title: str, words: tuple[str, ...])
     for word in (title, *words):
         visit.see(word)
     visit.settle()
+    assert {word for word in (title, *words) if word not in visit.text()} == set()
 
 
 def test_the_form_asks_for_the_evidence_of_what_a_rule_watches(visit: Visit) -> None:
@@ -157,8 +158,10 @@ def test_the_form_asks_for_the_evidence_of_what_a_rule_watches(visit: Visit) -> 
 
 def test_charts_are_drawn(visit: Visit) -> None:
     visit.open("/?key=ticker:BA")
-    visit.wait(lambda _: len(visit.all('[data-testid="stVegaLiteChart"] canvas, .vega-embed svg')) >= 2, "two charts")
+    drawn = '[data-testid="stVegaLiteChart"] canvas, .vega-embed svg'
+    visit.wait(lambda _: len(visit.all(drawn)) >= 2, "two charts")
     visit.settle()
+    assert all(one.size["width"] > 100 and one.size["height"] > 50 for one in visit.all(drawn))
 
 
 def test_from_an_alert_to_an_article_to_a_correction(visit: Visit, store: Engine) -> None:
