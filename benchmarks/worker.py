@@ -4,14 +4,14 @@
 
 The broker is the embedded one in a process of its own, the store SQLite with full synchronisation (`--broker` and
 `--database` name others). In each round the engine alone scores the texts in batches and from as many threads as the
-worker does, without cache; then the same texts lie on the topic and a worker process works them off. A worker's rate
-is that between the first and the last batch that it stores. `share` is the worker's rate over the engine's in the same
-round: broker and benchmark take their part of the same cores. `cpu_ms` is the processor time an item takes of each,
-`cpu_share` the engine's over the worker's: what the share comes to where the worker has the machine to itself, as far
-as it keeps all cores busy. With half of the rate found (or `--per-s`), items are then sent one by one, in as many
-rounds, and the time from the broker's append to the commit of the store is told: of all items, of short ones and of
-those with a body. `--workers` measures several workers in one group; with more of them than processor cores they share
-these. The machine's load average is told beside everything that other work disturbs.
+worker does, without cache, in an order drawn once; then the same texts lie on the topic and a worker process works them
+off. A worker's rate is that between the first and the last batch that it stores. `share` is the worker's rate over the
+engine's in the same round: broker and benchmark take their part of the same cores. `cpu_ms` is the processor time an
+item takes of each, `cpu_share` the engine's over the worker's: what the share comes to where the worker has the machine
+to itself, as far as it keeps all cores busy. With half of the rate found (or `--per-s`), items are then sent one by
+one, in as many rounds, and the time from the broker's append to the commit of the store is told: of all items, of short
+ones and of those with a body. `--workers` measures several workers in one group; with more of them than processor cores
+they share these. The machine's load average is told beside everything that other work disturbs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What happens to a batch: scored, stored in one transaction, sent, and only then done.
 
 Knows nothing of the consumer: groups come in, and their records are marked as done when everything that follows from
-them is in the store and on the broker. Scoring runs on threads of its own, ahead of storing: one batch is prepared
+them is in the store and on the broker. Scoring runs on threads of its own, ahead of storing: a full batch is prepared
 while another is computed, and batches of long texts have threads apart from those of short ones. What is scored first
 is stored first, but never before an earlier batch that has an item or a chart in common with it.
 

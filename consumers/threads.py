@@ -8,8 +8,9 @@ from typing import Final
 
 __all__ = ["share_the_interpreter"]
 
-# A thread that computes in Python lets go after this time, where others want to go on; 5 ms is the default. Each of the
-# model's operations comes back to Python and may have to wait that long.
+# A thread that computes in Python lets go after this time, where others want to go on; 5 ms is the default. What
+# the model computes comes back to Python now and then (each operation does where they are not compiled) and may have to
+# wait that long.
 SWITCH_INTERVAL_S: Final = 0.0005
 # New objects after which the collector of reference cycles looks for garbage; 700 is the default.
 GC_THRESHOLD: Final = 50_000

@@ -48,7 +48,7 @@ log = get_logger(__name__)
 COMMIT_EVERY_S: Final = 0.5
 REPORT_EVERY_S: Final = 0.25
 # A poll takes a millisecond of processor time, whether it finds something or not. While the engine is busy it comes now
-# and then, seldom when the next batch is there already.
+# and then, seldom when the next batch is there already; what comes while it is free is waited for, and scored at once.
 BUSY_WAIT_S: Final = 0.05
 READY_WAIT_S: Final = 0.1
 BUSY_POLL_MS: Final = 1
@@ -174,12 +174,11 @@ class Worker:
             self._beat()
             full = self._throttle(client)
             enough = full or self._ready.full(long=False) or self._ready.full(long=True)
-            free = not enough and self._pipeline.takes(full=False)
-            if not free:
+            if enough or not self._pipeline.takes(full=False):
                 self._pipeline.wait(READY_WAIT_S if enough else BUSY_WAIT_S)
             # First what is there: the engine need not wait for the poll.
             self._submit()
-            self._poll(client, free)
+            self._poll(client, free=not enough and self._pipeline.takes(full=False))
             now = time.monotonic()
             if not full:
                 # An item waits for its chart only while charts can come in.
@@ -246,7 +245,7 @@ class Worker:
             client.resume(*(paused & assigned - pause))
         return full
 
-    def _poll(self, client: KafkaConsumer, free: bool) -> None:
+    def _poll(self, client: KafkaConsumer, *, free: bool) -> None:
         """Take what has come; `free`: what comes can be scored at once, and is waited for."""
         try:
             busy_ms = FREE_POLL_MS if free else BUSY_POLL_MS
@@ -327,7 +326,7 @@ class Worker:
             self._ready.add(group)
 
     def _submit(self) -> None:
-        """Hand the classifier what is there: at once while it has no two batches to score, else as full batches.
+        """Hand the classifier what is there: at once while none of its kind is being scored, else as full batches.
 
         What is scored and not stored yet does not count: the classifier need not wait for the store.
         """

@@ -121,7 +121,7 @@ class Settings(BaseSettings):
     cpu_precision: str = Field(
         "auto",
         description="Arithmetic of the text backbone on a CPU: fp32, bf16, int8, or auto: the fastest whose answers "
-        "are those of fp32, measured once per machine and model. Where workers run on unlike machines, name one.",
+        "are those of fp32, measured once per machine and model. Where workers run on unlike machines, name fp32.",
         pattern="^(auto|fp32|bf16|int8)$",
     )
     score_cache_rows: int = Field(20_000, ge=0, description="Texts and pictures whose scores are kept; 0: none.")

@@ -1,11 +1,13 @@
 """Transformer layers in int8 by FBGEMM: fp32 goes in and comes out of each product, bytes live only inside it.
 
-On x86 without VNNI it is faster than oneDNN, most of all in small passes: a product costs little whatever is in it.
+On x86 without VNNI it is faster than oneDNN in small passes, and as fast in large ones: a product costs little whatever
+is in it (docs/decisions/cpu-precision.md).
 Khudia et al. 2021, FBGEMM: Enabling High-Performance Low-Precision Deep Learning Inference.
 """
 
 from __future__ import annotations
 
+import threading
 import warnings
 
 import torch
@@ -18,6 +20,7 @@ __all__ = ["FbgemmLayer"]
 
 # Without VNNI two products of bytes are added up in 16 bits: within this no pair of them overflows.
 _LARGEST_WEIGHT = 64
+_packing = threading.Lock()
 
 
 class _Product(nn.Module):
@@ -28,17 +31,18 @@ class _Product(nn.Module):
         weight = product.weight.float()
         scale = (weight.abs().amax(dim=1) / _LARGEST_WEIGHT).clamp(min=1e-12)
         zeros = torch.zeros(len(weight), dtype=torch.int64)
-        engine = torch.backends.quantized.engine
-        try:
-            # What packs the weights decides what multiplies them.
-            torch.backends.quantized.engine = "fbgemm"
-            with warnings.catch_warnings():
-                # Tensors of bytes with a scale are to go; until then the weights are handed over in one.
-                warnings.simplefilter("ignore", UserWarning)
-                integers = torch.quantize_per_channel(weight, scale.double(), zeros, 0, torch.qint8)
-            self._weight = torch.ops.quantized.linear_prepack(integers, product.bias.float())
-        finally:
-            torch.backends.quantized.engine = engine
+        # What packs the weights decides what multiplies them, for the whole process.
+        with _packing:
+            engine = torch.backends.quantized.engine
+            try:
+                torch.backends.quantized.engine = "fbgemm"
+                with warnings.catch_warnings():
+                    # Tensors of bytes with a scale are to go; until then the weights are handed over in one.
+                    warnings.simplefilter("ignore", UserWarning)
+                    integers = torch.quantize_per_channel(weight, scale.double(), zeros, 0, torch.qint8)
+                self._weight = torch.ops.quantized.linear_prepack(integers, product.bias.float())
+            finally:
+                torch.backends.quantized.engine = engine
         self._scale, self._zero = product.given
         self._scaled = product.factor is not None
         ones = torch.ones(weight.shape[1])
@@ -57,7 +61,8 @@ class _Product(nn.Module):
 class FbgemmLayer(nn.Module):
     """A layer after a recipe (`models.engine.packed.Layer`). Raises `RuntimeError` where torch is without FBGEMM."""
 
-    # Sums of integers are exact however many rows a product has, and each is made bytes of by itself.
+    # Sums of integers are exact however many rows a product has, and each is made bytes of by itself. GELU is oneDNN's,
+    # which computes all values alike; torch's own would compute the last few of a batch in another way.
     tile = 1
 
     def __init__(self, recipe: Recipe) -> None:

@@ -25,6 +25,8 @@ log = get_logger(__name__)
 
 # After so many batches without trouble, a budget that was halved is doubled again.
 _RECOVER_AFTER = 50
+# The last is what TorchScript makes of a `MemoryError`.
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc")
 
 
 class RowFailure(Exception):  # noqa: N818 - stands in a list of results in place of a score
@@ -36,7 +38,7 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
+    return isinstance(error, RuntimeError) and any(sign in text for sign in _OUT_OF_MEMORY)
 
 
 @dataclass(frozen=True, slots=True)

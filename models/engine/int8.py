@@ -16,6 +16,7 @@ Two things make one scale for all channels accurate enough:
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -154,19 +155,17 @@ def _product(weight: Tensor, bias: Tensor, given: Range, factor: Tensor | None =
 
 
 @torch.inference_mode()
-def recipes(encoder: PackedEncoder, sample: PackedRows) -> list[Recipe]:
-    """The layers of an encoder in int8, with ranges as found on `sample`."""
+def recipes(encoder: PackedEncoder, sample: PackedRows) -> Iterator[Recipe]:
+    """The layers of an encoder in int8, one after the other, with ranges as found on `sample`."""
     attend = encoder.attend(sample)
     x = encoder.embed(sample.ids, sample.positions)
     # What fills up the tile is no text.
     real = slice(sample.tokens)
-    found: list[Recipe] = []
     for layer in encoder.layers:
         if not isinstance(layer, FloatLayer):
             raise TypeError("only float layers can be quantised")
         attended = attend(layer.project(x))
         y = layer.merge(attended, x)
         hidden = layer.inner(y)
-        found.append(_recipe(layer, x[real], attended[real], y[real], hidden[real]))
+        yield _recipe(layer, x[real], attended[real], y[real], hidden[real])
         x = layer.outer(hidden, y)
-    return found

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 # Within it a pass stays in a core's cache; longer ones gain nothing.
 LANE_TOKENS = 1024
-# What a pass costs whatever is in it is worth about half as many tokens: smaller ones are not shared out.
+# What a pass costs whatever is in it is worth 20 to 50 tokens: smaller ones are not shared out.
 LEAST_TOKENS = 128
 # A call of at most so many tokens in all comes of a stream that is kept up with: others may come at any moment, which
 # wait for a pass in progress.
@@ -35,7 +35,8 @@ SHORT_PASS_TOKENS = 512
 # How far a token puts a call back behind those that come later, in seconds. An article of 1000 tokens lets pass what
 # comes within a tenth of a second, and nothing after that: the wait of any call is bounded.
 TOKEN_S = 0.0001
-# Computing gives way to the threads and processes that move records: these need little, and at once (`nice(2)`).
+# By how much computing gives way to the threads and processes that move records: these need little, and at once
+# (`nice(2)`).
 NICENESS = 5
 
 
@@ -53,7 +54,8 @@ class Lanes:
             if sys.platform == "linux":
                 # There, and only there, each thread has a niceness of its own.
                 with suppress(OSError):
-                    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+                    niceness = min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
+                    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
             torch.set_num_threads(1)
             # A thread takes the process's number when it first asks for it: now, not when that is changed back.
             torch.get_num_threads()

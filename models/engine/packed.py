@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -41,7 +42,7 @@ def packable(encoder: nn.Module) -> bool:
 
 
 class Layer(Protocol):
-    """One transformer layer in four steps; T tokens, H wide.
+    """One transformer layer in four steps, an `nn.Module` that TorchScript can compile; T tokens, H wide.
 
     `tile`: tokens come in multiples of so many.
     """
@@ -128,9 +129,14 @@ def _compiled(layers: Sequence[Layer], heads: int) -> nn.Module:
             # It is deprecated in favour of ways that need a C++ compiler where it runs, or go through Python.
             warnings.simplefilter("ignore", DeprecationWarning)
             return cast(nn.Module, torch.jit.script(stack))
-    except (RuntimeError, AttributeError, NotImplementedError) as error:
-        log.info("layers are not compiled", reason=str(error).strip().splitlines()[0][:120])
+    except Exception as error:  # noqa: BLE001 - its compiler has errors of many kinds; without it all goes on, slower
+        log.warning("layers are not compiled", reason=f"{type(error).__name__}: {error}"[:200])
         return stack
+
+
+def _what_failed(error: RuntimeError) -> str:
+    """The last line of what TorchScript says: what went wrong. The rest shows where in the code."""
+    return (str(error).strip().splitlines() or [""])[-1].removeprefix("RuntimeError: ") or type(error).__name__
 
 
 class PackedEncoder:
@@ -139,24 +145,24 @@ class PackedEncoder:
     Parameters
     ----------
     encoder : what `packable` accepts; its precision and device are kept.
-    layers : what computes its layers; none given: torch, with their own weights.
+    layers : what computes its layers; None: torch, with their own weights.
     varlen : attention by boundaries, in place of torch's own.
     """
 
     def __init__(
-        self, encoder: nn.Module, *, layers: Sequence[Layer] = (), varlen: VarlenFunction | None = None
+        self, encoder: nn.Module, *, layers: Sequence[Layer] | None = None, varlen: VarlenFunction | None = None
     ) -> None:
         source = cast(Any, encoder)
         config = source.config
         self.heads = int(config.num_attention_heads)
         self.hidden_size = int(config.hidden_size)
         self.embeddings = source.embeddings
-        self.layers: Sequence[Layer] = layers or [FloatLayer(layer) for layer in source.encoder.layer]
+        own = [FloatLayer(layer) for layer in source.encoder.layer] if layers is None else layers
+        self.layers: Sequence[Layer] = own
         weight: Tensor = self.embeddings.word_embeddings.weight
         self.device: torch.device = weight.device
         width = self.hidden_size // self.heads
         self.attention = attention_for(self.heads, width, weight.device, weight.dtype, varlen)
-        self._compiled = _compiled(self.layers, self.heads) if isinstance(self.attention, ByLength) else None
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         """(T, H) of token ids and their places in their rows, both (T,)."""
@@ -170,13 +176,18 @@ class PackedEncoder:
         """What each token of `packed` attends to: a function of (T, 3H) that gives (T, H)."""
         return self.attention.bound(packed, placed(self.device, self.attention.indices(packed)))
 
+    @cached_property
+    def _compiled(self) -> nn.Module:
+        return _compiled(self.layers, self.heads)
+
     def _tokens(self, x: Tensor, packed: PackedRows, indices: Sequence[Tensor]) -> Tensor:
-        if self._compiled is not None:
+        if isinstance(self.attention, ByLength):
             try:
                 found: Tensor = self._compiled(x, packed.groups, packed.tokens)
-            except torch.jit.Error as error:
-                # Its last line is what went wrong; the rest shows where in the code.
-                raise RuntimeError(str(error).strip().splitlines()[-1]) from error
+            except NotImplementedError:
+                raise
+            except RuntimeError as error:
+                raise RuntimeError(_what_failed(error)) from error
             return found
         attend = self.attention.bound(packed, indices)
         for layer in self.layers:

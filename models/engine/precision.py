@@ -1,9 +1,9 @@
 """How the text encoder is computed: without padding where its architecture allows, and in which arithmetic.
 
 On a CPU there are fp32, bf16 and int8 (`models.engine.int8`). Reduced precision is several times faster where the
-processor has the instructions for it (VNNI, AMX, bf16) and slower elsewhere: `auto` measures, once per machine and
-model, and keeps the answer in the data folder. On a CUDA card bf16 without padding is taken. Nothing is taken whose
-answers on held-out texts, about items, entities and topics each, are not those of fp32.
+processor has the instructions for it (VNNI, AMX, bf16), a little or not at all elsewhere: `auto` measures, once per
+machine and model, and keeps the answer in the data folder. On a CUDA card bf16 without padding is taken. Nothing is
+taken whose answers on held-out texts, about items, entities and topics each, are not those of fp32.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 from models.bundle import LoadedModel, collate
 from models.engine.batching import plan
 from models.engine.int8 import recipes
-from models.engine.kernels import int8_layers
+from models.engine.kernels import int8_layers, library
 from models.engine.lanes import Lanes, lanes, turn
 from models.engine.packed import PackedEncoder, arrange, packable
 from models.fusion import TextFeatures
@@ -247,10 +247,17 @@ def _processor() -> str:
     return " ".join(named) or platform.processor() or platform.machine()
 
 
+def _library() -> str:
+    """What computes int8 here, if anything does: another one is another arithmetic, to be checked by itself."""
+    try:
+        return library()
+    except _UNAVAILABLE:
+        return "none"
+
+
 def _choice(model: LoadedModel, settings: Settings) -> Precision:
-    key = hashlib.sha256(
-        "\x1f".join((_CHECK, model.version, torch.__version__, _processor(), str(torch.get_num_threads()))).encode()
-    ).hexdigest()[:16]
+    parts = (_CHECK, _library(), model.version, torch.__version__, _processor(), str(torch.get_num_threads()))
+    key = hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]
     kept = settings.data_dir / "cache" / f"precision-{key}.json"
     if known := _kept(kept):
         return known

@@ -38,6 +38,8 @@ __all__ = ["JOBS_TABLE", "build_scheduler", "crontab", "next_runs", "run_schedul
 JOBS_TABLE: Final = "apscheduler_jobs"
 # A fire missed by more than this is left out: the next regular one is near enough for all three jobs.
 MISFIRE_GRACE_S: Final = 6 * 3600
+# `nice(2)`: above that of the lanes that score.
+JOB_NICENESS: Final = 10
 LOOK_EVERY_S: Final = 1.0
 _DAYS: Final = ("sun", "mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
@@ -71,6 +73,13 @@ def crontab(expression: str) -> CronTrigger:
         raise ConfigurationError(f"The crontab {expression!r} is not valid: {error}.") from error
 
 
+def _begin(parent: int) -> None:
+    """In the job's process, before it is Python: a training run must not outlive a scheduler that was killed, and gives
+    way to the scoring of news on the same machine."""
+    die_with(parent)
+    os.nice(JOB_NICENESS)
+
+
 def fire(name: str) -> None:
     """Run one job in a process of its own and wait for its end. Called by the scheduler's threads."""
     with _children.lock:
@@ -81,8 +90,7 @@ def fire(name: str) -> None:
             env=os.environ | _children.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            # A training run must not outlive a scheduler that was killed.
-            preexec_fn=partial(die_with, os.getpid()),
+            preexec_fn=partial(_begin, os.getpid()),
         )
         _children.running[name] = process
     log.info("job started", job=name, process=process.pid)

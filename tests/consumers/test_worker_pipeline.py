@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from sqlalchemy import Engine
 
-from consumers import pipeline
+from consumers import pipeline, worker
 from consumers.intake import Origin, Refusal, clip
 from consumers.pipeline import MAX_UNSCORED, SCORING_THREADS, Pipeline
 from consumers.progress import PartitionProgress
@@ -36,6 +36,7 @@ from monitor.records import (
     TopicScore,
     decode_strict,
 )
+from monitor.settings import Settings
 from monitor.storage.items import Picture
 from tests.consumers.running import T0, letters, news, png, stored, stored_keys
 from tests.consumers.word_scorer import POISON, POISON_IMAGE, WordScorer
@@ -553,3 +554,26 @@ def test_clipping_keeps_the_beginning_and_what_columns_hold() -> None:
     assert found.body.startswith("T" * 499)
     assert (len(found.source), found.url, len(found.lang), len(found.kind)) == (256, "", 35, 64)
     assert clip(news(2), 50_000) == news(2)
+
+
+def test_small_batches_of_long_texts_do_not_wait_for_short_ones(store: Engine) -> None:
+    bench = Bench(store, WordScorer(seconds=0.5))
+    bench.pipeline.submit([bench.group(news(1))], long=False)
+    assert not bench.pipeline.takes(long=False, full=False)
+    assert bench.pipeline.takes(long=True, full=False)
+    bench.pipeline.finish([], wait=True)
+    bench.pipeline.close()
+
+
+@pytest.mark.parametrize(
+    ("busy", "free", "wanted"),
+    [(False, True, worker.IDLE_POLL_MS), (True, True, worker.FREE_POLL_MS), (True, False, worker.BUSY_POLL_MS)],
+)
+def test_what_comes_is_waited_for_as_long_as_it_can_be_scored_at_once(
+    busy: bool, free: bool, wanted: int, store: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(worker, "poll", lambda _client, timeout_ms, _most: asked.append(timeout_ms) or {})
+    monkeypatch.setattr(Pipeline, "scores", busy)
+    worker.Worker(Settings(), WordScorer(), store, lambda: True)._poll(None, free=free)
+    assert asked == [wanted]
