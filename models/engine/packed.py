@@ -184,8 +184,6 @@ class PackedEncoder:
         if isinstance(self.attention, ByLength):
             try:
                 found: Tensor = self._compiled(x, packed.groups, packed.tokens)
-            except NotImplementedError:
-                raise
             except RuntimeError as error:
                 raise RuntimeError(_what_failed(error)) from error
             return found

