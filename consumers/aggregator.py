@@ -8,6 +8,7 @@ where to begin reading. There are no tables, no changelog topics and no leader e
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import signal
 import ssl
@@ -20,13 +21,15 @@ from typing import Any, Final
 import faust
 import msgspec
 import stamina
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import IllegalStateError, KafkaConnectionError
+from faust.types import TP
 from sqlalchemy import Engine
 
 from consumers import aggregator_metrics as metrics
 from consumers.clients import HEARTBEATS_PER_SESSION, LARGEST_RECORD_BYTES, group_id
 from consumers.place import LogPlace, align
 from consumers.publisher import Publisher, dead_letter_record
+from consumers.rereading import Rereading
 from consumers.topics import CONTRIBUTIONS, ensure_topics
 from monitor.errors import BrokerError, MonitorError, StorageError
 from monitor.health import Health
@@ -97,25 +100,40 @@ class Aggregation:
         self._stopping = stopping
         self._config = CountingConfig.of(settings)
         self._partitions: dict[int, PartitionCheckpoint] = {}
+        self._rereading = Rereading()
         self._publisher = Publisher(settings, settings.worker_outage_s, lambda: not stopping.is_set())
 
     def forget(self) -> None:
         """Partitions come and go: load them from the store when they are next counted in."""
         self._partitions = {}
+        self._rereading.forget()
 
     def close(self) -> None:
         """Close the producer of dead letters, if there was one."""
         self._publisher.close()
 
-    def count(self, records: Iterable[KafkaRecord]) -> None:
-        """Count records of any partitions, each partition in a transaction of its own, in the order of offsets."""
-        by_partition: dict[int, list[KafkaRecord]] = {}
+    def count(self, records: Iterable[KafkaRecord]) -> dict[int, int]:
+        """Count records of any partitions, each partition in a transaction of its own, in the order of offsets.
+
+        Returns the partitions that have to be read again, and from which offset; what comes of them before that is
+        left out.
+        """
+        by_partition: dict[int, dict[int, KafkaRecord]] = {}
         for record in records:
-            by_partition.setdefault(record.partition, []).append(record)
+            by_partition.setdefault(record.partition, {})[record.offset] = record
+        again: dict[int, int] = {}
         for partition, ours in sorted(by_partition.items()):
-            ours.sort(key=lambda record: record.offset)
-            with metrics.COUNTING_SECONDS.time():
-                self._count(partition, ours)
+            try:
+                with metrics.COUNTING_SECONDS.time():
+                    self._count(partition, [ours[offset] for offset in sorted(ours)])
+            except GapError as gap:
+                metrics.RECORDS.labels("read_again").inc(len(ours))
+                if self._rereading.gap(gap):
+                    log.warning("reading passed records over and is set back", partition=partition, reason=str(gap))
+                    again[partition] = gap.stored
+            else:
+                self._rereading.counted(partition)
+        return again
 
     def _count(self, partition: int, records: Sequence[KafkaRecord]) -> None:
         decoded = [(record, decode_batch(record.value)) for record in records]
@@ -131,16 +149,9 @@ class Aggregation:
             log, begin = self._place.identity, self._place.begins.get(partition, 0)
             checkpoint = PartitionCheckpoint(self._engine, partition, self._config, log=log, begin=begin)
             self._partitions[partition] = checkpoint
-        try:
-            for attempt in self._attempts():
-                with attempt:
-                    _tell(partition, checkpoint.apply(wanted))
-        except GapError as gap:
-            raise BrokerError(
-                f"Partition {gap.partition} of contributions was counted up to offset {gap.stored}, but reading goes "
-                f"on at {gap.found}.",
-                "Stop every aggregator and start one: it reads on from where the store is.",
-            ) from gap
+        for attempt in self._attempts():
+            with attempt:
+                _tell(partition, checkpoint.apply(wanted))
 
     def _attempts(self) -> Iterable[stamina.Attempt]:
         return stamina.retry_context(
@@ -241,7 +252,8 @@ def _make_app(
         async for events in stream.take_events(BATCH_RECORDS, within=BATCH_WITHIN_S):
             records = [_record(event.message) for event in events]
             try:
-                await asyncio.get_running_loop().run_in_executor(pool, aggregation.count, records)
+                again = await asyncio.get_running_loop().run_in_executor(pool, aggregation.count, records)
+                await _read_again(app, {TP(name, partition): offset for partition, offset in again.items()})
             except Exception as error:  # noqa: BLE001 - Faust would start the agent anew every few seconds, in silence
                 failure.note(error)
                 # Not acknowledged: whoever comes next reads them again.
@@ -254,6 +266,15 @@ def _make_app(
     app.on_partitions_assigned.connect(changed)
     app.on_partitions_revoked.connect(changed)
     return app
+
+
+async def _read_again(app: Any, places: dict[Any, int]) -> None:
+    """Set reading back; a partition that has gone to another process meanwhile is that one's."""
+    for partition, offset in places.items():
+        if partition in app.consumer.assignment():
+            # Not waited for: without a broker its answer would stay away, and the next record tells.
+            with contextlib.suppress(TimeoutError, IllegalStateError):
+                await app.consumer.seek_wait({partition: offset})
 
 
 def _record(message: Any) -> KafkaRecord:

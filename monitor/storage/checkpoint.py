@@ -56,7 +56,7 @@ class Applied(msgspec.Struct, frozen=True):
 
 
 class GapError(Exception):
-    """Records before these would never be counted: reading has to begin at `stored`."""
+    """A record before `found` would never be counted: reading has to begin at `stored`."""
 
     def __init__(self, partition: int, stored: int, found: int) -> None:
         super().__init__(f"partition {partition}: counted up to offset {stored}, but reading goes on at {found}")
@@ -143,8 +143,9 @@ class PartitionCheckpoint:
         fresh = [record for record in records if record.offset >= begun]
         if not fresh:
             return Applied(0, len(records), 0, 0, 0, 0, state.watermark)
-        if fresh[0].offset > begun:
-            raise GapError(self.partition, begun, fresh[0].offset)
+        for expected, record in enumerate(fresh, start=begun):
+            if record.offset != expected:
+                raise GapError(self.partition, begun, record.offset)
         batches = [record.batch for record in fresh if record.batch is not None]
         before, ledger = state.watermark // MINUTE_MS, StoredLedger(connection, self.partition)
         changes = counter.apply(batches, ledger)

@@ -75,6 +75,10 @@ class Sender:
         packed = [(name, v if isinstance(v, bytes) else v.encode()) for name, v in (headers or {}).items()]
         self._producer.send(self._settings.topic(topic), value, key, packed)
 
+    def to(self, topic: str, partition: int, value: bytes) -> None:
+        """A record of this partition."""
+        self._producer.send(self._settings.topic(topic), value, partition=partition)
+
     def mark(self, topic: str, partition: int, at: datetime) -> None:
         """A feed's marker."""
         headers = [("watermark", at.isoformat().encode())]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -13,13 +14,18 @@ from sqlalchemy import Engine, select
 from consumers.aggregator import Aggregation, KafkaRecord, decode_batch, run_aggregator
 from consumers.dead_letters import read_original
 from consumers.place import LogPlace
+from consumers.rereading import WITHIN_S, Rereading
 from consumers.topics import ensure_topics
-from monitor.errors import StorageError
+from monitor.errors import BrokerError, StorageError
 from monitor.records import Contribution, ContributionBatch, Rejected, SourceWatermark, encode
 from monitor.settings import Settings
 from monitor.storage import tables as t
+from monitor.storage.checkpoint import GapError
 from monitor.storage.dead_letters import LetterId, dead_letter_list
 from monitor.storage.engine import open_engine, reading
+from monitor.storage.migrate import upgrade
+from monitor.storage.places import places
+from tests.consumers.running import sending, until
 
 AT = 28_400_000 * 60_000
 
@@ -90,16 +96,111 @@ def test_a_store_that_stays_away_is_an_error_and_not_a_silent_loop(
     empty.dispose()
 
 
+def test_a_gap_sets_reading_back_once_and_what_is_behind_it_is_left_out_until_it_comes(
+    make_settings: Callable[..., Settings], store: Engine
+) -> None:
+    def records(*offsets: int) -> list[KafkaRecord]:
+        return [KafkaRecord("contributions", 0, offset, AT, None, value(item_id=f"i{offset}")) for offset in offsets]
+
+    def place() -> int | None:
+        with reading(store) as connection:
+            return connection.scalar(select(t.partitions.c.next_offset))
+
+    aggregation = Aggregation(make_settings(), store, threading.Event(), LogPlace("log", {}))
+    assert aggregation.count(records(0, 1)) == {}
+    assert aggregation.count(records(3, 4)) == {0: 2}
+    assert aggregation.count(records(5)) == {}  # was under way when reading was set back
+    assert place() == 2
+    assert aggregation.count(records(6, 2, 3, 3)) == {}  # a hole inside a batch is one, too
+    assert place() == 2
+    assert aggregation.count(records(1, 2, 3, 4)) == {}
+    assert place() == 5
+    assert aggregation.count(records(6)) == {0: 5}  # the next gap is a new one
+    assert aggregation.count(records(5, 6)) == {}
+    with reading(store) as connection:
+        waiting = connection.scalars(select(t.waiting.c.contributions)).all()
+    taken_in = [c.item_id for row in waiting for c in msgspec.msgpack.decode(row, type=list[Contribution])]
+    assert sorted(taken_in) == [f"i{number}" for number in range(7)]
+
+
+def test_a_gap_that_stays_is_an_error() -> None:
+    now = 0.0
+    rereading = Rereading(lambda: now)
+    assert rereading.gap(GapError(0, 2, 3))
+    now = WITHIN_S
+    assert not rereading.gap(GapError(0, 2, 9))
+    assert rereading.gap(GapError(1, 2, 3))
+    now = WITHIN_S + 1
+    with pytest.raises(BrokerError, match="up to offset 2, but reading goes on at 12"):
+        rereading.gap(GapError(0, 2, 12))
+    rereading.counted(0)
+    assert rereading.gap(GapError(0, 2, 12))
+
+
+def test_records_of_another_log_are_not_looked_for_again() -> None:
+    with pytest.raises(BrokerError, match="reading goes on at 8"):
+        Rereading().gap(GapError(0, 8, 8))
+
+
+@pytest.mark.kafka
+def test_a_record_that_faust_passes_over_is_read_again(
+    kafka_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a rebalance: the record is lost between the consumer and the agent, and later ones come."""
+    partitions = range(ensure_topics(kafka_settings)["contributions"])
+    taken = Aggregation.count
+    lost: list[int] = []
+    enough = threading.Event()
+
+    def lossy(self: Aggregation, records: Iterable[KafkaRecord]) -> dict[int, int]:
+        if enough.is_set():
+            raise StorageError("Enough.")
+        given = list(records)
+        kept = [one for one in given if one.offset != 3 or one.partition in lost]
+        lost.extend(one.partition for one in given if one.offset == 3)
+        return taken(self, kept)
+
+    def feed() -> None:
+        store = open_engine(kafka_settings.database)
+        upgrade(store)
+        with sending(kafka_settings) as sender:
+
+            def send(first: int, last: int) -> None:
+                for number in range(first, last):
+                    for partition in partitions:
+                        sender.to("contributions", partition, value(item_id=f"{partition}-{number}"))
+                sender.flush()
+
+            def counted(number: int) -> bool:
+                with reading(store) as connection:
+                    return [place.next_offset for place in places(connection).values()] == [number] * len(partitions)
+
+            try:
+                for first in (0, 10):
+                    send(first, first + 10)
+                    until(lambda first=first: counted(first + 10))  # type: ignore[misc]
+            finally:
+                enough.set()
+                send(20, 21)
+        store.dispose()
+
+    monkeypatch.setattr(Aggregation, "count", lossy)
+    with ThreadPoolExecutor(1) as pool:
+        fed = pool.submit(feed)
+        with pytest.raises(StorageError, match="Enough"):
+            run_aggregator(kafka_settings)
+        fed.result()
+    # Each of them was read a second time.
+    assert sorted(lost) == sorted([*partitions, *partitions])
+
+
 @pytest.mark.kafka
 def test_a_failing_agent_ends_the_process_with_an_error(
     kafka_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from consumers.clients import producer
-
     ensure_topics(kafka_settings)
-    client = producer(kafka_settings)
-    client.send(kafka_settings.topic("contributions"), value(), partition=0).get(10)
-    client.close()
+    with sending(kafka_settings) as sender:
+        sender.to("contributions", 0, value())
 
     def fail(_self: Aggregation, _records: object) -> None:
         raise StorageError("The disk that holds the database is full.")

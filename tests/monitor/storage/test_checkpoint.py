@@ -167,6 +167,9 @@ def test_records_after_a_gap_or_of_another_log_are_refused(store: Engine) -> Non
         assert (told.value.stored, told.value.found) == (8, offset)
     with pytest.raises(GapError):
         PartitionCheckpoint(store, 0, CONFIG, log="b").apply([])
+    with pytest.raises(GapError) as told:
+        PartitionCheckpoint(store, 0, CONFIG, log="a").apply([record(8, ["b"]), heartbeat(10, 5)])
+    assert (told.value.stored, told.value.found) == (8, 10)
     assert PartitionCheckpoint(store, 0, CONFIG, log="a").apply([]).records == 0
     assert PartitionCheckpoint(store, 0, CONFIG, log="a").apply([record(8, ["b"]), heartbeat(9, 5)]).records == 2
     assert ticks(store) == {0: (2, 2, 2)}
