@@ -20,6 +20,8 @@ __all__ = ["Backlog", "tokens_of"]
 TOKEN_CHARS: Final = 4
 # A headline names one company; every so many characters there is one more.
 COMPANY_CHARS: Final = 200
+# Of a text that names several one sentence each is read.
+SENTENCE_TOKENS: Final = 32
 # A picture takes about as long as a text of so many tokens.
 IMAGE_TOKENS: Final = 128
 # Longer ones take more than one pass of the model even by themselves.
@@ -33,7 +35,7 @@ def tokens_of(group: Group[Origin]) -> int:
         chars = len(group.item.title) + len(group.item.body)
         read = min(chars // TOKEN_CHARS + 1, MAX_TOKENS)
         companies = min(max(len(group.item.tickers), 1 + chars // COMPANY_CHARS), MAX_ENTITIES)
-        found += read + companies * min(read, ENTITY_TOKENS)
+        found += read + companies * min(read, SENTENCE_TOKENS if companies > 1 else ENTITY_TOKENS)
     return found
 
 

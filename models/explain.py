@@ -331,6 +331,8 @@ def explain(
 ) -> Explanation:
     """Why the model says what it says of a text, of an entity in it (character span), or of a chart, or of both.
 
+    Of a text that names several companies give what is read for this one (`models.sentences.entity_rows`).
+
     `count` neighbours are looked for (0: none; their index may be kept in `folder`). A long text is explained by its
     first 96 tokens. Raises `InputError` when there is neither a text nor a chart, or the chart cannot be read.
     """

@@ -45,12 +45,23 @@ def _model() -> Any:
     return scorer.model
 
 
-def _explain(model: Any, text: str, name: str, image: bytes | None) -> Explanation:
+def _explain(model: Any, item: ScoredItem, name: str, image: bytes | None) -> Explanation:
+    """Of the whole, or of a company by what was read of the text when it was scored."""
     from models.explain import explain
+    from models.sentences import entity_rows
 
-    begin = text.find(name) if name != WHOLE else -1
-    span = (begin, begin + len(name)) if begin >= 0 else None
-    return explain(model, text, span, image, count=0)
+    text = wording(item)
+    spans = {name: (text.find(name), text.find(name) + len(name)) for name in _named(item)}
+    if name not in spans:
+        return explain(model, text, None, image, count=0)
+    row = entity_rows(text, set(spans.values()), item.lang or "en")[spans[name]]
+    return explain(model, row.text, row.entity, image, count=0)
+
+
+def _named(item: ScoredItem) -> list[str]:
+    """Names of its companies that stand in its text."""
+    text = wording(item)
+    return [entity.name for entity in item.entities if entity.name in text]
 
 
 def _words(found: Explanation) -> None:
@@ -116,14 +127,13 @@ def show_explanation(item: ScoredItem, images: list[ChartImage]) -> None:
     st.subheader("Why?", anchor=False)
     text = wording(item)
     choice, button = st.columns([3, 1], vertical_alignment="bottom")
-    names = [WHOLE, *(entity.name for entity in item.entities if entity.name in text)]
-    name = choice.selectbox("Explain the sentiment of", names, key=f"why-{item.id}")
+    name = choice.selectbox("Explain the sentiment of", [WHOLE, *_named(item)], key=f"why-{item.id}")
     image = images[0].image if images else None
     if not button.button("Explain", icon=":material/psychology:", width="stretch"):
         return
     with st.spinner("Reading it again …"):
         model = _model()
-        found = _explain(model, text, name, image)
+        found = _explain(model, item, name, image)
     mark = SENTIMENT_MARKS[Sentiment(found.label)]
     st.markdown(f"The model in use says **{mark} {found.label}** with {found.probability:.0%}.")
     if found.words:

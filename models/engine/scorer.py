@@ -21,6 +21,7 @@ from models.engine.language import LanguageGuard, languages_of
 from models.engine.precision import prepare
 from models.registry import resolve
 from models.rules import SentimentRules, load_rules
+from models.sentences import entity_rows
 from models.tokens import Row, TokenizedRow
 from monitor.companies import CompanyTable, bundled_companies, load_companies
 from monitor.errors import ModelError, StorageError
@@ -270,16 +271,16 @@ class Scorer:
         wanted: dict[bytes, tuple[Row, Tensor | None]] = {}
         for one in asked:
             question, picture = one.question, one.picture
-            rows: list[tuple[tuple[int, int] | None, _Picture | None]] = [(None, picture)]
+            rows: list[tuple[tuple[int, int] | None, Row, _Picture | None]] = [(None, Row(question.text), picture)]
             if question.text:
-                spans = set(spans_of(question.mentions))
+                spoken = entity_rows(question.text, set(spans_of(question.mentions)), question.item.lang or "en")
                 for mention in question.mentions:
-                    span = (mention.start, mention.end)
-                    if span in spans:
+                    row = spoken.get((mention.start, mention.end))
+                    if row is not None:
                         seen = entity_shown(mention, picture.chart if picture else None, question.mentions)
-                        rows.append((span, picture if seen else None))
-            for entity, shown in rows:
-                key = row_key(serving.model.version, question.text, entity, shown.digest if shown else b"")
+                        rows.append(((mention.start, mention.end), row, picture if seen else None))
+            for entity, row, shown in rows:
+                key = row_key(serving.model.version, row.text, row.entity, shown.digest if shown else b"")
                 if entity is None:
                     one.whole = key
                 else:
@@ -290,7 +291,7 @@ class Scorer:
                 if cached is not None:
                     known[key] = cached
                 else:
-                    wanted[key] = (Row(question.text, entity), shown.pixels if shown else None)
+                    wanted[key] = (row, shown.pixels if shown else None)
         return known, wanted
 
     def _run(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from models.bundle import SENTIMENTS, LoadedModel
 from models.calibration import calibration_error_by_chance, expected_calibration_error
+from models.sentences import entity_rows
 from models.tokens import Row
 from models.training.datasets import find_entity
 from models.training.lines import TRENDS, LabelledLine, Notice, read_labelled_lines
@@ -117,8 +118,10 @@ class _Gathered:
             if line.sentiment is not None or line.topic is not None or line.trend is not None:
                 rows.append(Row(line.text, image=line.image))
                 asked.append(("item", line, ""))
+            spans = {name: find_entity(line.text, name) for name in line.entities}
+            read = entity_rows(line.text, {span for span in spans.values() if span is not None})
             for name, label in line.entities.items():
-                rows.append(Row(line.text, find_entity(line.text, name)))
+                rows.append(read.get(spans[name] or (-1, -1), Row(line.text)))
                 asked.append(("entities", line, label))
             if line.score is not None:
                 rows.append(Row(line.text, find_entity(line.text, line.target) if line.target else None, line.image))

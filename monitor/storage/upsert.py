@@ -15,8 +15,8 @@ __all__ = ["bulk_select", "bulk_update", "bulk_upsert", "delete_rows", "insert_m
 TOGETHER: Final = 500
 
 
-def _insert(connection: Connection, table: Table) -> Any:
-    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
+def _insert(dialect: str, table: Table) -> Any:
+    return (postgresql if dialect == "postgresql" else sqlite).insert(table)
 
 
 def upsert(
@@ -35,21 +35,27 @@ def upsert(
     given = [dict(row) for row in rows]
     if not given:
         return
-    key = [column.name for column in table.primary_key]
-    added, kept = set(add), set(keep)
     # One statement for a row, executed for many: a statement with all rows' values takes longer to compile than to run.
-    statement = _insert(connection, table)
-    changes = {
-        name: table.c[name] + statement.excluded[name] if name in added else statement.excluded[name]
-        for name in given[0]
-        if name not in key and name not in kept
-    }
     connection.execute(
-        statement.on_conflict_do_update(index_elements=key, set_=changes)
-        if changes
-        else statement.on_conflict_do_nothing(index_elements=key),
-        given,
+        _upsert_statement(table, connection.dialect.name, tuple(given[0]), frozenset(add), frozenset(keep)), given
     )
+
+
+@cache
+def _upsert_statement(
+    table: Table, dialect: str, columns: tuple[str, ...], add: frozenset[str], keep: frozenset[str]
+) -> Any:
+    """Made once: `excluded` is a copy of the whole table, which takes longer to make than a few rows to write."""
+    key = [column.name for column in table.primary_key]
+    statement = _insert(dialect, table)
+    changes = {
+        name: table.c[name] + statement.excluded[name] if name in add else statement.excluded[name]
+        for name in columns
+        if name not in key and name not in keep
+    }
+    if changes:
+        return statement.on_conflict_do_update(index_elements=key, set_=changes)
+    return statement.on_conflict_do_nothing(index_elements=key)
 
 
 def bulk_upsert(
@@ -146,7 +152,7 @@ def insert_missing(connection: Connection, table: Table, rows: Iterable[Mapping[
         return []
     key = [column.name for column in table.primary_key]
     statement = (
-        _insert(connection, table)
+        _insert(connection.dialect.name, table)
         .on_conflict_do_nothing(index_elements=key)
         .returning(*(table.c[name] for name in key))
     )
