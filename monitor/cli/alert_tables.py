@@ -3,23 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import typer
 from rich.text import Text
 
 from monitor.cli.context import out
-from monitor.cli.tables import moment, plain_table
-from monitor.surges.sorts import stories_of
+from monitor.cli.tables import list_table, minute, moment, plain_table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from monitor.alerts.records import Alert
     from monitor.storage.deliveries import Delivery
     from monitor.storage.pending import Pending
 
-__all__ = ["deliveries_table", "events_table", "pending_table", "show_pending"]
+__all__ = ["alerts_table", "deliveries_table", "events_table", "pending_table", "show_pending"]
+
+# Letters of an id that a list shows: all commands take its beginning, and a whole one fills half a line.
+SHOWN_ID: Final = 8
+
+
+def alerts_table(alerts: Sequence[Alert]) -> Table:
+    """Alerts, a line each. On a narrow terminal that an alert is over is still said by its state."""
+    from monitor.alerts.records import expectation
+
+    return list_table(
+        out,
+        ("id", "state", "severity", "key", "surge", "stories", "expected", "fired (UTC)", "resolved (UTC)"),
+        [
+            (
+                one.id[:SHOWN_ID],
+                one.state.value,
+                one.severity,
+                one.key,
+                one.surge,
+                str(one.observed),
+                expectation(one.expected),
+                minute(one.fired_at),
+                minute(one.resolved_at),
+            )
+            for one in alerts
+        ],
+        spare=("resolved (UTC)", "surge", "expected", "severity"),
+        cut="key",
+    )
 
 
 def events_table(trail: Sequence[dict[str, Any]]) -> Table:
@@ -32,20 +61,26 @@ def events_table(trail: Sequence[dict[str, Any]]) -> Table:
 
 
 def pending_table(rows: Sequence[Pending]) -> Table:
-    """What has not reached the bar."""
-    table = plain_table("id", "state", "key", "surge of", "highest score / bar", "window", "since (UTC)", "last (UTC)")
-    for row in rows:
-        table.add_row(
-            row.id,
-            row.state if row.ended_at is None else "ended",
-            Text(row.key),
-            stories_of(row.surge),
-            f"{row.score:.2f} / {row.bar:.2f}",
-            f"{row.window_minutes} min",
-            moment(row.started_at),
-            moment(row.seen_at),
-        )
-    return table
+    """What has not reached the bar, a line each."""
+    return list_table(
+        out,
+        ("id", "state", "key", "surge", "score / bar", "window", "since (UTC)", "last (UTC)"),
+        [
+            (
+                row.id[:SHOWN_ID],
+                row.state if row.ended_at is None else "ended",
+                row.key,
+                row.surge,
+                f"{row.score:.2f} / {row.bar:.2f}",
+                f"{row.window_minutes} min",
+                minute(row.started_at),
+                minute(row.seen_at),
+            )
+            for row in rows
+        ],
+        spare=("last (UTC)", "window", "surge"),
+        cut="key",
+    )
 
 
 def show_pending(one: Pending, trail: Sequence[dict[str, Any]], *, json: bool) -> None:
