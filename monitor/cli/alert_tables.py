@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from monitor.storage.deliveries import Delivery
     from monitor.storage.pending import Pending
 
-__all__ = ["alerts_table", "deliveries_table", "events_table", "pending_table", "show_pending"]
+__all__ = [
+    "alerts_table",
+    "clock_of",
+    "deliveries_table",
+    "detail_of",
+    "events_table",
+    "pending_table",
+    "show_pending",
+]
 
 # Letters of an id that a list shows: all commands take its beginning, and a whole one fills half a line.
 SHOWN_ID: Final = 8
@@ -51,12 +59,25 @@ def alerts_table(alerts: Sequence[Alert]) -> Table:
     )
 
 
+def clock_of(actor: str) -> str:
+    """By which clock an event of an alert's trail is dated: the judge decides in event time, in which news of the past
+    may be replayed; everybody else acts when they do."""
+    from monitor.storage.alerts import JUDGE
+
+    return "event time" if actor == JUDGE else "wall clock"
+
+
+def detail_of(entry: dict[str, Any]) -> str:
+    """What an event of a trail says besides its name."""
+    return ", ".join(f"{name}: {value}" for name, value in entry["detail"].items())
+
+
 def events_table(trail: Sequence[dict[str, Any]]) -> Table:
     """What happened to an alert."""
-    events = plain_table("at (UTC)", "event", "by", "detail")
+    events = plain_table("clock", "at (UTC)", "event", "by", "detail")
     for entry in trail:
-        detail = ", ".join(f"{name}: {value}" for name, value in entry["detail"].items())
-        events.add_row(moment(entry["at"]), entry["event"], Text(entry["actor"]), Text(detail))
+        actor = entry["actor"]
+        events.add_row(clock_of(actor), moment(entry["at"]), entry["event"], Text(actor), Text(detail_of(entry)))
     return events
 
 
