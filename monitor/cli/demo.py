@@ -298,8 +298,9 @@ def demo(
     # A random secret for each run: the receiver shows that what arrives was signed with it.
     secret = "whsec_" + b64encode(secrets.token_bytes(24)).decode()
     with signals_as_interrupt(), DemoReceiver(secret=secret) as receiver, ExitStack() as held:
+        # The folder before the port: what listens there may be the demo that runs in it.
+        held.enter_context(owned(current_settings("demo").data_dir))
         settings = _demo_settings(receiver)
-        held.enter_context(owned(settings.data_dir))
         _claim_data_dir(settings)
         engine = open_store(settings)
         _refuse_filled_store(engine)

@@ -151,19 +151,16 @@ def test_a_taken_port_of_the_http_feed_is_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", ["demo", "up"])
-def test_a_folder_in_which_another_one_runs_is_left_alone(
-    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        # The usual one may be taken by a demo of the machine's user.
-        monkeypatch.setenv("SENTIMENT_MONITOR_DASHBOARD_PORT", str(free.getsockname()[1]))
+def test_a_folder_in_which_another_one_runs_is_left_alone(verb: str, tmp_path: Path) -> None:
     (tmp_path / "monitor.db").write_bytes(b"theirs")
     if verb == "demo":
         (tmp_path / "demo.json").write_text("{}")
-    with owned(tmp_path):
-        done = run("--data-dir", str(tmp_path), verb)
+    # The other one listens on the dashboard's port, too: that is no news.
+    with owned(tmp_path), socket.create_server(("127.0.0.1", 0)) as dashboard:
+        port = str(dashboard.getsockname()[1])
+        done = run("--data-dir", str(tmp_path), verb, SENTIMENT_MONITOR_DASHBOARD_PORT=port)
     assert done.returncode == 2
-    assert f"Another `demo` or `up` runs in {tmp_path}." in done.stderr
+    assert done.stderr.startswith(f"error: Another `demo` or `up` runs in {tmp_path}.")
     assert (tmp_path / "monitor.db").read_bytes() == b"theirs"
 
 
