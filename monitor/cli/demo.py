@@ -117,9 +117,16 @@ class _Stream(NamedTuple):
         surge, start = self.surge, datetime.fromisoformat(self.surge["start"])
         return (
             f"The stream: {self.items} items, {self.first_minute:%-d} {self.first_minute:%B} to {self.last_minute:%-d} "
-            f"{self.last_minute:%B %Y}. The surge to be found: {surge['stories']} negative stories about "
-            f"{surge['company']} ({surge['key']}) in {surge['minutes']} minutes from {start:%-d %B, %H:%M} UTC on. "
-            "What else fires is its echo in the whole market, or chance."
+            f"{self.last_minute:%B %Y}. The surge to be found: {surge['stories']} stories about {surge['company']} "
+            f"({surge['key']}) that people labelled negative, in {surge['minutes']} minutes from "
+            f"{start:%-d %B, %H:%M} UTC on. What else fires is its echo in the whole market, or chance."
+        )
+
+    def outcome(self, counted: int) -> str:
+        """Why the alert about the planted surge has counted so many stories and not as many as were planted."""
+        return (
+            f"It counted {counted} stories at its worst, those that the model scored negative; "
+            f"{self.surge['stories']} were planted, which people had labelled so."
         )
 
     def question(self) -> str:
@@ -217,6 +224,14 @@ class _Run:
             elif message.type == "alert.firing":
                 alerts.append(data)
         return list(dict.fromkeys(str(alert["id"]) for alert in alerts if key in ("", alert["key"])))
+
+    def counted(self, key: str) -> int:
+        """How many stories the alert about `key` counted at its worst."""
+        from monitor.storage.alerts import list_alerts
+        from monitor.storage.engine import reading
+
+        with reading(self.engine) as connection:
+            return max((alert.observed for alert in list_alerts(connection, key=key)), default=0)
 
     def replay(self, stream: _Stream, deadline: float, until_alert: bool, progress: Progress, task: TaskID) -> str:
         """Watch until the whole stream is stored, counted and judged, and all alerts have arrived.
@@ -344,7 +359,7 @@ def demo(
                 f"\n{silence}"
                 if silence
                 else f"\nThe whole stream is stored, counted and judged. Alerts delivered: {len(run.fired())}, one "
-                f"of them about {stream.surge['key']}.",
+                f"of them about {stream.surge['key']}. {stream.outcome(run.counted(stream.surge['key']))}",
                 markup=False,
             )
             if until_alert:

@@ -39,10 +39,11 @@ from monitor.cli.demo import (
 from monitor.errors import MonitorError
 from monitor.settings import Settings, load_settings
 from monitor.storage import tables
+from monitor.storage.alerts import record_decisions
 from monitor.storage.engine import writing
 from monitor.supervisor import ProcessSpec, Supervisor
 from scripts.build_demo_stream import planted
-from tests.monitor.alerts.builders import AT, an_alert
+from tests.monitor.alerts.builders import AT, DASHBOARD, an_alert, decision
 
 
 def payload(notice: Any) -> dict[str, Any]:
@@ -100,8 +101,23 @@ def test_the_stream_holds_the_surge_that_is_announced() -> None:
         and start <= datetime.fromisoformat(item["published_at"]) <= start + timedelta(minutes=stream.surge["minutes"])
     ]
     assert len({item["title"] for item in within}) >= stream.surge["stories"]
-    assert "24 negative stories about Infosys (ticker:INFY) in 84 minutes from 6 March, 14:02 UTC on" in (
-        stream.introduction()
+    told = stream.introduction()
+    assert "24 stories about Infosys (ticker:INFY) that people labelled negative, in 84 minutes from 6 March, " in told
+
+
+def test_why_the_alert_counts_other_than_what_was_planted_is_said(replay: tuple[Replay, Engine]) -> None:
+    _, engine = replay
+    surge = _stream().surge["key"]
+    with writing(engine) as connection:
+        for number, fired in enumerate((23, 4)):
+            one = decision(key=surge, episode_id=f"e{number}", observed=fired)
+            record_decisions(connection, [one], dashboard_url=DASHBOARD)
+    with DemoReceiver() as receiver:
+        shown = _Run(load_settings(None), receiver, engine, Supervisor([], {}, Path()))
+        assert (shown.counted(surge), shown.counted("ticker:ZZZ")) == (23, 0)
+    assert _stream().outcome(23) == (
+        "It counted 23 stories at its worst, those that the model scored negative; 24 were planted, which people had "
+        "labelled so."
     )
 
 
