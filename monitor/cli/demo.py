@@ -150,6 +150,13 @@ def _lacking(status: StoreStatus, stream: _Stream, fed: bool) -> list[str]:
     return lacking
 
 
+def _doing(stored: int, of: int) -> str:
+    """What goes on while so many items are stored, in words of one length: the bar beside them keeps its place."""
+    if stored >= of:
+        return "counting, judging"
+    return "replaying news   " if stored else "loading the model"
+
+
 def _stream() -> _Stream:
     path = Path(str(resources.files("monitor") / "data" / "demo" / "stream.jsonl"))
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -247,7 +254,8 @@ class _Run:
             self.supervisor.check()
             fed = fed or self.supervisor.finished("feed")
             status = store_status(self.engine)
-            progress.update(task, completed=min(status.items, stream.items))
+            stored = min(status.items, stream.items)
+            progress.update(task, completed=stored, description=_doing(stored, stream.items))
             self.print_alerts()
             lacking = _lacking(status, stream, fed)
             found = bool(self.fired(stream.surge["key"]))
@@ -347,13 +355,13 @@ def demo(
             if not headless and _has_display():
                 typer.launch(settings.dashboard_url)
             with Progress(
-                TextColumn("replaying {task.description}"),
+                TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 console=err,
             ) as progress:
-                task = progress.add_task(f"{stream.items} items of real news", total=stream.items)
+                task = progress.add_task(_doing(0, stream.items), total=stream.items)
                 silence = run.replay(stream, deadline, until_alert, progress, task)
             out.print(
                 f"\n{silence}"

@@ -32,6 +32,7 @@ from monitor.cli.demo import (
     SURGE_BUDGET,
     _claim_data_dir,
     _demo_settings,
+    _doing,
     _Run,
     _stream,
     told,
@@ -161,18 +162,36 @@ def replay(tmp_path: Path) -> Any:
     supervisor.start()
     supervisor._children["feed"].process.wait()
 
-    def run(until_alert: bool, patience: float = 60, *, stored: bool = True, **settings: Any) -> str:
+    def run(
+        until_alert: bool,
+        patience: float = 60,
+        *,
+        stored: bool = True,
+        progress: Progress | None = None,
+        **settings: Any,
+    ) -> str:
         # Every item is stored when there is none.
         stream = _stream()._replace(items=0 if stored else 5)
         settings = {"data_dir": tmp_path, "surge_budget": SURGE_BUDGET} | settings
-        with DemoReceiver() as receiver, Progress(disable=True) as progress:
+        bar = progress or Progress(disable=True)
+        with DemoReceiver() as receiver:
             shown = _Run(load_settings(None, **settings), receiver, engine, supervisor)
             deadline = time.monotonic() + patience
-            return shown.replay(stream, deadline, until_alert, progress, progress.add_task(""))
+            return shown.replay(stream, deadline, until_alert, bar, bar.add_task(""))
 
     yield run, engine
     supervisor.stop()
     engine.dispose()
+
+
+def test_the_bar_says_what_goes_on(replay: tuple[Replay, Engine]) -> None:
+    run, _ = replay
+    for stored, said in ((False, "loading the model"), (True, "counting, judging")):
+        bar = Progress(disable=True)
+        with pytest.raises(MonitorError):
+            run(True, 0, stored=stored, progress=bar)
+        assert [task.description for task in bar.tasks] == [said]
+    assert {_doing(stored, 5).rstrip() for stored in (1, 4)} == {"replaying news"}
 
 
 def judge_all(engine: Engine) -> None:
