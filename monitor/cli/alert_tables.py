@@ -21,16 +21,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "alerts_table",
-    "clock_of",
     "deliveries_table",
-    "detail_of",
-    "events_table",
     "pending_table",
+    "print_trail",
     "show_pending",
 ]
 
 # Letters of an id that a list shows: all commands take its beginning, and a whole one fills half a line.
 SHOWN_ID: Final = 8
+SHOWN_NOTICE_ID: Final = len("msg_") + SHOWN_ID
 
 
 def alerts_table(alerts: Sequence[Alert]) -> Table:
@@ -59,26 +58,17 @@ def alerts_table(alerts: Sequence[Alert]) -> Table:
     )
 
 
-def clock_of(actor: str) -> str:
-    """By which clock an event of an alert's trail is dated: the judge decides in event time, in which news of the past
-    may be replayed; everybody else acts when they do."""
+def print_trail(trail: Sequence[dict[str, Any]]) -> None:
+    """What happened to an alert, a line each, with the clock that it is dated by: the judge decides in event time, in
+    which news of the past may be replayed; everybody else acts when they do."""
     from monitor.storage.alerts import JUDGE
 
-    return "event time" if actor == JUDGE else "wall clock"
-
-
-def detail_of(entry: dict[str, Any]) -> str:
-    """What an event of a trail says besides its name."""
-    return ", ".join(f"{name}: {value}" for name, value in entry["detail"].items())
-
-
-def events_table(trail: Sequence[dict[str, Any]]) -> Table:
-    """What happened to an alert."""
-    events = plain_table("clock", "at (UTC)", "event", "by", "detail")
     for entry in trail:
         actor = entry["actor"]
-        events.add_row(clock_of(actor), moment(entry["at"]), entry["event"], Text(actor), Text(detail_of(entry)))
-    return events
+        clock = "event time" if actor == JUDGE else "wall clock"
+        detail = ", ".join(f"{name}: {value}" for name, value in entry["detail"].items())
+        line = f"  {clock}  {moment(entry['at'])}  {entry['event']} by {actor}  {detail}"
+        out.print(line.rstrip(), markup=False)
 
 
 def pending_table(rows: Sequence[Pending]) -> Table:
@@ -114,17 +104,29 @@ def show_pending(one: Pending, trail: Sequence[dict[str, Any]], *, json: bool) -
     out.print(pending_table([one]))
     out.print(f"`sentiment-monitor alerts why {one.key} --surge {one.surge}` says what was counted.", markup=False)
     if trail:
-        out.print(events_table(trail))
+        out.print("What became of it (UTC):")
+        print_trail(trail)
 
 
-def deliveries_table(rows: Sequence[Delivery]) -> Table:
-    """Notices and what became of them."""
-    table = plain_table("id", "receiver", "alert", "event", "state", "attempts", "next (UTC)", "last error")
+def deliveries_table(rows: Sequence[Delivery], *, with_alert: bool = True) -> Table:
+    """Notices and what became of them; `with_alert` says also of which alert each is."""
+    table = plain_table(
+        *(
+            "id",
+            "receiver",
+            *(["alert"] if with_alert else []),
+            "event",
+            "state",
+            "attempts",
+            "next (UTC)",
+            "last error",
+        )
+    )
     for row in rows:
         table.add_row(
-            row.id,
+            row.id[:SHOWN_NOTICE_ID],
             Text(row.receiver),
-            Text(row.episode_id),
+            *([Text(row.episode_id[:SHOWN_ID])] if with_alert else []),
             row.event,
             row.state,
             str(row.attempts),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from monitor.cli.alert_tables import alerts_table, deliveries_table, events_table, pending_table, show_pending
+from monitor.cli.alert_tables import alerts_table, deliveries_table, pending_table, print_trail, show_pending
 from monitor.cli.context import current_settings, err, open_store, out
 from monitor.cli.tables import moment, parse_length, plain_table, user_name
 from monitor.cli.why import why
@@ -118,9 +118,10 @@ def show(
         row = (Text(story.source), Text(story.title), Text(story.url))
         stories.add_row(f"{story.p_positive if positive else story.p_negative:.2f}", str(story.copies), *row)
     out.print(stories)
-    out.print(events_table(trail))
+    out.print("What became of it (UTC):")
+    print_trail(trail)
     if sent:
-        out.print(deliveries_table(sent))
+        out.print(deliveries_table(sent, with_alert=False))
 
 
 @app.command()

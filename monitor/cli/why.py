@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from monitor.cli.alert_tables import clock_of, detail_of
+from monitor.cli.alert_tables import print_trail
 from monitor.cli.context import current_settings, err, open_store, out
 from monitor.cli.tables import chosen_surges, moment, parse_moment, plain_table
 
@@ -59,12 +59,10 @@ def why(
     _print(answer.account)
     for alert, trail in answer.alerts:
         out.print(
-            f"Alert {alert.id}, {alert.state}, fired {moment(alert.fired_at)} UTC, event time. What became of it:",
+            f"Alert {alert.id}, {alert.state}, fired {moment(alert.fired_at)}, event time. What became of it (UTC):",
             markup=False,
         )
-        for line in trail:
-            told = f"{clock_of(line['actor'])}  {moment(line['at'])}  {line['event']} by {line['actor']}"
-            out.print(f"  {told}  {detail_of(line)}".rstrip(), markup=False)
+        print_trail(trail)
 
 
 def _meant(engine: Engine, given: str) -> tuple[str, datetime | None, str]:

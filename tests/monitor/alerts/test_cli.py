@@ -146,6 +146,20 @@ def test_a_row_of_what_is_pending_is_one_line(store: Engine, monkeypatch: pytest
         assert "3.60 / 4.00" in row
 
 
+def test_a_notice_of_an_alert_is_one_line(store: Engine) -> None:
+    notice = {"episode_id": ID, "receiver": "webhook-1", "position": 0, "payload": "{}", "created_at": AT}
+    rows = [
+        Delivery(id=f"msg_{letter * 40}", event=event, state="delivered", attempts=1, **notice)
+        for letter, event in (("a", "firing"), ("b", "acknowledged"))
+    ]
+    terminal = Terminal(82)
+    terminal.print(alert_tables.deliveries_table(rows, with_alert=False))
+    assert [line.split() for line in terminal.lines[1:]] == [
+        ["msg_aaaaaaaa", "webhook-1", "firing", "delivered", "1"],
+        ["msg_bbbbbbbb", "webhook-1", "acknowledged", "delivered", "1"],
+    ]
+
+
 def test_ack_is_seen_in_show(store: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     run("ack", ID, "--by", "ada")
     shown = json.loads(run("show", ID, "--json"))

@@ -65,13 +65,10 @@ def test_any_judged_time_is_explained_and_others_are_refused(cli: Cli, tmp_path:
     assert cli("alerts", "ack", alert["id"], "--by", "ada").code == 0
     taken = cli("alerts", "why", "ticker:AAA", "--at", at(SURGE + 15)).out
     assert re.findall(r"\dT\d|\+00:00", taken) == []
-    today = datetime.now(UTC)
-    assert re.search(rf"^  wall clock  {today:%Y-%m}-\d\d \d\d:\d\d:\d\d  acknowledged by ada$", taken, re.MULTILINE)
+    assert re.search(r"^  wall clock  \d{4}-\d\d-\d\d \d\d:\d\d:\d\d  acknowledged by ada$", taken, re.MULTILINE)
     shown = cli("alerts", "show", alert["id"]).out
-    assert re.findall(r"^(event time|wall clock)  \S+ \S+  (\w+) ", shown, re.MULTILINE)[-1] == (
-        "wall clock",
-        "acknowledged",
-    )
+    clocks = re.findall(r"^  (event time|wall clock)  \S+ \S+  (\w+) ", shown, re.MULTILINE)
+    assert (clocks[0], clocks[-1]) == (("event time", "pending"), ("wall clock", "acknowledged"))
     asked = json.loads(cli("alerts", "why", alert["id"][:8], "--json").out)
     assert (asked["standing"]["key"], asked["standing"]["verdict"]) == ("ticker:AAA", "firing")
     assert datetime.fromisoformat(asked["at"]) == datetime.fromisoformat(alert["fired_at"])
