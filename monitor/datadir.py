@@ -76,7 +76,8 @@ def owned(folder: Path) -> Iterator[None]:
                 if not tries_left:
                     raise ConfigurationError(
                         f"Another `demo` or `up` runs in {folder}.",
-                        "Stop it first, or give this one a folder of its own.",
+                        "Stop it first, or give this one a folder of its own (--data-dir) and another port for its "
+                        "dashboard (SENTIMENT_MONITOR_DASHBOARD_PORT).",
                     ) from error
                 time.sleep(LOCK_PAUSE_S)
         yield

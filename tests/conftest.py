@@ -20,6 +20,18 @@ from monitor.storage.migrate import upgrade
 BOOTSTRAP_SERVERS = "SENTIMENT_MONITOR_TEST_BOOTSTRAP_SERVERS"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home folder of the suite's own: what the product, its libraries and the browser keep there (the measured
+    precision, caches, crash reports, ids) is none of the contributor's."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(folder))
+        for name in ("CONFIG", "CACHE", "DATA", "STATE"):
+            patch.delenv(f"XDG_{name}_HOME", raising=False)
+        yield folder
+
+
 @pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
     """Takes away what a command has set up to log: it writes to an output that ends with the test."""

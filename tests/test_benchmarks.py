@@ -32,7 +32,8 @@ def run(name: str, *arguments: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_engine_beside_its_peers(small_model: Path) -> None:
+def test_engine_beside_its_peers(small_model: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CI", raising=False)
     arguments = ("--items", "24", "--rounds", "1", "--checked", "8", "--batch", "16", "--threads", "1", "--json")
     found = json.loads(run("engine", *arguments, "--model", str(small_model)))
     ways = {one["way"]: one for one in found["ways"]}
@@ -41,6 +42,9 @@ def test_engine_beside_its_peers(small_model: Path) -> None:
     # The peers take the engine's place in the engine: their answers count as its own do.
     assert ways["onnxruntime int8, static"]["accuracy"] is not None
     assert found["longest_text"] >= found["tokens_a_text"] > 2
+    # Neither package has reported anything: each would leave an id.
+    assert not (home / "intel").exists()
+    assert not (home / ".cache" / "Microsoft").exists()
     assert found["cuda"].startswith("none present") or "matrix_tflops" in found
 
 

@@ -3,49 +3,95 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import typer
 from rich.text import Text
 
 from monitor.cli.context import out
-from monitor.cli.tables import moment, plain_table
-from monitor.surges.sorts import stories_of
+from monitor.cli.tables import list_table, minute, moment, plain_table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from monitor.alerts.records import Alert
     from monitor.storage.deliveries import Delivery
     from monitor.storage.pending import Pending
 
-__all__ = ["deliveries_table", "events_table", "pending_table", "show_pending"]
+__all__ = [
+    "alerts_table",
+    "deliveries_table",
+    "pending_table",
+    "print_trail",
+    "show_pending",
+]
+
+# Letters of an id that a list shows: all commands take its beginning, and a whole one fills half a line.
+SHOWN_ID: Final = 8
+SHOWN_NOTICE_ID: Final = len("msg_") + SHOWN_ID
 
 
-def events_table(trail: Sequence[dict[str, Any]]) -> Table:
-    """What happened to an alert."""
-    events = plain_table("at (UTC)", "event", "by", "detail")
+def alerts_table(alerts: Sequence[Alert]) -> Table:
+    """Alerts, a line each. On a narrow terminal that an alert is over is still said by its state."""
+    from monitor.alerts.records import expectation
+
+    return list_table(
+        out,
+        ("id", "state", "severity", "key", "surge", "stories", "expected", "fired (UTC)", "resolved (UTC)"),
+        [
+            (
+                one.id[:SHOWN_ID],
+                one.state.value,
+                one.severity,
+                one.key,
+                one.surge,
+                str(one.observed),
+                expectation(one.expected),
+                minute(one.fired_at),
+                minute(one.resolved_at),
+            )
+            for one in alerts
+        ],
+        spare=("resolved (UTC)", "surge", "expected", "severity"),
+        cut="key",
+    )
+
+
+def print_trail(trail: Sequence[dict[str, Any]]) -> None:
+    """What happened to an alert, a line each, with the clock that it is dated by: the judge decides in event time, in
+    which news of the past may be replayed; everybody else acts when they do."""
+    from monitor.storage.alerts import JUDGE
+
     for entry in trail:
+        actor = entry["actor"]
+        clock = "event time" if actor == JUDGE else "wall clock"
         detail = ", ".join(f"{name}: {value}" for name, value in entry["detail"].items())
-        events.add_row(moment(entry["at"]), entry["event"], Text(entry["actor"]), Text(detail))
-    return events
+        line = f"  {clock}  {moment(entry['at'])}  {entry['event']} by {actor}  {detail}"
+        out.print(line.rstrip(), markup=False)
 
 
 def pending_table(rows: Sequence[Pending]) -> Table:
-    """What has not reached the bar."""
-    table = plain_table("id", "state", "key", "surge of", "highest score / bar", "window", "since (UTC)", "last (UTC)")
-    for row in rows:
-        table.add_row(
-            row.id,
-            row.state if row.ended_at is None else "ended",
-            Text(row.key),
-            stories_of(row.surge),
-            f"{row.score:.2f} / {row.bar:.2f}",
-            f"{row.window_minutes} min",
-            moment(row.started_at),
-            moment(row.seen_at),
-        )
-    return table
+    """What has not reached the bar, a line each."""
+    return list_table(
+        out,
+        ("id", "state", "key", "surge", "score / bar", "window", "since (UTC)", "last (UTC)"),
+        [
+            (
+                row.id[:SHOWN_ID],
+                row.state if row.ended_at is None else "ended",
+                row.key,
+                row.surge,
+                f"{row.score:.2f} / {row.bar:.2f}",
+                f"{row.window_minutes} min",
+                minute(row.started_at),
+                minute(row.seen_at),
+            )
+            for row in rows
+        ],
+        spare=("last (UTC)", "window", "surge"),
+        cut="key",
+    )
 
 
 def show_pending(one: Pending, trail: Sequence[dict[str, Any]], *, json: bool) -> None:
@@ -58,17 +104,29 @@ def show_pending(one: Pending, trail: Sequence[dict[str, Any]], *, json: bool) -
     out.print(pending_table([one]))
     out.print(f"`sentiment-monitor alerts why {one.key} --surge {one.surge}` says what was counted.", markup=False)
     if trail:
-        out.print(events_table(trail))
+        out.print("What became of it (UTC):")
+        print_trail(trail)
 
 
-def deliveries_table(rows: Sequence[Delivery]) -> Table:
-    """Notices and what became of them."""
-    table = plain_table("id", "receiver", "alert", "event", "state", "attempts", "next (UTC)", "last error")
+def deliveries_table(rows: Sequence[Delivery], *, with_alert: bool = True) -> Table:
+    """Notices and what became of them; `with_alert` says also of which alert each is."""
+    table = plain_table(
+        *(
+            "id",
+            "receiver",
+            *(["alert"] if with_alert else []),
+            "event",
+            "state",
+            "attempts",
+            "next (UTC)",
+            "last error",
+        )
+    )
     for row in rows:
         table.add_row(
-            row.id,
+            row.id[:SHOWN_NOTICE_ID],
             Text(row.receiver),
-            Text(row.episode_id),
+            *([Text(row.episode_id[:SHOWN_ID])] if with_alert else []),
             row.event,
             row.state,
             str(row.attempts),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from monitor.cli.alert_tables import deliveries_table, events_table, pending_table, show_pending
+from monitor.cli.alert_tables import alerts_table, deliveries_table, pending_table, print_trail, show_pending
 from monitor.cli.context import current_settings, err, open_store, out
 from monitor.cli.tables import moment, parse_length, plain_table, user_name
 from monitor.cli.why import why
@@ -33,10 +33,6 @@ class State(StrEnum):
     RESOLVED = "resolved"
 
 
-# Letters of an id that a table shows.
-SHOWN_ID = 8
-
-
 @app.callback()
 def root() -> None:
     """Alerts and the notices that went out about them."""
@@ -51,9 +47,6 @@ def list_command(
 ) -> None:
     """Show alerts, the youngest first. What is pending, above calm and below the bar, is shown when it is asked for,
     the nearest to the bar first: nobody is told of it."""
-    from rich.text import Text
-
-    from monitor.alerts.records import expectation
     from monitor.records import encode
     from monitor.storage.alerts import list_alerts
     from monitor.storage.engine import reading
@@ -73,21 +66,8 @@ def list_command(
         return
     if waiting:
         out.print(pending_table(waiting))
-    if not found:
-        return
-    table = plain_table("id", "state", "severity", "key", "stories / expected", "fired (UTC)", "resolved (UTC)")
-    for alert in found:
-        table.add_row(
-            # All commands take the beginning of an id; a whole one leaves no room on a line of 80.
-            Text(alert.id[:SHOWN_ID]),
-            alert.state.value,
-            alert.severity,
-            Text(alert.key),
-            f"{counted(alert.surge, alert.observed)} / {expectation(alert.expected)}",
-            moment(alert.fired_at),
-            moment(alert.resolved_at),
-        )
-    out.print(table)
+    if found:
+        out.print(alerts_table(found))
 
 
 @app.command()
@@ -138,9 +118,10 @@ def show(
         row = (Text(story.source), Text(story.title), Text(story.url))
         stories.add_row(f"{story.p_positive if positive else story.p_negative:.2f}", str(story.copies), *row)
     out.print(stories)
-    out.print(events_table(trail))
+    out.print("What became of it (UTC):")
+    print_trail(trail)
     if sent:
-        out.print(deliveries_table(sent))
+        out.print(deliveries_table(sent, with_alert=False))
 
 
 @app.command()

@@ -117,9 +117,16 @@ class _Stream(NamedTuple):
         surge, start = self.surge, datetime.fromisoformat(self.surge["start"])
         return (
             f"The stream: {self.items} items, {self.first_minute:%-d} {self.first_minute:%B} to {self.last_minute:%-d} "
-            f"{self.last_minute:%B %Y}. The surge to be found: {surge['stories']} negative stories about "
-            f"{surge['company']} ({surge['key']}) in {surge['minutes']} minutes from {start:%-d %B, %H:%M} UTC on. "
-            "What else fires is its echo in the whole market, or chance."
+            f"{self.last_minute:%B %Y}. The surge to be found: {surge['stories']} stories about {surge['company']} "
+            f"({surge['key']}) that people labelled negative, in {surge['minutes']} minutes from "
+            f"{start:%-d %B, %H:%M} UTC on. What else fires is its echo in the whole market, or chance."
+        )
+
+    def outcome(self, counted: int) -> str:
+        """Why the alert about the planted surge has counted so many stories and not as many as were planted."""
+        return (
+            f"It counted {counted} stories at its worst, those that the model scored negative; "
+            f"{self.surge['stories']} were planted, which people had labelled so."
         )
 
     def question(self) -> str:
@@ -141,6 +148,13 @@ def _lacking(status: StoreStatus, stream: _Stream, fed: bool) -> list[str]:
     if status.undelivered:
         lacking.append(f"{status.undelivered} notices are undelivered")
     return lacking
+
+
+def _doing(stored: int, of: int) -> str:
+    """What goes on while so many items are stored, in words of one length: the bar beside them keeps its place."""
+    if stored >= of:
+        return "counting, judging"
+    return "replaying news   " if stored else "loading the model"
 
 
 def _stream() -> _Stream:
@@ -218,6 +232,14 @@ class _Run:
                 alerts.append(data)
         return list(dict.fromkeys(str(alert["id"]) for alert in alerts if key in ("", alert["key"])))
 
+    def counted(self, key: str) -> int:
+        """How many stories the alert about `key` counted at its worst."""
+        from monitor.storage.alerts import list_alerts
+        from monitor.storage.engine import reading
+
+        with reading(self.engine) as connection:
+            return max((alert.observed for alert in list_alerts(connection, key=key)), default=0)
+
     def replay(self, stream: _Stream, deadline: float, until_alert: bool, progress: Progress, task: TaskID) -> str:
         """Watch until the whole stream is stored, counted and judged, and all alerts have arrived.
 
@@ -232,7 +254,8 @@ class _Run:
             self.supervisor.check()
             fed = fed or self.supervisor.finished("feed")
             status = store_status(self.engine)
-            progress.update(task, completed=min(status.items, stream.items))
+            stored = min(status.items, stream.items)
+            progress.update(task, completed=stored, description=_doing(stored, stream.items))
             self.print_alerts()
             lacking = _lacking(status, stream, fed)
             found = bool(self.fired(stream.surge["key"]))
@@ -298,8 +321,9 @@ def demo(
     # A random secret for each run: the receiver shows that what arrives was signed with it.
     secret = "whsec_" + b64encode(secrets.token_bytes(24)).decode()
     with signals_as_interrupt(), DemoReceiver(secret=secret) as receiver, ExitStack() as held:
+        # The folder before the port: what listens there may be the demo that runs in it.
+        held.enter_context(owned(current_settings("demo").data_dir))
         settings = _demo_settings(receiver)
-        held.enter_context(owned(settings.data_dir))
         _claim_data_dir(settings)
         engine = open_store(settings)
         _refuse_filled_store(engine)
@@ -331,19 +355,19 @@ def demo(
             if not headless and _has_display():
                 typer.launch(settings.dashboard_url)
             with Progress(
-                TextColumn("replaying {task.description}"),
+                TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 console=err,
             ) as progress:
-                task = progress.add_task(f"{stream.items} items of real news", total=stream.items)
+                task = progress.add_task(_doing(0, stream.items), total=stream.items)
                 silence = run.replay(stream, deadline, until_alert, progress, task)
             out.print(
                 f"\n{silence}"
                 if silence
                 else f"\nThe whole stream is stored, counted and judged. Alerts delivered: {len(run.fired())}, one "
-                f"of them about {stream.surge['key']}.",
+                f"of them about {stream.surge['key']}. {stream.outcome(run.counted(stream.surge['key']))}",
                 markup=False,
             )
             if until_alert:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import typer
-from rich.text import Text
 
 from monitor.cli.context import current_settings, out
-from monitor.cli.tables import plain_table
 from monitor.datadir import announced
 from monitor.errors import MonitorError
 
@@ -22,6 +21,10 @@ if TYPE_CHECKING:
     from monitor.taxonomy import Taxonomy
 
 FREE_BYTES = 1 << 30
+# Of what is printed: the longest mark and the longest name of a check, and where a line begins that has no room beside.
+MARK_WIDTH: Final = len("BROKEN")
+NAME_WIDTH: Final = len("lz4 (worker, notifier)")
+INDENT: Final = 4
 
 
 class Finding(NamedTuple):
@@ -151,10 +154,33 @@ CHECKS: tuple[tuple[str, Callable[[Settings], Iterator[Finding]]], ...] = (
 )
 
 
+def lines_of(finding: Finding, room: int) -> list[str]:
+    """What was found in at most `room` columns, broken between words only: addresses and paths are copied.
+
+    One that is longer than what is left beside the name begins a line of its own; all of that line may not do.
+    """
+    mark = {True: "ok", False: "BROKEN", None: "-"}[finding.ok]
+    head = f"{mark:<{MARK_WIDTH}}  {finding.what:<{NAME_WIDTH}}  "
+    seen = finding.seen if finding.ok else f"{finding.seen.rstrip('.')}. {finding.mend}".rstrip()
+    longest = max(map(len, seen.split()), default=0)
+    beside = len(head) + longest <= room
+    indent = " " * (len(head) if beside else INDENT)
+    wrapped = textwrap.wrap(
+        seen,
+        room,
+        initial_indent=head if beside else indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return wrapped if beside else [head.rstrip(), *wrapped]
+
+
 def doctor() -> None:
     """Look at everything the product needs; exit code 1 when something needed is missing."""
     settings = current_settings()
-    table = plain_table("", "what", "seen", "what to do")
+    # Whoever reads a file or a pipe looks for whole lines.
+    room = out.width if out.is_terminal else sys.maxsize
     broken = 0
     for name, check in CHECKS:
         try:
@@ -165,8 +191,7 @@ def doctor() -> None:
             findings = [Finding(name, False, f"{error.strerror} ({error.filename})", "Check the folder's rights.")]
         for finding in findings:
             broken += finding.ok is False
-            mark = {True: "ok", False: "BROKEN", None: "-"}[finding.ok]
-            table.add_row(mark, *map(Text, (finding.what, finding.seen, "" if finding.ok else finding.mend)))
-    out.print(table)
+            for line in lines_of(finding, room):
+                out.print(line, markup=False)
     if broken:
         raise typer.Exit(1)

@@ -194,19 +194,21 @@ def up() -> None:
     """All processes against the configured broker and database, supervised; one Ctrl-C stops them all."""
     from monitor.supervisor import Supervisor
 
-    settings = current_settings("up", **free_dashboard_port(current_settings("up")))
+    settings = current_settings("up")
     if (settings.data_dir / DEMO_MARK).exists():
         raise ConfigurationError(
             f"{settings.data_dir} holds the data of a demo.", "Choose another folder with --data-dir, or remove it."
         )
-    supervisor = Supervisor(
-        process_specs(settings),
-        settings.environment(),
-        log_dir(settings),
-        settings.shutdown_s,
-        on_event=lambda text: err.print(text, markup=False),
-    )
+    # The folder before the port: what listens there may be the `up` that runs in it.
     with signals_as_interrupt(), owned(settings.data_dir):
+        settings = current_settings("up", **free_dashboard_port(settings))
+        supervisor = Supervisor(
+            process_specs(settings),
+            settings.environment(),
+            log_dir(settings),
+            settings.shutdown_s,
+            on_event=lambda text: err.print(text, markup=False),
+        )
         try:
             if settings.embedded:
                 err.print("No cluster is configured: the embedded development broker stands in (not for production).")

@@ -33,7 +33,7 @@ def score(
     """
     from datetime import UTC, datetime
 
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     from models.engine import open_scorer
     from models.engine.offline import score_lines
@@ -58,16 +58,19 @@ def score(
         sink: IO[bytes] = stack.enter_context(out.open("wb")) if out is not None else sys.stdout.buffer
         progress = stack.enter_context(
             Progress(
-                TextColumn("{task.fields[items]} items"),
+                TextColumn("{task.description}"),
                 BarColumn(),
-                TextColumn("{task.percentage:>3.0f}%"),
+                TaskProgressColumn(),
                 TimeRemainingColumn(),
                 console=err,
-                disable=not err.is_terminal,
+                # On a terminal the items tell by themselves how far it is, and a bar would stand among them.
+                disable=not err.is_terminal or (out is None and sys.stdout.isatty()),
                 transient=True,
             )
         )
-        task = progress.add_task("score", total=None if piped else file.stat().st_size, items=0)
+        # A share is shown once there is one; of standard input nobody knows the length.
+        task = progress.add_task("scoring", total=None)
+        size = None if piped else file.stat().st_size
         now = datetime.now(UTC)
         folder = Path.cwd() if piped else file.parent
         lines = read_jsonl(source, now, folder=folder, max_chart_bytes=settings.max_chart_bytes, undated=now)
@@ -82,7 +85,8 @@ def score(
             if problem:
                 wrong += 1
                 err.print(f"line {outcome.number}: {problem}", markup=False)
-            progress.update(task, completed=outcome.position, items=scored)
+            done = f"{scored:,} item{'' if scored == 1 else 's'} scored"
+            progress.update(task, description=done, completed=outcome.position, total=size)
             if piped:
                 sink.flush()
         sink.flush()

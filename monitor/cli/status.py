@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from monitor.cli.context import current_settings, err, open_store, out
+from monitor.datadir import announced
 from monitor.errors import BrokerError
 
 
@@ -26,13 +27,13 @@ def status(json: Annotated[bool, typer.Option("--json", help="One JSON object.")
     engine = open_store(settings)
     found = store_status(engine)
     behind: dict[str, int | None] = {"worker": None, "aggregator": None}
-    problem = ""
+    problem: BrokerError | None = None
     try:
         now = lag(settings, engine)
         behind = {"worker": now.worker, "aggregator": now.aggregator}
     except BrokerError as error:
         # The store can be read all the same: an operator asks for the status just when something is down.
-        problem = str(error)
+        problem = error
     processes = supervised_processes(settings)
     now_utc = datetime.now(UTC)
     troubles = [(one, one.trouble(now_utc)) for one in processes]
@@ -48,9 +49,9 @@ def status(json: Annotated[bool, typer.Option("--json", help="One JSON object.")
         "late": found.late,
         "stale": found.stale,
     }
-    if problem:
-        err.print(f"lag unknown: {problem}", markup=False)
     if json:
+        if problem:
+            err.print(f"lag unknown: {problem}", markup=False)
         values["processes"] = {
             one.name: {
                 "state": one.state,
@@ -71,6 +72,10 @@ def status(json: Annotated[bool, typer.Option("--json", help="One JSON object.")
     if processes:
         well = [one.name for one, trouble in troubles if not trouble and one.state == "running"]
         values["processes"] = f"{', '.join(well) or 'none'} running"
+    if problem:
+        # A demo that has ended is no trouble: where a broker of this folder would be need not be told at length.
+        no_broker = settings.embedded and announced(settings.broker_address_file) is None
+        values["lag"] = "unknown: no broker runs" if no_broker else f"unknown: {problem.message}"
     values["counted"] = f"{found.counted:,} (an item counts once under each of its keys)"
     for name, value in values.items():
         if name in ("watermark", "judged_to"):

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import getpass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
     from rich.table import Table
 
-__all__ = ["moment", "parse_length", "parse_moment", "plain_table", "user_name"]
+__all__ = ["list_table", "minute", "moment", "parse_length", "parse_moment", "plain_table", "user_name"]
+
+# Blanks between two columns, as rich pads them.
+GAP: Final = 2
 
 
 def user_name(given: str) -> str:
@@ -29,6 +35,43 @@ def plain_table(*headers: str) -> Table:
     return Table(
         *(Column(header, overflow="fold", no_wrap=header == "id") for header in headers), box=None, pad_edge=False
     )
+
+
+def list_table(
+    console: Console, headers: Sequence[str], rows: Sequence[Sequence[str]], *, spare: Sequence[str], cut: str
+) -> Table:
+    """A table with one line for every row, of plain text.
+
+    On a terminal that is too narrow for it the columns `spare` are left out, the first of them first, as far as it
+    takes, and then the end of what stands in the column `cut`. In a file or a pipe everything is there.
+    """
+    from rich.cells import cell_len
+    from rich.table import Table
+    from rich.text import Text
+
+    widths = {header: max(map(cell_len, (header, *(row[i] for row in rows)))) for i, header in enumerate(headers)}
+    kept = list(headers)
+
+    def needed() -> int:
+        return sum(widths[header] for header in kept) + GAP * (len(kept) - 1)
+
+    if console.is_terminal:
+        for header in spare:
+            if needed() <= console.width:
+                break
+            kept.remove(header)
+        widths[cut] = max(1, widths[cut] - max(0, needed() - console.width))
+    table = Table(box=None, pad_edge=False, width=needed())
+    for header in kept:
+        table.add_column(header, width=widths[header], no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        table.add_row(*(Text(cell) for header, cell in zip(headers, row, strict=True) if header in kept))
+    return table
+
+
+def minute(at: datetime | None) -> str:
+    """An event time that is a whole minute, as the judge decides, UTC; empty for None."""
+    return f"{at:%Y-%m-%d %H:%M}" if at else ""
 
 
 def moment(at: datetime | None) -> str:

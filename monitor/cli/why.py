@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from monitor.cli.alert_tables import print_trail
 from monitor.cli.context import current_settings, err, open_store, out
 from monitor.cli.tables import chosen_surges, moment, parse_moment, plain_table
 
@@ -57,10 +58,11 @@ def why(
         return
     _print(answer.account)
     for alert, trail in answer.alerts:
-        out.print(f"Alert {alert.id}, {alert.state}, fired {moment(alert.fired_at)}:", markup=False)
-        for line in trail:
-            detail = ", ".join(f"{name}: {value}" for name, value in line["detail"].items())
-            out.print(f"  {moment(line['at'])}  {line['event']} by {line['actor']}  {detail}", markup=False)
+        out.print(
+            f"Alert {alert.id}, {alert.state}, fired {moment(alert.fired_at)}, event time. What became of it (UTC):",
+            markup=False,
+        )
+        print_trail(trail)
 
 
 def _meant(engine: Engine, given: str) -> tuple[str, datetime | None, str]:
@@ -98,12 +100,14 @@ def _print(found: Account) -> None:
 
     standing = found.standing
     out.print(
-        f"{standing.key} at {moment(found.at)} UTC: {standing.verdict.replace('_', ' ')}", style="bold", markup=False
+        f"{standing.key} at {moment(found.at)} UTC, event time: {standing.verdict.replace('_', ' ')}",
+        style="bold",
+        markup=False,
     )
     out.print(standing.reason, markup=False)
     if standing.windows:
         out.print(
-            f"Highest score in the hour before: {found.highest:.2f} at {moment(found.highest_at)}; "
+            f"Highest score in the hour before: {found.highest:.2f} at {moment(found.highest_at)} UTC; "
             f"an alert needs {standing.bar:.2f}.",
             markup=False,
         )
@@ -132,9 +136,11 @@ def _print(found: Account) -> None:
             )
         out.print(table)
         out.print("p is each window's own; the score is -log10 of that of all windows together.", markup=False)
+    if found.decisions:
+        out.print("What the judge decided in that hour, event time (UTC):", markup=False)
     for decision in found.decisions:
         out.print(
-            f"{moment(decision.at)}  {decision.action}: {counted(decision.surge, decision.observed)}, "
+            f"  {moment(decision.at)}  {decision.action}: {counted(decision.surge, decision.observed)}, "
             f"{expectation(decision.expected)} expected, score {decision.score:.2f} "
             f"(p = {decision.p_value:.1e} over all windows)",
             markup=False,

@@ -30,7 +30,7 @@ def verdict_of(
     if fired >= 0:
         return (
             "firing",
-            f"An episode has been firing since {datetime.fromtimestamp((fired + 1) * 60, UTC).isoformat()}.",
+            f"An episode has been firing since {datetime.fromtimestamp((fired + 1) * 60, UTC):%Y-%m-%d %H:%M:%S} UTC.",
         )
     if age < config.min_age_minutes:
         needed = config.min_age_minutes / 60

@@ -153,7 +153,8 @@ def test_the_form_asks_for_the_evidence_of_what_a_rule_watches(visit: Visit) -> 
         visit.driver.execute_script("arguments[0].click()", chosen)
         visit.see(asked)
         visit.settle()
-    assert "share, at least" not in visit.text()
+    # What the page had before stays until the new one is drawn to its end.
+    visit.wait(lambda _: "share, at least" not in visit.text(), "the question about a share to go")
 
 
 def test_charts_are_drawn(visit: Visit) -> None:

@@ -128,13 +128,17 @@ def test_status_of_an_empty_store_when_nothing_runs(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_status_without_its_cluster_is_one_sentence(tmp_path: Path) -> None:
-    done = run("--data-dir", str(tmp_path), "--kafka-bootstrap-servers", "127.0.0.1:1", "status")
-    assert done.returncode == 0
-    assert done.stderr == (
-        "lag unknown: No Kafka broker answers at 127.0.0.1:1. "
-        "Check kafka_bootstrap_servers, and that the cluster runs.\n"
-    )
+def test_status_without_its_broker_says_so_in_its_place(tmp_path: Path) -> None:
+    folder = tmp_path / ("long-name-" * 9)
+    for flags, said in (
+        ((), "unknown: no broker runs"),
+        (("--kafka-bootstrap-servers", "127.0.0.1:1"), "unknown: No Kafka broker answers at 127.0.0.1:1."),
+    ):
+        done = run("--data-dir", str(folder), *flags, "status", COLUMNS="80")
+        assert (done.returncode, done.stderr) == (0, "")
+        (line,) = (line for line in done.stdout.splitlines() if "unknown" in line)
+        assert " ".join(line.split()) == f"lag {said}"
+        assert len(line) <= 80
 
 
 def test_a_taken_port_of_the_http_feed_is_one_sentence(tmp_path: Path) -> None:
@@ -147,19 +151,16 @@ def test_a_taken_port_of_the_http_feed_is_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", ["demo", "up"])
-def test_a_folder_in_which_another_one_runs_is_left_alone(
-    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        # The usual one may be taken by a demo of the machine's user.
-        monkeypatch.setenv("SENTIMENT_MONITOR_DASHBOARD_PORT", str(free.getsockname()[1]))
+def test_a_folder_in_which_another_one_runs_is_left_alone(verb: str, tmp_path: Path) -> None:
     (tmp_path / "monitor.db").write_bytes(b"theirs")
     if verb == "demo":
         (tmp_path / "demo.json").write_text("{}")
-    with owned(tmp_path):
-        done = run("--data-dir", str(tmp_path), verb)
+    # The other one listens on the dashboard's port, too: that is no news.
+    with owned(tmp_path), socket.create_server(("127.0.0.1", 0)) as dashboard:
+        port = str(dashboard.getsockname()[1])
+        done = run("--data-dir", str(tmp_path), verb, SENTIMENT_MONITOR_DASHBOARD_PORT=port)
     assert done.returncode == 2
-    assert f"Another `demo` or `up` runs in {tmp_path}." in done.stderr
+    assert done.stderr.startswith(f"error: Another `demo` or `up` runs in {tmp_path}.")
     assert (tmp_path / "monitor.db").read_bytes() == b"theirs"
 
 

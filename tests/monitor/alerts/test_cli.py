@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from sqlalchemy import Engine
 from typer.testing import CliRunner
 
 from monitor.alerts.demo_receiver import DemoReceiver, new_secret
+from monitor.cli import alert_tables, alerts
 from monitor.cli.alerts import app
 from monitor.cli.context import root_flags
 from monitor.errors import ConfigurationError, DeliveryError
 from monitor.storage import deliveries
-from monitor.storage.alerts import record_decisions
+from monitor.storage.alerts import acknowledge, record_decisions
 from monitor.storage.deliveries import Delivery
 from monitor.storage.engine import writing
 from monitor.storage.pending import end_pending
@@ -76,6 +80,84 @@ def test_what_is_pending_is_listed_when_asked_for_and_shown(store: Engine) -> No
     for nothing in ("p", "q"):
         with pytest.raises(ConfigurationError, match="More than one" if nothing == "p" else "no alert q"):
             run("show", nothing)
+
+
+class Terminal(Console):
+    """Looks like a terminal of some width; `lines` is what was printed."""
+
+    def __init__(self, width: int) -> None:
+        self.shown = io.StringIO()
+        super().__init__(
+            file=self.shown, width=width, force_terminal=True, color_system=None, highlight=False, soft_wrap=True
+        )
+
+    @property
+    def lines(self) -> list[str]:
+        return [line.rstrip() for line in self.shown.getvalue().splitlines()]
+
+
+def listed(monkeypatch: pytest.MonkeyPatch, width: int, *arguments: str) -> list[str]:
+    terminal = Terminal(width)
+    for module in (alerts, alert_tables):
+        monkeypatch.setattr(module, "out", terminal)
+    run("list", *arguments)
+    return terminal.lines
+
+
+def test_a_row_of_the_list_is_one_line(store: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with writing(store) as conn:
+        long = [decision(key="topic:treasuries_corporate_debt", episode_id="long" * 8, expected=0.04, observed=123)]
+        record_decisions(conn, long, dashboard_url=DASHBOARD)
+        acknowledge(conn, "long" * 8, by="ada", at=AT)
+    # In a pipe all of it, whatever COLUMNS says.
+    monkeypatch.setenv("COLUMNS", "40")
+    head, *rows = run("list").splitlines()
+    assert re.split("  +", head.strip()) == [
+        *("id", "state", "severity", "key", "surge", "stories", "expected", "fired (UTC)", "resolved (UTC)")
+    ]
+    assert len(rows) == 3
+    (whole,) = (row for row in rows if row.startswith("longlong "))
+    assert re.split("  +", whole.strip())[:7] == [
+        *("longlong", "acknowledged", "warning", "topic:treasuries_corporate_debt", "negative", "123", "under 0.1")
+    ]
+    assert listed(monkeypatch, 200) == [line.rstrip() for line in (head, *rows)]
+    head, *rows = listed(monkeypatch, 80, "--key", "ticker:AAPL")
+    assert re.split("  +", head) == ["id", "state", "severity", "key", "stories", "expected", "fired (UTC)"]
+    assert len(rows) == 1
+    # What is needed least goes first; a key may lose its end, an id and a time may not.
+    head, *rows = listed(monkeypatch, 80)
+    assert re.split("  +", head) == ["id", "state", "key", "stories", "fired (UTC)"]
+    assert len(rows) == 3
+    assert max(map(len, rows)) == 80
+    (narrow,) = (row for row in rows if row.startswith("longlong "))
+    assert "topic:treasuries_corporate_d…  123 " in narrow
+    assert narrow.endswith(f"{AT:%Y-%m-%d %H:%M}")
+
+
+def test_a_row_of_what_is_pending_is_one_line(store: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {"rule": "negative-surge", "surge": "negative", "window_minutes": 480, "bar": 4.0, "score": 3.6}
+    with writing(store) as conn:
+        name = {"id": "c" * 32, "key": "topic:company_product_news"}
+        conn.execute(pending.insert().values(**name, **fields, started_at=AT, seen_at=AT))
+    for width, columns in ((80, 5), (200, 8)):
+        head, row = listed(monkeypatch, width, "--state", "pending")
+        assert len(re.split("  +", head)) == len(re.split("  +", row)) == columns
+        assert row.startswith("cccccccc  pending  topic:company_product_news  ")
+        assert "3.60 / 4.00" in row
+
+
+def test_a_notice_of_an_alert_is_one_line(store: Engine) -> None:
+    notice = {"episode_id": ID, "receiver": "webhook-1", "position": 0, "payload": "{}", "created_at": AT}
+    rows = [
+        Delivery(id=f"msg_{letter * 40}", event=event, state="delivered", attempts=1, **notice)
+        for letter, event in (("a", "firing"), ("b", "acknowledged"))
+    ]
+    terminal = Terminal(82)
+    terminal.print(alert_tables.deliveries_table(rows, with_alert=False))
+    assert [line.split() for line in terminal.lines[1:]] == [
+        ["msg_aaaaaaaa", "webhook-1", "firing", "delivered", "1"],
+        ["msg_bbbbbbbb", "webhook-1", "acknowledged", "delivered", "1"],
+    ]
 
 
 def test_ack_is_seen_in_show(store: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

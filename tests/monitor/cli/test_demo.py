@@ -32,6 +32,7 @@ from monitor.cli.demo import (
     SURGE_BUDGET,
     _claim_data_dir,
     _demo_settings,
+    _doing,
     _Run,
     _stream,
     told,
@@ -39,10 +40,11 @@ from monitor.cli.demo import (
 from monitor.errors import MonitorError
 from monitor.settings import Settings, load_settings
 from monitor.storage import tables
+from monitor.storage.alerts import record_decisions
 from monitor.storage.engine import writing
 from monitor.supervisor import ProcessSpec, Supervisor
 from scripts.build_demo_stream import planted
-from tests.monitor.alerts.builders import AT, an_alert
+from tests.monitor.alerts.builders import AT, DASHBOARD, an_alert, decision
 
 
 def payload(notice: Any) -> dict[str, Any]:
@@ -100,8 +102,23 @@ def test_the_stream_holds_the_surge_that_is_announced() -> None:
         and start <= datetime.fromisoformat(item["published_at"]) <= start + timedelta(minutes=stream.surge["minutes"])
     ]
     assert len({item["title"] for item in within}) >= stream.surge["stories"]
-    assert "24 negative stories about Infosys (ticker:INFY) in 84 minutes from 6 March, 14:02 UTC on" in (
-        stream.introduction()
+    told = stream.introduction()
+    assert "24 stories about Infosys (ticker:INFY) that people labelled negative, in 84 minutes from 6 March, " in told
+
+
+def test_why_the_alert_counts_other_than_what_was_planted_is_said(replay: tuple[Replay, Engine]) -> None:
+    _, engine = replay
+    surge = _stream().surge["key"]
+    with writing(engine) as connection:
+        for number, fired in enumerate((23, 4)):
+            one = decision(key=surge, episode_id=f"e{number}", observed=fired)
+            record_decisions(connection, [one], dashboard_url=DASHBOARD)
+    with DemoReceiver() as receiver:
+        shown = _Run(load_settings(None), receiver, engine, Supervisor([], {}, Path()))
+        assert (shown.counted(surge), shown.counted("ticker:ZZZ")) == (23, 0)
+    assert _stream().outcome(23) == (
+        "It counted 23 stories at its worst, those that the model scored negative; 24 were planted, which people had "
+        "labelled so."
     )
 
 
@@ -145,18 +162,36 @@ def replay(tmp_path: Path) -> Any:
     supervisor.start()
     supervisor._children["feed"].process.wait()
 
-    def run(until_alert: bool, patience: float = 60, *, stored: bool = True, **settings: Any) -> str:
+    def run(
+        until_alert: bool,
+        patience: float = 60,
+        *,
+        stored: bool = True,
+        progress: Progress | None = None,
+        **settings: Any,
+    ) -> str:
         # Every item is stored when there is none.
         stream = _stream()._replace(items=0 if stored else 5)
         settings = {"data_dir": tmp_path, "surge_budget": SURGE_BUDGET} | settings
-        with DemoReceiver() as receiver, Progress(disable=True) as progress:
+        bar = progress or Progress(disable=True)
+        with DemoReceiver() as receiver:
             shown = _Run(load_settings(None, **settings), receiver, engine, supervisor)
             deadline = time.monotonic() + patience
-            return shown.replay(stream, deadline, until_alert, progress, progress.add_task(""))
+            return shown.replay(stream, deadline, until_alert, bar, bar.add_task(""))
 
     yield run, engine
     supervisor.stop()
     engine.dispose()
+
+
+def test_the_bar_says_what_goes_on(replay: tuple[Replay, Engine]) -> None:
+    run, _ = replay
+    for stored, said in ((False, "loading the model"), (True, "counting, judging")):
+        bar = Progress(disable=True)
+        with pytest.raises(MonitorError):
+            run(True, 0, stored=stored, progress=bar)
+        assert [task.description for task in bar.tasks] == [said]
+    assert {_doing(stored, 5).rstrip() for stored in (1, 4)} == {"replaying news"}
 
 
 def judge_all(engine: Engine) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from rich.console import Console
 from models.bundle import read_model_file
 from models.registry import shipped
 from monitor.cli import doctor
+from monitor.cli.doctor import Finding, lines_of
 from tests.monitor.cli.conftest import Cli, Done
 
 
@@ -53,6 +56,36 @@ def test_a_shipped_name_a_path_and_a_wrong_name(cli: Cli, small_model: Path, mon
     done = cli("doctor")
     assert done.code == 1
     assert "There is no model nobody." in model_line(done)
+
+
+@pytest.mark.parametrize("room", [60, 80, 120, sys.maxsize])
+def test_a_path_is_never_broken(room: int) -> None:
+    address = "sqlite:////srv/sentiment-monitor/data-of-the-desk/2026-03/monitor.db"
+    for finding in (
+        Finding("database", True, address),
+        Finding("notifier", False, "The notifier has failed.", f"Look at {address} and start it again."),
+    ):
+        lines = lines_of(finding, room)
+        assert sum(address in line for line in lines) == 1
+        assert max(map(len, lines)) <= max(room, 4 + len(address))
+        assert lines[0].split()[1] == finding.what
+        assert [line[:4].strip() for line in lines[1:]] == [""] * (len(lines) - 1)
+    assert len(lines_of(finding, sys.maxsize)) == 1
+    assert " ".join(" ".join(lines).split()) == (
+        f"BROKEN notifier The notifier has failed. Look at {address} and start it again."
+    )
+
+
+def test_on_a_terminal_no_line_is_longer_than_it(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    narrow = Console(width=80, file=shown, force_terminal=True, highlight=False, soft_wrap=True, color_system=None)
+    monkeypatch.setattr(doctor, "out", narrow)
+    monkeypatch.setattr(doctor, "CHECKS", tuple(check for check in doctor.CHECKS if check[0] != "model"))
+    assert cli("db", "upgrade").code == 0
+    assert cli("doctor").code == 0
+    (line,) = (line for line in shown.getvalue().splitlines() if "monitor.db" in line)
+    assert line.strip().endswith("/data/monitor.db")
+    assert all(len(line) <= 80 for line in shown.getvalue().splitlines() if "/" not in line)
 
 
 def test_without_a_store_it_is_the_shipped_one(cli: Cli) -> None:

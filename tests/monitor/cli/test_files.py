@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from models.training.config import load_config
 from models.training.gathering import gather
+from monitor.cli import score as score_module
 from tests.models.tiny import picture
 from tests.monitor.cli.conftest import Cli
+
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def write(path: Path, *rows: object) -> str:
@@ -142,6 +149,30 @@ def test_score_reads_standard_input_and_names_bad_lines(cli: Cli, tmp_path: Path
         "line 2", "line 3", "line 5",
     ]  # fmt: skip
     assert "not UTF-8" in done.err
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_score_shows_no_share_before_there_is_one(
+    cli: Cli, tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    file = write(tmp_path / "f.jsonl", *({"title": f"Acme profit falls {n}"} for n in range(rows)))
+
+    def shown(*arguments: str, stdin: bytes = b"") -> str:
+        told = io.StringIO()
+        monkeypatch.setattr(score_module, "err", Console(file=told, force_terminal=True, width=100, color_system=None))
+        done = cli("score", *arguments, "--model", str(small_model), stdin=stdin)
+        assert (done.code, done.err) == (0, "")
+        return " ".join(CONTROL.sub(" ", told.getvalue()).split())
+
+    bar = shown(file, "--out", str(tmp_path / "out.jsonl"))
+    assert " 0%" not in bar
+    assert "scoring ━" in bar
+    assert f" {rows} item{'s' if rows > 1 else ''} scored ━" in bar
+    assert "100%" in bar
+    assert "%" not in shown("-", stdin=Path(file).read_bytes())
+    # Beside the items themselves there is none: they are on the same screen.
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert "scored" not in shown(file)
 
 
 def test_score_of_nothing_is_nothing_and_of_no_file_an_error(cli: Cli, tmp_path: Path, small_model: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,18 @@ def test_any_judged_time_is_explained_and_others_are_refused(cli: Cli, tmp_path:
     fired = cli("alerts", "why", "ticker:AAA", "--at", at(SURGE + 15))
     assert fired.code == 0, fired.err
     assert "firing" in fired.out
-    assert "raised by judge" in fired.out
+    # Times look alike, and the clock of each is named: the judge's are those of the news.
+    surge = datetime.fromtimestamp((BEGIN + SURGE) * 60, UTC)
+    assert f"An episode has been firing since {surge:%Y-%m-%d %H:}" in fired.out
+    assert re.search(rf"^  event time  {surge:%Y-%m-%d} \d\d:\d\d:00  raised by judge  from: ", fired.out, re.MULTILINE)
     (alert,) = map(json.loads, cli("alerts", "list", "--json").out.splitlines())
+    assert cli("alerts", "ack", alert["id"], "--by", "ada").code == 0
+    taken = cli("alerts", "why", "ticker:AAA", "--at", at(SURGE + 15)).out
+    assert re.findall(r"\dT\d|\+00:00", taken) == []
+    assert re.search(r"^  wall clock  \d{4}-\d\d-\d\d \d\d:\d\d:\d\d  acknowledged by ada$", taken, re.MULTILINE)
+    shown = cli("alerts", "show", alert["id"]).out
+    clocks = re.findall(r"^  (event time|wall clock)  \S+ \S+  (\w+) ", shown, re.MULTILINE)
+    assert (clocks[0], clocks[-1]) == (("event time", "pending"), ("wall clock", "acknowledged"))
     asked = json.loads(cli("alerts", "why", alert["id"][:8], "--json").out)
     assert (asked["standing"]["key"], asked["standing"]["verdict"]) == ("ticker:AAA", "firing")
     assert datetime.fromisoformat(asked["at"]) == datetime.fromisoformat(alert["fired_at"])
