@@ -157,18 +157,24 @@ def held_against(surges: list[Surge], raised: list[Alarm], keys: int, days: int)
     }
 
 
-def measure(seed: int, keys: int, days: int, budget: float) -> dict[str, dict[str, Any]]:
-    """One seed, by the bar learned online and by the one that begins with the history."""
-    warm, end = WARM_DAYS * DAY_MINUTES, days * DAY_MINUTES
+def history_of(seed: int, keys: int, days: int) -> History:
+    """What a stream of this seed without surges tells of false alarms."""
     quiet = np.random.default_rng([seed, 1])
     peaks: list[float] = []
-    judge = Judge(JudgeConfig(budget=budget), lambda _key, peak: peaks.append(peak))
+    judge = Judge(JudgeConfig(), lambda _key, peak: peaks.append(peak))
     counted = minutes(quiet, *draw(quiet, keys, days, surges=False)[:2])
+    warm = WARM_DAYS * DAY_MINUTES
     list(judged(judge, counted[:, :warm]))
     peaks.clear()
     before = judge.key_days
     list(judged(judge, counted, warm))
-    history = History((*peaks, *judge.peaks_under_way()), judge.key_days - before)
+    return History((*peaks, *judge.peaks_under_way()), judge.key_days - before)
+
+
+def measure(seed: int, keys: int, days: int, budget: float) -> dict[str, dict[str, Any]]:
+    """One seed, by the bar learned online and by the one that begins with the history."""
+    end = days * DAY_MINUTES
+    history = history_of(seed, keys, days)
     loud = np.random.default_rng([seed, 2])
     negatives, others, surges = draw(loud, keys, days, surges=True)
     config = JudgeConfig(budget=budget)

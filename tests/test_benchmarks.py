@@ -91,6 +91,6 @@ def test_guards() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["charts", "fusion", "series", "sorts", "surges", "worker"])
+@pytest.mark.parametrize("name", ["charts", "fusion", "mixture", "series", "sorts", "surges", "worker"])
 def test_the_others_start(name: str) -> None:
     assert "usage" in run(name, "--help")
