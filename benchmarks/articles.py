@@ -1,10 +1,11 @@
-"""Sentiment towards a company in an article about several: by the sentence that names it, and by what stands round it.
+"""Sentiment towards a company in an article about several: by its own sentences, and by all that stands round its name.
 
-usage: python benchmarks/articles.py [--items 900] [--seed 2]
+usage: python benchmarks/articles.py [--items 900] [--seed 2] [--fiqa FILE]
 
 Articles are made of held-out SEntFiN headlines, each with a company and a label that people gave: among other headlines
-(joined by full stops) or posts (line by line), at any place in them. Beside them a headline alone, and 936 single posts
-and headlines of FiQA, if its file is given (`--fiqa`): one company each, which is read with all that stands round it.
+(joined by full stops) or posts (line by line), at any place in them; and two headlines under a title that names both
+companies. Beside them a headline alone, and those of FiQA's posts and headlines that have more than one sentence, if
+its file is given: one company each, which is read with all that stands round it.
 Prints one JSON list: right answers and tokens read, by each way.
 """
 
@@ -13,15 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import LoadedModel, load_model
-from models.sentences import sentence_at
+from models.sentences import Place, entity_rows, sentence_at
 from models.tokens import Row
 from models.training.datasets import bundled_path, examples_of, find_entity, read_labelled, select
 
@@ -32,27 +33,49 @@ KINDS = (
     ("nine headlines", ". ", "sentfin", 8),
     ("a headline among eight posts", "\n", "twitter_topic", 8),
 )
+WAYS = ("text", "sentences")
 
 
-def by_sentence(row: Row) -> Row:
-    """What is read where several companies are named."""
+class Article(NamedTuple):
+    """A text and the places of the companies in it; it is asked about the first."""
+
+    text: str
+    named: list[list[Place]]
+
+    def row(self, way: str) -> Row:
+        """What is read."""
+        first = self.named[0][0]
+        return Row(self.text, first) if way == "text" else entity_rows(self.text, self.named)[first]
+
+
+def moved(row: Row, by: int) -> Place:
+    """Where a row's company stands when so many characters come before its text."""
     assert row.entity is not None
-    start, end = sentence_at(row.text, row.entity)
-    return Row(row.text[start:end], (row.entity[0] - start, row.entity[1] - start))
+    return row.entity[0] + by, row.entity[1] + by
 
 
-WAYS: dict[str, Callable[[Row], Row]] = {"text": lambda row: row, "sentence": by_sentence}
-
-
-def placed(rows: Sequence[Row], between: str, others: Sequence[str], count: int, seed: int) -> Iterator[Row]:
-    """Each row's text at any place among `count` of the others."""
+def among(rows: Sequence[Row], between: str, others: Sequence[str], count: int, seed: int) -> Iterator[Article]:
+    """Each row's text at any place among `count` of the others, of which the first counts as naming another company."""
     g = random.Random(seed)
     for row in rows:
-        assert row.entity is not None
         beside, at = g.sample(others, count), g.randint(0, count)
         before = "".join(text + between for text in beside[:at])
         text = before + row.text + "".join(between + text for text in beside[at:])
-        yield Row(text, (row.entity[0] + len(before), row.entity[1] + len(before)))
+        other = 0 if at else len(row.text + between)
+        yield Article(text, [[moved(row, len(before))], [(other, other + 1)]])
+
+
+def in_focus(rows: Sequence[Row]) -> Iterator[Article]:
+    """Each row's text and the next row's under a title that names both companies."""
+    for row, other in zip(rows, [*rows[1:], rows[0]], strict=True):
+        name, second = (one.text[slice(*moved(one, 0))] for one in (row, other))
+        title = f"{name} and {second} in focus\n"
+        middle = f"{title}{row.text}. "
+        named = [
+            [(0, len(name)), moved(row, len(title))],
+            [(len(name) + 5, len(name) + 5 + len(second)), moved(other, len(middle))],
+        ]
+        yield Article(middle + other.text, named)
 
 
 def answers(model: LoadedModel, rows: Sequence[Row]) -> tuple[NDArray[np.float32], float]:
@@ -64,15 +87,18 @@ def answers(model: LoadedModel, rows: Sequence[Row]) -> tuple[NDArray[np.float32
 def fiqa(model: LoadedModel, path: Path) -> Iterator[dict[str, Any]]:
     """Of texts about one company that have more than one sentence: how often the sign of the score is right."""
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    rows, scores = [], []
+    whole, cut, scores = [], [], []
     for line in lines:
-        span = find_entity(line["text"], line["target"])
-        row = Row(line["text"], span) if span else None
-        if row is not None and by_sentence(row).text != row.text:
-            rows.append(row)
+        place = find_entity(line["text"], line["target"])
+        if place is None:
+            continue
+        start, end = sentence_at(line["text"], place)
+        if (start, end) != (0, len(line["text"])):
+            whole.append(Row(line["text"], place))
+            cut.append(Row(line["text"][start:end], (place[0] - start, place[1] - start)))
             scores.append(line["score"])
-    for way, cut in WAYS.items():
-        said, tokens = answers(model, [cut(row) for row in rows])
+    for way, rows in zip(WAYS, (whole, cut), strict=True):
+        said, tokens = answers(model, rows)
         right = float((np.sign(said[:, 2] - said[:, 0]) == np.sign(scores)).mean())
         yield {"kind": "one company (FiQA)", "way": way, "texts": len(rows), "right": right, "tokens": tokens}
 
@@ -93,15 +119,16 @@ def main() -> None:
     truth = np.array([one.sentiment for one in asked])
     alone = [one.row for one in asked]
     texts = {name: [row.text for row in rows] for name, rows in held_out.items()}
-    made = {"one headline": alone} | {
-        name: list(placed(alone, between, texts[others], count, o.seed)) for name, between, others, count in KINDS
+    made = {"one headline": [Article(row.text, [[moved(row, 0)]]) for row in alone]} | {
+        name: list(among(alone, between, texts[others], count, o.seed)) for name, between, others, count in KINDS
     }
+    made["two headlines under a title that names both"] = list(in_focus(alone))
     found: list[dict[str, Any]] = []
-    for kind, rows in made.items():
-        for way, cut in WAYS.items():
-            said, tokens = answers(model, [cut(row) for row in rows])
+    for kind, articles in made.items():
+        for way in WAYS:
+            said, tokens = answers(model, [article.row(way) for article in articles])
             right = float((said.argmax(axis=1) == truth).mean())
-            found.append({"kind": kind, "way": way, "texts": len(rows), "right": right, "tokens": tokens})
+            found.append({"kind": kind, "way": way, "texts": len(articles), "right": right, "tokens": tokens})
     if o.fiqa:
         found += fiqa(model, o.fiqa)
     for row in found:

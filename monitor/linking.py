@@ -40,7 +40,8 @@ _CUES: Final = re.compile(
 
 
 class Mention(NamedTuple):
-    """A company in a text. `start`, `end`: characters of its first mention, -1 when only the item's tickers name it.
+    """A company in a text. `start`, `end`: characters of its first mention, -1 when only the item's tickers name it;
+    `places` are those of all its mentions, in order.
 
     `relevance` in [0, 1]: 0.5 if the title names it, plus 0.2 times how early it first stands (1 at the start, 0 at
     the end), plus 0.3 times its share of all mentions in the text. A ticker that the item itself carries has at
@@ -52,6 +53,7 @@ class Mention(NamedTuple):
     start: int
     end: int
     relevance: float
+    places: tuple[tuple[int, int], ...] = ()
 
 
 class _Hit(NamedTuple):
@@ -169,17 +171,16 @@ def link(
     if title_chars is None:
         newline = searched.find("\n")
         title_chars = newline if newline >= 0 else len(searched)
-    first: dict[str, _Hit] = {}
-    counts: dict[str, int] = {}
+    places: dict[str, list[tuple[int, int]]] = {}
     for hit in hits:
-        first.setdefault(hit.ticker, hit)
-        counts[hit.ticker] = counts.get(hit.ticker, 0) + 1
+        places.setdefault(hit.ticker, []).append((hit.start, hit.end))
     mentions = []
-    for ticker, hit in first.items():
-        relevance = 0.5 if hit.start < title_chars else 0.0
-        relevance += 0.2 * (1 - hit.start / max(1, len(searched))) + 0.3 * counts[ticker] / len(hits)
+    for ticker, found in places.items():
+        start, end = found[0]
+        relevance = 0.5 if start < title_chars else 0.0
+        relevance += 0.2 * (1 - start / max(1, len(searched))) + 0.3 * len(found) / len(hits)
         if ticker in own:
             relevance = max(relevance, OWN_TICKER_RELEVANCE)
-        mentions.append(Mention(table.name(ticker), ticker, hit.start, hit.end, round(relevance, 4)))
-    mentions += [Mention(table.name(t), t, -1, -1, OWN_TICKER_RELEVANCE) for t in own if t not in first]
+        mentions.append(Mention(table.name(ticker), ticker, start, end, round(relevance, 4), tuple(found)))
+    mentions += [Mention(table.name(t), t, -1, -1, OWN_TICKER_RELEVANCE) for t in own if t not in places]
     return sorted(mentions, key=lambda m: (-m.relevance, m.start))

@@ -38,30 +38,22 @@ def _scorer(_settings: Any, _engine: Any, database: str, model: str) -> Any:  # 
     return open_scorer(_settings, _engine)
 
 
-def _model() -> Any:
+def _scorer_in_use() -> Any:
     now = settings()
     scorer = _scorer(now, engine(), now.database, now.model)
     scorer.refresh()
-    return scorer.model
+    return scorer
 
 
-def _explain(model: Any, item: ScoredItem, name: str, image: bytes | None) -> Explanation:
-    """Of the whole, or of a company by what was read of the text when it was scored."""
+def _explain(scorer: Any, item: ScoredItem, ticker: str, image: bytes | None) -> Explanation:
+    """Of the whole, or of the company `ticker` by what is read of the text when it is scored."""
     from models.explain import explain
-    from models.sentences import entity_rows
 
     text = wording(item)
-    spans = {name: (text.find(name), text.find(name) + len(name)) for name in _named(item)}
-    if name not in spans:
-        return explain(model, text, None, image, count=0)
-    row = entity_rows(text, set(spans.values()), item.lang or "en")[spans[name]]
-    return explain(model, row.text, row.entity, image, count=0)
-
-
-def _named(item: ScoredItem) -> list[str]:
-    """Names of its companies that stand in its text."""
-    text = wording(item)
-    return [entity.name for entity in item.entities if entity.name in text]
+    row = scorer.rows_about(item, text).get(ticker) if ticker else None
+    if row is None:
+        return explain(scorer, text, None, image, count=0)
+    return explain(scorer, row.text, row.entity, image, count=0)
 
 
 def _words(found: Explanation) -> None:
@@ -127,13 +119,14 @@ def show_explanation(item: ScoredItem, images: list[ChartImage]) -> None:
     st.subheader("Why?", anchor=False)
     text = wording(item)
     choice, button = st.columns([3, 1], vertical_alignment="bottom")
-    name = choice.selectbox("Explain the sentiment of", [WHOLE, *_named(item)], key=f"why-{item.id}")
+    tickers = {WHOLE: ""} | {entity.name: entity.ticker for entity in item.entities if entity.ticker}
+    name = choice.selectbox("Explain the sentiment of", list(tickers), key=f"why-{item.id}")
     image = images[0].image if images else None
     if not button.button("Explain", icon=":material/psychology:", width="stretch"):
         return
     with st.spinner("Reading it again …"):
-        model = _model()
-        found = _explain(model, item, name, image)
+        scorer = _scorer_in_use()
+        found = _explain(scorer, item, tickers[name], image)
     mark = SENTIMENT_MARKS[Sentiment(found.label)]
     st.markdown(f"The model in use says **{mark} {found.label}** with {found.probability:.0%}.")
     if found.words:
@@ -144,4 +137,4 @@ def show_explanation(item: ScoredItem, images: list[ChartImage]) -> None:
         )
         _heat_map(found, image)
     if text:
-        _neighbours(model, text)
+        _neighbours(scorer.model, text)

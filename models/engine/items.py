@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from models.engine.cache import RowScore
 from models.rules import PREFIX, Match, SentimentRules
+from models.sentences import entity_rows
+from models.tokens import Row
 from monitor.linking import Mention
 from monitor.records import (
     Chart,
@@ -26,10 +28,12 @@ from monitor.records import (
 )
 from monitor.taxonomy import Taxonomy
 
-__all__ = ["MAX_ENTITIES", "Flag", "Question", "ScoringRequest", "answer", "entity_shown", "spans_of"]
+__all__ = ["MAX_ENTITIES", "Flag", "Question", "ScoringRequest", "answer", "entity_shown", "rows_about"]
 
 # Companies of one item whose sentiment is asked for; the most relevant ones.
 MAX_ENTITIES: Final = 8
+# So many are looked for in each other's sentences.
+_NAMED: Final = 16
 
 
 class Flag:
@@ -76,9 +80,15 @@ class Question:
     flags: tuple[str, ...] = ()
 
 
-def spans_of(mentions: Sequence[Mention]) -> list[tuple[int, int]]:
-    """Character spans of the entities that get a row of their own."""
-    return [(m.start, m.end) for m in mentions[:MAX_ENTITIES] if m.start >= 0]
+def rows_about(text: str, mentions: Sequence[Mention], language: str) -> dict[str, Row]:
+    """The row that asks about each entity that gets one of its own, by ticker.
+
+    `language` is an ISO 639-1 code, "" for what is not known.
+    """
+    named = [mention for mention in mentions[:_NAMED] if mention.start >= 0]
+    rows = entity_rows(text, [mention.places for mention in named], language or "en")
+    asked = {mention.ticker for mention in mentions[:MAX_ENTITIES]}
+    return {mention.ticker: rows[mention.places[0]] for mention in named if mention.ticker in asked}
 
 
 def entity_shown(mention: Mention, chart: Chart | None, mentions: Sequence[Mention]) -> bool:
@@ -105,7 +115,7 @@ def _topic(probabilities: NDArray[np.float32], taxonomy: Taxonomy) -> TopicScore
 def answer(
     question: Question,
     whole: RowScore,
-    entities: Mapping[tuple[int, int], RowScore],
+    entities: Mapping[str, RowScore],
     *,
     taxonomy: Taxonomy,
     threshold: float,
@@ -117,7 +127,7 @@ def answer(
     Parameters
     ----------
     whole : the model's answer about the item as a whole.
-    entities : its answers about entities, by their character span.
+    entities : its answers about entities, by ticker.
     threshold : probability from which a picture counts as a chart.
 
     An entity without a span of its own (a ticker that only the item's fields name, or a text that cannot be read)
@@ -136,7 +146,7 @@ def answer(
     sentiment, rules = SentimentRules.apply(question.rules, SentimentScore.of(whole.sentiment))
     scored: list[EntityScore] = []
     for mention in question.mentions[:MAX_ENTITIES]:
-        row = entities.get((mention.start, mention.end))
+        row = entities.get(mention.ticker)
         towards = sentiment if row is None else SentimentScore.of(row.sentiment)
         if row is not None and len(question.mentions) == 1:
             towards, notes = SentimentRules.apply(question.rules, towards, mention.name)

@@ -16,12 +16,11 @@ from models.charts.images import decode_image
 from models.engine.batching import token_budget
 from models.engine.cache import RowScore, ScoreCache, row_key
 from models.engine.forward import Forward, RowFailure, starved
-from models.engine.items import Flag, Question, ScoringRequest, answer, entity_shown, spans_of
+from models.engine.items import Flag, Question, ScoringRequest, answer, entity_shown, rows_about
 from models.engine.language import LanguageGuard, languages_of
 from models.engine.precision import prepare
 from models.registry import resolve
 from models.rules import SentimentRules, load_rules
-from models.sentences import entity_rows
 from models.tokens import Row, TokenizedRow
 from monitor.companies import CompanyTable, bundled_companies, load_companies
 from monitor.errors import ModelError, StorageError
@@ -75,7 +74,7 @@ class _Asked:
     question: Question
     picture: _Picture | None
     whole: bytes = b""
-    spans: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    entities: dict[str, bytes] = field(default_factory=dict)
 
 
 class Scorer:
@@ -184,6 +183,12 @@ class Scorer:
         """
         return self._score(requests, self._serving)
 
+    def rows_about(self, item: NewsItem | ScoredItem, text: str) -> dict[str, Row]:
+        """What is read of an item's text when it is asked how its companies fare, by ticker; others take the item's
+        sentiment."""
+        mentions = link(text, item.tickers, title_chars=len(item.title) or None, table=self._companies)
+        return rows_about(text, mentions, item.lang)
+
     def warm_up(self) -> None:
         """Load what is otherwise loaded when the first text needs it, which takes seconds."""
         self._serving.guard.load()
@@ -271,20 +276,19 @@ class Scorer:
         wanted: dict[bytes, tuple[Row, Tensor | None]] = {}
         for one in asked:
             question, picture = one.question, one.picture
-            rows: list[tuple[tuple[int, int] | None, Row, _Picture | None]] = [(None, Row(question.text), picture)]
+            rows: list[tuple[str | None, Row, _Picture | None]] = [(None, Row(question.text), picture)]
             if question.text:
-                spoken = entity_rows(question.text, set(spans_of(question.mentions)), question.item.lang or "en")
+                about = rows_about(question.text, question.mentions, question.item.lang)
                 for mention in question.mentions:
-                    row = spoken.get((mention.start, mention.end))
-                    if row is not None:
+                    if mention.ticker in about:
                         seen = entity_shown(mention, picture.chart if picture else None, question.mentions)
-                        rows.append(((mention.start, mention.end), row, picture if seen else None))
-            for entity, row, shown in rows:
+                        rows.append((mention.ticker, about[mention.ticker], picture if seen else None))
+            for ticker, row, shown in rows:
                 key = row_key(serving.model.version, row.text, row.entity, shown.digest if shown else b"")
-                if entity is None:
+                if ticker is None:
                     one.whole = key
                 else:
-                    one.spans[entity] = key
+                    one.entities[ticker] = key
                 if key in known or key in wanted:
                     continue
                 cached = serving.cache.get(key)
@@ -320,12 +324,12 @@ class Scorer:
         whole = known[one.whole]
         if isinstance(whole, RowFailure):
             return Rejected(code="unscorable", reason=str(whole))
-        entities: dict[tuple[int, int], RowScore] = {}
-        for span, key in one.spans.items():
+        entities: dict[str, RowScore] = {}
+        for ticker, key in one.entities.items():
             row = known[key]
             # An entity that cannot be scored alone takes the item's sentiment.
             if isinstance(row, RowScore):
-                entities[span] = row
+                entities[ticker] = row
         return answer(
             one.question,
             whole,

@@ -118,10 +118,10 @@ class _Gathered:
             if line.sentiment is not None or line.topic is not None or line.trend is not None:
                 rows.append(Row(line.text, image=line.image))
                 asked.append(("item", line, ""))
-            spans = {name: find_entity(line.text, name) for name in line.entities}
-            read = entity_rows(line.text, {span for span in spans.values() if span is not None})
+            places = {name: found for name in line.entities if (found := find_entity(line.text, name)) is not None}
+            read = entity_rows(line.text, [[place] for place in set(places.values())])
             for name, label in line.entities.items():
-                rows.append(read.get(spans[name] or (-1, -1), Row(line.text)))
+                rows.append(read[places[name]] if name in places else Row(line.text))
                 asked.append(("entities", line, label))
             if line.score is not None:
                 rows.append(Row(line.text, find_entity(line.text, line.target) if line.target else None, line.image))

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from models.bundle import SENTIMENTS, LoadedModel
 from models.engine.items import Flag, ScoringRequest
 from models.engine.scorer import Scorer
+from models.sentences import entity_rows
 from models.tokens import Row
 from models.training.datasets import find_entity
 from models.training.lines import LabelledLine
@@ -222,8 +223,10 @@ def _entities(model: LoadedModel, test: BehaviourTest, companies: Sequence[str])
         for at, company in enumerate(companies):
             other = companies[(at + 1) % len(companies)]
             filled = text.replace("{a}", company).replace("{b}", other)
-            for name, label in ((company, towards_a), (other, towards_b)):
-                rows.append(Row(filled, find_entity(filled, name)))
+            places = [find_entity(filled, name) for name in (company, other)]
+            read = entity_rows(filled, [[place] for place in places if place is not None])
+            for place, label in zip(places, (towards_a, towards_b), strict=True):
+                rows.append(Row(filled) if place is None else read[place])
                 wanted.append(label)
     said = _labels(model, rows)
     return Passed(

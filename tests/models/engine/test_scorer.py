@@ -65,6 +65,24 @@ def test_a_text_is_scored_with_its_companies(scorer: Scorer) -> None:
     assert set(keys_of(item)) == {"ticker:TSLA", "ticker:BA", "ticker:XYZ", f"topic:{item.topic.label}"}
 
 
+def test_companies_are_read_by_their_own_sentences_however_they_are_written(scorer: Scorer) -> None:
+    item = news(
+        "Apple, Tesla and Boeing report",
+        body="Apple shares plunged after it warned of losses. $TSLA soared. Orders rose.\nBoeing hires.",
+        tickers=("IBM",),
+    ).item
+    read = {ticker: row.text.strip() for ticker, row in scorer.rows_about(item, item.text).items()}
+    assert read == {
+        "AAPL": "Apple shares plunged after it warned of losses.",
+        "TSLA": "$TSLA soared.",
+        "BA": "Boeing hires.",
+    }
+    towards = {entity.ticker: entity.sentiment for entity in one(scorer, ScoringRequest(item)).entities}
+    alone = {e.ticker: e.sentiment for e in one(scorer, news("Boeing hires.")).entities}
+    assert towards["BA"] == alone["BA"]
+    assert set(towards) == {"AAPL", "TSLA", "BA", "IBM"}
+
+
 def test_it_says_how_many_tokens_a_pass_takes_on_its_device(scorer: Scorer, settings: Settings) -> None:
     assert scorer.token_budget == token_budget(settings, scorer.model.device)
 
