@@ -1,10 +1,11 @@
 """Sentiment towards a company in an article about several: by the sentence that names it, and by what stands round it.
 
-usage: python benchmarks/articles.py [--items 900] [--seed 2]
+usage: python benchmarks/articles.py [--items 900] [--seed 2] [--fiqa FILE]
 
 Articles are made of held-out SEntFiN headlines, each with a company and a label that people gave: among other headlines
-(joined by full stops) or posts (line by line), at any place in them. Beside them a headline alone, and 936 single posts
-and headlines of FiQA, if its file is given (`--fiqa`): one company each, which is read with all that stands round it.
+(joined by full stops) or posts (line by line), at any place in them. Beside them a headline alone, and, if
+FiQA's file is given (`--fiqa`), the 235 of its 936 posts and headlines that have more than one sentence: one company
+each, which is read with all that stands round it.
 Prints one JSON list: right answers and tokens read, by each way.
 """
 
