@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +125,25 @@ def _encoder_of(model: LoadedModel, run: Run) -> Encoder:
     return encode
 
 
+@contextmanager
+def _as_in_ci() -> Iterator[None]:
+    """OpenVINO reports nothing from jobs of CI alone, and settles that when it is imported. Nobody else is to believe
+    that this is one, such as a process that is started later."""
+    before = os.environ.get("CI")
+    os.environ["CI"] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CI"]
+        else:
+            os.environ["CI"] = before
+
+
 def peers(model: LoadedModel, folder: Path) -> dict[str, Encoder]:
     """Encoders by name, as far as their packages are installed and can do it."""
-    # Both tell their makers of every import and leave an id in the home folder. OpenVINO spares only jobs of CI.
-    os.environ.update(ORT_DISABLE_TELEMETRY="1", CI="true")
+    # Both packages tell their makers that they are used and leave an id in the home folder.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     found: dict[str, Run] = {}
     try:
         paths = _exported(model, folder)
@@ -137,7 +153,8 @@ def peers(model: LoadedModel, folder: Path) -> dict[str, Encoder]:
         print(f"ONNX Runtime is left out: {error}", file=sys.stderr)
         return {}
     try:
-        import openvino
+        with _as_in_ci():
+            import openvino
 
         core = openvino.Core()
         found["openvino int8, static"] = _openvino(core, paths["static"], "f32")

@@ -49,9 +49,17 @@ from monitor.surges.mixture import mid_p
 from monitor.surges.season import Season
 from monitor.surges.sightings import Sightings
 
+# All as the design measured the mixture: it is held against as it was, not tuned again.
+# In minutes: the largest surges show at once, the smallest after about two hours.
 WINDOWS = (15, 60, 240)
+# A key's own sums fade by half in 5 days. While it is young it is shrunk to the pool of all keys: so many stories of
+# the pool are imagined for its rate and its share. Its burstiness is learned with them, and there is always some left.
 HALF_LIFE_DAYS, RATE_STORIES, SHARE_STORIES, MAX_SHAPE = 5.0, 0.3, 2.0, 8.0
+# However many stories there are, they tell of the share as 61 do at the most; its p value is added with little weight
+# (.01 to .1 do), as both have to be small.
 STRENGTH, PI = 60.0, 0.03
+# What all keys have more than expected is the market's, not a key's: by so many times at the most, and only where so
+# many stories are expected that their number tells something.
 HIGHEST, LEAST_EXPECTED = 20.0, 20.0
 CONFIG = JudgeConfig()
 JUDGE = "judge"

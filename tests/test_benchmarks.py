@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -48,6 +49,36 @@ def test_engine_beside_its_peers(small_model: Path, home: Path, monkeypatch: pyt
     assert found["cuda"].startswith("none present") or "matrix_tflops" in found
 
 
+@pytest.mark.parametrize("before", [None, "1"])
+def test_what_silences_openvino_ends_with_its_import(before: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    module = importlib.import_module("_peers")
+    seen: list[str | None] = []
+
+    class Finder:
+        """Has no such package, but looks at what one would see that is being imported."""
+
+        @staticmethod
+        def find_spec(name: str, *_: object) -> None:
+            if name == "openvino":
+                seen.append(os.environ.get("CI"))
+                raise ModuleNotFoundError(name)
+
+    monkeypatch.delitem(sys.modules, "openvino", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+    monkeypatch.setattr(module, "_exported", lambda *_: {"dynamic": Path(), "static": Path()})
+    monkeypatch.setattr(module, "_onnxruntime", lambda _: None)
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "1")
+    monkeypatch.setenv("CI", "")
+    if before is None:
+        monkeypatch.delenv("CI")
+    else:
+        monkeypatch.setenv("CI", before)
+    assert set(module.peers(None, Path())) == {"onnxruntime int8, dynamic", "onnxruntime int8, static"}
+    assert seen == ["true"]
+    assert os.environ.get("CI") == before
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_passes(small_model: Path) -> None:
@@ -91,6 +122,6 @@ def test_guards() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["charts", "fusion", "mixture", "series", "sorts", "surges", "worker"])
+@pytest.mark.parametrize("name", ["articles", "charts", "fusion", "mixture", "series", "sorts", "surges", "worker"])
 def test_the_others_start(name: str) -> None:
     assert "usage" in run(name, "--help")

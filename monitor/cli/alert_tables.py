@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from monitor.storage.pending import Pending
 
 __all__ = [
+    "SHOWN_ID",
     "alerts_table",
     "deliveries_table",
     "pending_table",

@@ -6,8 +6,9 @@ import importlib.util
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import typer
@@ -25,6 +26,8 @@ FREE_BYTES = 1 << 30
 MARK_WIDTH: Final = len("BROKEN")
 NAME_WIDTH: Final = len("lz4 (worker, notifier)")
 INDENT: Final = 4
+# Stands for a blank at which no line may end.
+HELD: Final = "\0"
 
 
 class Finding(NamedTuple):
@@ -56,7 +59,9 @@ def _store(settings: Settings) -> Iterator[Finding]:
     from monitor.storage.migrate import current_revision, head_revision
 
     engine = open_engine(settings.database)
-    shown, revision, head = engine.url.render_as_string(hide_password=True), current_revision(engine), head_revision()
+    # As it was given, to be found again: rendered, a path has some of its characters replaced.
+    shown = engine.url.render_as_string(hide_password=True) if engine.url.password else settings.database
+    revision, head = current_revision(engine), head_revision()
     yield Finding("database", True, shown)
     yield Finding(
         "schema", revision == head, f"{revision or 'none'} (newest {head})", "Run `sentiment-monitor db upgrade`."
@@ -154,14 +159,26 @@ CHECKS: tuple[tuple[str, Callable[[Settings], Iterator[Finding]]], ...] = (
 )
 
 
-def lines_of(finding: Finding, room: int) -> list[str]:
-    """What was found in at most `room` columns, broken between words only: addresses and paths are copied.
+def _places(settings: Settings) -> list[str]:
+    """Paths and addresses of the settings that have a blank in them, the longest first: one may lie in another. What
+    findings name of a path beyond these, such as the name of a log, has none."""
+    named = {str(value) for _, value in settings if isinstance(value, (str, Path))}
+    return sorted((place for place in named | {str(settings.data_dir.absolute())} if " " in place), key=len)[::-1]
+
+
+def lines_of(finding: Finding, room: int, places: Sequence[str]) -> list[str]:
+    """What was found in at most `room` columns, broken between words only and never within one of the `places`:
+    addresses and paths are copied.
 
     One that is longer than what is left beside the name begins a line of its own; all of that line may not do.
     """
     mark = {True: "ok", False: "BROKEN", None: "-"}[finding.ok]
     head = f"{mark:<{MARK_WIDTH}}  {finding.what:<{NAME_WIDTH}}  "
-    seen = finding.seen if finding.ok else f"{finding.seen.rstrip('.')}. {finding.mend}".rstrip()
+    seen = finding.seen
+    if not finding.ok:
+        seen = f"{seen.rstrip('.')}. {finding.mend}".strip() if seen else finding.mend
+    for place in places:
+        seen = seen.replace(place, place.replace(" ", HELD))
     longest = max(map(len, seen.split()), default=0)
     beside = len(head) + longest <= room
     indent = " " * (len(head) if beside else INDENT)
@@ -173,7 +190,8 @@ def lines_of(finding: Finding, room: int) -> list[str]:
         break_long_words=False,
         break_on_hyphens=False,
     )
-    return wrapped if beside else [head.rstrip(), *wrapped]
+    lines = wrapped if beside and wrapped else [head.rstrip(), *wrapped]
+    return [line.replace(HELD, " ") for line in lines]
 
 
 def doctor() -> None:
@@ -181,6 +199,7 @@ def doctor() -> None:
     settings = current_settings()
     # Whoever reads a file or a pipe looks for whole lines.
     room = out.width if out.is_terminal else sys.maxsize
+    places = _places(settings)
     broken = 0
     for name, check in CHECKS:
         try:
@@ -191,7 +210,7 @@ def doctor() -> None:
             findings = [Finding(name, False, f"{error.strerror} ({error.filename})", "Check the folder's rights.")]
         for finding in findings:
             broken += finding.ok is False
-            for line in lines_of(finding, room):
+            for line in lines_of(finding, room, places):
                 out.print(line, markup=False)
     if broken:
         raise typer.Exit(1)

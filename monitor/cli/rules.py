@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from monitor.cli.context import current_settings, err, open_store, out
-from monitor.cli.tables import moment, parse_length, parse_moment, plain_table, user_name
+from monitor.cli.tables import list_table, minute, moment, parse_length, parse_moment, plain_table, user_name
 from monitor.surges.sorts import NEGATIVE, counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from monitor.alerts.records import Alert
     from monitor.alerts.trial import Firing, Trial
+
+# Columns that a table gives up others for: an objection can be far longer than a line, and begins with the rule's name.
+RULES_WIDTH: Final = 20
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -117,25 +121,39 @@ def try_file(
 
 
 def _firings(firings: Sequence[Firing]) -> None:
-    from rich.text import Text
-
-    from monitor.alerts.records import expectation
-
-    table = plain_table("key", "severity", "fired (UTC)", "resolved (UTC)", "stories / expected", "rules")
+    """What would have fired, a line each. On a narrow terminal an objection loses its end."""
+    rows = []
     for firing in firings:
         alert = firing.alert
         taken = ", ".join(
-            name if at == alert.fired_at else f"{name} from {moment(at)}" for name, at in firing.taken.items()
+            name if at == alert.fired_at else f"{name} from {minute(at)}" for name, at in firing.taken.items()
         )
-        table.add_row(
-            Text(alert.key),
-            alert.severity,
-            moment(alert.fired_at),
-            moment(alert.resolved_at),
-            f"{counted(alert.surge, alert.observed)} / {expectation(alert.expected)}",
-            Text(taken or f"none: {firing.objection}"),
+        rows.append(
+            (
+                alert.key,
+                alert.severity,
+                minute(alert.fired_at),
+                minute(alert.resolved_at),
+                _figures(alert),
+                taken or f"none: {firing.objection}",
+            )
         )
-    out.print(table)
+    out.print(
+        list_table(
+            out,
+            ("key", "severity", "fired (UTC)", "resolved (UTC)", "stories / expected", "rules"),
+            rows,
+            spare=("resolved (UTC)", "severity", "stories / expected"),
+            cut="rules",
+            enough=RULES_WIDTH,
+        )
+    )
+
+
+def _figures(alert: Alert) -> str:
+    from monitor.alerts.records import expectation
+
+    return f"{counted(alert.surge, alert.observed)} / {expectation(alert.expected)}"
 
 
 def _summary(trial: Trial) -> None:
@@ -234,9 +252,7 @@ def history(
     json: AsJson = False,
 ) -> None:
     """Look back on a rule: the alerts that it took, and who changed it when."""
-    from rich.text import Text
-
-    from monitor.alerts.records import expectation
+    from monitor.cli.alert_tables import SHOWN_ID
     from monitor.records import encode
     from monitor.storage.audit import changes
     from monitor.storage.engine import reading
@@ -249,13 +265,17 @@ def history(
         for alert in taken:
             typer.echo(encode(alert).decode())
         return
-    table = plain_table("alert", "key", "severity", "state", "fired (UTC)", "stories / expected")
-    for alert in taken:
-        figures = f"{counted(alert.surge, alert.observed)} / {expectation(alert.expected)}"
-        table.add_row(alert.id, Text(alert.key), alert.severity, alert.state, moment(alert.fired_at), figures)
+    table = list_table(
+        out,
+        ("alert", "key", "severity", "state", "fired (UTC)", "stories / expected"),
+        [
+            (one.id[:SHOWN_ID], one.key, one.severity, one.state.value, minute(one.fired_at), _figures(one))
+            for one in taken
+        ],
+        spare=("severity", "stories / expected"),
+        cut="key",
+    )
     out.print(table if taken else f"It took no alert in the last {days:g} days.")
     if changed:
-        log = plain_table("at (UTC)", "what", "by")
-        for change in changed:
-            log.add_row(moment(change.at), change.event, Text(change.actor))
-        out.print(log)
+        log = [(moment(change.at), change.event, change.actor) for change in changed]
+        out.print(list_table(out, ("at (UTC)", "what", "by"), log, spare=(), cut="by"))

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from monitor.cli.context import current_settings, err, open_store, out
 from monitor.datadir import announced
@@ -75,13 +76,14 @@ def status(json: Annotated[bool, typer.Option("--json", help="One JSON object.")
     if problem:
         # A demo that has ended is no trouble: where a broker of this folder would be need not be told at length.
         no_broker = settings.embedded and announced(settings.broker_address_file) is None
-        values["lag"] = "unknown: no broker runs" if no_broker else f"unknown: {problem.message}"
+        told = f"{problem.message}\n{problem.hint}".rstrip()
+        values["lag"] = "unknown: no broker runs" if no_broker else f"unknown: {told}"
     values["counted"] = f"{found.counted:,} (an item counts once under each of its keys)"
     for name, value in values.items():
         if name in ("watermark", "judged_to"):
             value = value or "none yet"
         shown = ", ".join(f"{k} {_shown(v)}" for k, v in value.items()) if isinstance(value, dict) else _shown(value)
-        table.add_row(name.replace("_", " "), shown)
+        table.add_row(name.replace("_", " "), Text(shown))
     out.print(table)
 
 

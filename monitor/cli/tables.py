@@ -38,12 +38,19 @@ def plain_table(*headers: str) -> Table:
 
 
 def list_table(
-    console: Console, headers: Sequence[str], rows: Sequence[Sequence[str]], *, spare: Sequence[str], cut: str
+    console: Console,
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    spare: Sequence[str],
+    cut: str,
+    enough: int | None = None,
 ) -> Table:
     """A table with one line for every row, of plain text.
 
     On a terminal that is too narrow for it the columns `spare` are left out, the first of them first, as far as it
-    takes, and then the end of what stands in the column `cut`. In a file or a pipe everything is there.
+    takes, and then the end of what stands in the column `cut`; with `enough`, none is left out while that column has
+    so much room. In a file or a pipe everything is there.
     """
     from rich.cells import cell_len
     from rich.table import Table
@@ -51,16 +58,18 @@ def list_table(
 
     widths = {header: max(map(cell_len, (header, *(row[i] for row in rows)))) for i, header in enumerate(headers)}
     kept = list(headers)
+    whole = widths[cut]
 
     def needed() -> int:
         return sum(widths[header] for header in kept) + GAP * (len(kept) - 1)
 
     if console.is_terminal:
+        widths[cut] = whole if enough is None else min(whole, enough)
         for header in spare:
             if needed() <= console.width:
                 break
             kept.remove(header)
-        widths[cut] = max(1, widths[cut] - max(0, needed() - console.width))
+        widths[cut] = min(whole, max(1, widths[cut] + console.width - needed()))
     table = Table(box=None, pad_edge=False, width=needed())
     for header in kept:
         table.add_column(header, width=widths[header], no_wrap=True, overflow="ellipsis")

@@ -130,15 +130,25 @@ def test_status_of_an_empty_store_when_nothing_runs(tmp_path: Path) -> None:
 
 def test_status_without_its_broker_says_so_in_its_place(tmp_path: Path) -> None:
     folder = tmp_path / ("long-name-" * 9)
-    for flags, said in (
-        ((), "unknown: no broker runs"),
-        (("--kafka-bootstrap-servers", "127.0.0.1:1"), "unknown: No Kafka broker answers at 127.0.0.1:1."),
+    cluster = ("--kafka-bootstrap-servers", "127.0.0.1:1")
+    for flags, said, hint in (
+        ((), "unknown: no broker runs", []),
+        (
+            cluster,
+            "unknown: No Kafka broker answers at 127.0.0.1:1.",
+            ["Check kafka_bootstrap_servers, and that the cluster runs."],
+        ),
     ):
         done = run("--data-dir", str(folder), *flags, "status", COLUMNS="80")
         assert (done.returncode, done.stderr) == (0, "")
-        (line,) = (line for line in done.stdout.splitlines() if "unknown" in line)
-        assert " ".join(line.split()) == f"lag {said}"
-        assert len(line) <= 80
+        lines = [line.strip() for line in done.stdout.splitlines()]
+        (at,) = (i for i, line in enumerate(lines) if "unknown" in line)
+        assert " ".join(lines[at].split()) == f"lag {said}"
+        # What to do about it stands right below.
+        following = lines[at + 1 :]
+        assert following[: len(hint)] == hint
+        assert following[len(hint)].startswith("watermark")
+        assert max(map(len, lines)) <= 80
 
 
 def test_a_taken_port_of_the_http_feed_is_one_sentence(tmp_path: Path) -> None:

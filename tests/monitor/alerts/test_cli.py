@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 from typer.testing import CliRunner
 
 from monitor.alerts.demo_receiver import DemoReceiver, new_secret
-from monitor.cli import alert_tables, alerts
+from monitor.cli import alert_tables, alerts, rules
 from monitor.cli.alerts import app
 from monitor.cli.context import root_flags
 from monitor.errors import ConfigurationError, DeliveryError
@@ -26,8 +26,9 @@ from monitor.storage.deliveries import Delivery
 from monitor.storage.engine import writing
 from monitor.storage.pending import end_pending
 from monitor.storage.receivers import disable, sync
+from monitor.storage.rules import rule_actor, save_rule
 from monitor.storage.silences import list_silences
-from monitor.storage.tables import pending
+from monitor.storage.tables import alert_events, pending
 from tests.monitor.alerts.builders import AT, DASHBOARD, decision, new_store, put_story
 
 ID = decision().episode_id
@@ -144,6 +145,34 @@ def test_a_row_of_what_is_pending_is_one_line(store: Engine, monkeypatch: pytest
         assert len(re.split("  +", head)) == len(re.split("  +", row)) == columns
         assert row.startswith("cccccccc  pending  topic:company_product_news  ")
         assert "3.60 / 4.00" in row
+
+
+def test_a_row_of_a_rules_history_is_one_line(store: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, now = "topic:treasuries_corporate_debt", datetime.now(UTC)
+    author = "somebody.with.a.long.name@a-department.of-a-company-with-a-long-name.example.org"
+    with writing(store) as conn:
+        save_rule(conn, {"name": "mine"}, author=author, now=now)
+        fired = [decision(key=key, episode_id="long" * 8, expected=0.04, observed=123)]
+        record_decisions(conn, fired, dashboard_url=DASHBOARD)
+        acknowledge(conn, "long" * 8, by="ada", at=AT)
+        taken = {"episode_id": "long" * 8, "event": "taken", "actor": rule_actor("mine"), "at": now, "detail": {}}
+        conn.execute(alert_events.insert().values(**taken))
+    monkeypatch.setenv("COLUMNS", "40")
+    result = CliRunner().invoke(rules.app, ["history", "mine"])
+    head, row, _, change = result.stdout.splitlines()
+    assert re.split("  +", head.strip()) == ["alert", "key", "severity", "state", "fired (UTC)", "stories / expected"]
+    when = f"{AT:%Y-%m-%d %H:%M}"
+    figures = "123 negative / under 0.1"
+    assert re.split("  +", row.strip()) == ["longlong", key, "warning", "acknowledged", when, figures]
+    assert change.strip().endswith(f"  {author}")
+    terminal = Terminal(80)
+    monkeypatch.setattr(rules, "out", terminal)
+    assert CliRunner().invoke(rules.app, ["history", "mine"]).exit_code == 0
+    head, row, _, change = terminal.lines
+    assert re.split("  +", head) == ["alert", "key", "state", "fired (UTC)"]
+    assert re.split("  +", row) == ["longlong", key, "acknowledged", when]
+    assert len(change) == 80
+    assert change.endswith("…")
 
 
 def test_a_notice_of_an_alert_is_one_line(store: Engine) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from sqlalchemy import Engine
 from typer.testing import CliRunner
 
-from monitor.alerts.rules import Rule, Rules
+from monitor.alerts.rules import Rule, Rules, read_rules
 from monitor.alerts.trial import try_rules
+from monitor.cli import rules as rules_module
 from monitor.cli.context import root_flags
 from monitor.cli.rules import app
 from monitor.errors import ConfigurationError, InputError
@@ -96,6 +100,45 @@ def test_a_trial_looks_at_the_time_it_is_asked_about(judged: Engine) -> None:
 def test_without_counts_there_is_nothing_to_try(store: Engine) -> None:
     with pytest.raises(InputError, match="no history"):
         try_rules(store, Rules(JudgeConfig()))
+
+
+def test_what_the_verb_prints_of_a_surge_is_one_line(
+    judged: Engine, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "rules.toml"
+    names = ("a-rule-with-a-long-name", "another-rule-with-a-long-name")
+    file.write_text("".join(f"[[rules]]\nname = '{name}'\nmin_sources = 99\n" for name in names))
+    asked = ["test", str(file), "--since", "2d"]
+    number = len(try_rules(judged, read_rules(file, JudgeConfig()), since=FIRED - timedelta(days=1)).firings)
+    assert number
+    monkeypatch.setenv("COLUMNS", "40")
+    token = root_flags.set({"data_dir": folder})
+    try:
+        head, *rows = CliRunner().invoke(app, asked).stdout.splitlines()
+        shown = io.StringIO()
+        terminal = Console(
+            width=80, file=shown, force_terminal=True, highlight=False, soft_wrap=True, color_system=None
+        )
+        monkeypatch.setattr(rules_module, "out", terminal)
+        assert CliRunner().invoke(app, asked).exit_code == 0
+    finally:
+        root_flags.reset(token)
+    # In a pipe all of it, whatever COLUMNS says.
+    columns = ["key", "severity", "fired (UTC)", "resolved (UTC)", "stories / expected", "rules"]
+    assert re.split("  +", head.strip()) == columns
+    assert len(rows) == number
+    (whole,) = (row.strip() for row in rows if row.startswith(f"{KEY} "))
+    assert whole.endswith(f"{names[1]} wants 99 sources")
+    assert f"  none: rule {names[0]} wants 99 sources" in whole
+    # On a terminal the objection, which can be any length, loses its end; what is needed least goes before.
+    head, *rows = (line.rstrip() for line in shown.getvalue().splitlines())
+    assert re.split("  +", head) == ["key", "severity", "fired (UTC)", "stories / expected", "rules"]
+    assert len(rows) == number
+    assert max(map(len, rows)) == 80
+    (narrow,) = (row for row in rows if row.startswith(f"{KEY} "))
+    assert f"  {FIRED:%Y-%m-%d }" in narrow
+    assert "  none: rule a-rule-" in narrow
+    assert narrow.endswith("…")
 
 
 def test_the_verb_prints_when_each_rule_would_have_fired(judged: Engine, folder: Path, tmp_path: Path) -> None:

@@ -65,15 +65,68 @@ def test_a_path_is_never_broken(room: int) -> None:
         Finding("database", True, address),
         Finding("notifier", False, "The notifier has failed.", f"Look at {address} and start it again."),
     ):
-        lines = lines_of(finding, room)
+        lines = lines_of(finding, room, [])
         assert sum(address in line for line in lines) == 1
         assert max(map(len, lines)) <= max(room, 4 + len(address))
         assert lines[0].split()[1] == finding.what
         assert [line[:4].strip() for line in lines[1:]] == [""] * (len(lines) - 1)
-    assert len(lines_of(finding, sys.maxsize)) == 1
+    assert len(lines_of(finding, sys.maxsize, [])) == 1
     assert " ".join(" ".join(lines).split()) == (
         f"BROKEN notifier The notifier has failed. Look at {address} and start it again."
     )
+
+
+@pytest.mark.parametrize("room", [60, 80, 120, sys.maxsize])
+def test_nor_is_one_with_blanks_in_it(room: int) -> None:
+    folder = "/srv/my data folder/with a long name | for the whole  desk"
+    address = f"sqlite:///{folder}/monitor.db"
+    for finding, place in (
+        (Finding("data folder", True, folder), folder),
+        (Finding("database", True, address), address),
+        (
+            Finding("worker", False, "The worker has ended again and again.", f"Look at {folder}/logs/worker.log."),
+            folder,
+        ),
+        (Finding("data folder", False, f"Permission denied ({folder})", "Check the folder's rights."), folder),
+    ):
+        lines = lines_of(finding, room, [address, folder])
+        assert sum(place in line for line in lines) == 1
+        if room == sys.maxsize:
+            assert len(lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("finding", "shown"),
+    [
+        (Finding("database", True, ""), "ok      database"),
+        (Finding("database", False, ""), "BROKEN  database"),
+        (Finding("database", False, "", "Mend it."), "BROKEN  database                Mend it."),
+    ],
+)
+def test_nothing_found_is_a_line_all_the_same(finding: Finding, shown: str) -> None:
+    for room in (80, 20):
+        assert " ".join(" ".join(lines_of(finding, room, [])).split()) == " ".join(shown.split())
+    assert lines_of(finding, 80, []) == [shown]
+
+
+def test_a_folder_with_blanks_is_shown_whole(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    narrow = Console(width=80, file=shown, force_terminal=True, highlight=False, soft_wrap=True, color_system=None)
+    monkeypatch.setattr(doctor, "out", narrow)
+    monkeypatch.setattr(doctor, "CHECKS", tuple(check for check in doctor.CHECKS if check[0] != "model"))
+    folder = tmp_path / "my data folder" / "with a long name | for the whole desk"
+    folder.mkdir(parents=True)
+    database = f"sqlite:///{tmp_path}/an other folder/of the desk/monitor.db"
+    (tmp_path / "an other folder" / "of the desk").mkdir(parents=True)
+    for flags, place in (
+        (("--data-dir", str(folder)), f"{folder}/monitor.db"),
+        (("--database-url", database), database),
+    ):
+        assert cli(*flags, "db", "upgrade").code == 0
+        assert cli(*flags, "doctor").code == 0
+        lines = shown.getvalue().splitlines()
+        assert sum(line.endswith(place) for line in lines) == 1
+    assert sum(line.strip() == str(folder) for line in lines) == 1
 
 
 def test_on_a_terminal_no_line_is_longer_than_it(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
