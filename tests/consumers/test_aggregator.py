@@ -293,7 +293,7 @@ def test_a_gap_ends_the_process_by_the_clock_when_nothing_comes_any_more(
         return silent
 
     _drop(monkeypatch, dropped)
-    with pytest.raises(BrokerError, match="up to offset 0, but reading goes on at 4|up to offset 3, but"):
+    with pytest.raises(BrokerError, match="but reading goes on at 4"):
         run_aggregator(kafka_settings)
 
 
