@@ -8,7 +8,6 @@ where to begin reading. There are no tables, no changelog topics and no leader e
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import signal
 import ssl
@@ -21,7 +20,7 @@ from typing import Any, Final
 import faust
 import msgspec
 import stamina
-from aiokafka.errors import IllegalStateError, KafkaConnectionError
+from aiokafka.errors import KafkaConnectionError
 from faust.types import TP
 from sqlalchemy import Engine
 
@@ -29,7 +28,7 @@ from consumers import aggregator_metrics as metrics
 from consumers.clients import HEARTBEATS_PER_SESSION, LARGEST_RECORD_BYTES, group_id
 from consumers.place import LogPlace, align
 from consumers.publisher import Publisher, dead_letter_record
-from consumers.rereading import Rereading
+from consumers.rereading import Rereading, SetBack
 from consumers.topics import CONTRIBUTIONS, ensure_topics
 from monitor.errors import BrokerError, MonitorError, StorageError
 from monitor.health import Health
@@ -87,7 +86,7 @@ def _texts(c: Contribution) -> tuple[str, ...]:
 
 
 class Aggregation:
-    """Counts batches of records. All calls but `forget` come from one thread at a time.
+    """Counts batches of records. All calls but `forget` and `overdue` come from one thread at a time.
 
     Raises `StorageError` or `BrokerError` when an outage lasts longer than `worker_outage_s`, or at once when
     `stopping` is set; `BrokerError` also when reading does not go on where the store is.
@@ -101,12 +100,20 @@ class Aggregation:
         self._config = CountingConfig.of(settings)
         self._partitions: dict[int, PartitionCheckpoint] = {}
         self._rereading = Rereading()
+        self._counting = False
         self._publisher = Publisher(settings, settings.worker_outage_s, lambda: not stopping.is_set())
 
     def forget(self) -> None:
         """Partitions come and go: load them from the store when they are next counted in."""
         self._partitions = {}
         self._rereading.forget()
+
+    def overdue(self) -> BrokerError | None:
+        """What to end with when a partition waits in vain for what is missing (`consumers.rereading`).
+
+        Not while records are counted: they may be the ones, and wait for a store that is away.
+        """
+        return None if self._counting else self._rereading.overdue()
 
     def close(self) -> None:
         """Close the producer of dead letters, if there was one."""
@@ -118,6 +125,13 @@ class Aggregation:
         Returns the partitions that have to be read again, and from which offset; what comes of them before that is
         left out.
         """
+        self._counting = True
+        try:
+            return self._count_all(records)
+        finally:
+            self._counting = False
+
+    def _count_all(self, records: Iterable[KafkaRecord]) -> dict[int, int]:
         by_partition: dict[int, dict[int, KafkaRecord]] = {}
         for record in records:
             by_partition.setdefault(record.partition, {})[record.offset] = record
@@ -130,9 +144,9 @@ class Aggregation:
                 metrics.RECORDS.labels("read_again").inc(len(ours))
                 if self._rereading.gap(gap):
                     log.warning("reading passed records over and is set back", partition=partition, reason=str(gap))
-                    again[partition] = gap.stored
+                again[partition] = gap.stored
             else:
-                self._rereading.counted(partition)
+                self._rereading.counted(partition, max(ours))
         return again
 
     def _count(self, partition: int, records: Sequence[KafkaRecord]) -> None:
@@ -219,7 +233,12 @@ def _credentials(settings: Settings) -> Any:
 
 
 def _make_app(
-    settings: Settings, partitions: int, aggregation: Aggregation, pool: ThreadPoolExecutor, failure: _Failure
+    settings: Settings,
+    partitions: int,
+    aggregation: Aggregation,
+    pool: ThreadPoolExecutor,
+    failure: _Failure,
+    set_back: SetBack,
 ) -> Any:
     """The Faust app: one agent without tables that hands batches of records to `aggregation` on `pool`."""
     session_s = settings.kafka_session_timeout_s
@@ -253,7 +272,7 @@ def _make_app(
             records = [_record(event.message) for event in events]
             try:
                 again = await asyncio.get_running_loop().run_in_executor(pool, aggregation.count, records)
-                await _read_again(app, {TP(name, partition): offset for partition, offset in again.items()})
+                set_back.start(app.consumer, {TP(name, partition): offset for partition, offset in again.items()})
             except Exception as error:  # noqa: BLE001 - Faust would start the agent anew every few seconds, in silence
                 failure.note(error)
                 # Not acknowledged: whoever comes next reads them again.
@@ -266,15 +285,6 @@ def _make_app(
     app.on_partitions_assigned.connect(changed)
     app.on_partitions_revoked.connect(changed)
     return app
-
-
-async def _read_again(app: Any, places: dict[Any, int]) -> None:
-    """Set reading back; a partition that has gone to another process meanwhile is that one's."""
-    for partition, offset in places.items():
-        if partition in app.consumer.assignment():
-            # Not waited for: without a broker its answer would stay away, and the next record tells.
-            with contextlib.suppress(TimeoutError, IllegalStateError):
-                await app.consumer.seek_wait({partition: offset})
 
 
 def _record(message: Any) -> KafkaRecord:
@@ -297,7 +307,9 @@ def _judge(judge: LiveJudge, stopping: threading.Event, failure: _Failure) -> No
         failure.note(error)
 
 
-async def _serve(app: Any, judge: LiveJudge, stopping: threading.Event, failure: _Failure, health: Health) -> None:
+async def _serve(
+    app: Any, judge: LiveJudge, aggregation: Aggregation, stopping: threading.Event, failure: _Failure, health: Health
+) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
@@ -313,6 +325,8 @@ async def _serve(app: Any, judge: LiveJudge, stopping: threading.Event, failure:
             await asyncio.sleep(CHECK_INTERVAL_S)
             if app.crashed or app.should_stop:
                 failure.note(BrokerError(f"The consumer of contributions has failed: {app.crash_reason}."))
+            if (overdue := aggregation.overdue()) is not None:
+                failure.note(overdue)
             health.beat()
             if judge.judged_to is not None:
                 metrics.JUDGED_TO.set((judge.judged_to + 1) * 60)
@@ -364,8 +378,8 @@ def run_aggregator(settings: Settings) -> None:
     collect_seldom()
 
     async def main(health: Health) -> None:
-        app = _make_app(settings, partitions, aggregation, pool, failure)
-        await _serve(app, judge, stopping, failure, health)
+        app = _make_app(settings, partitions, aggregation, pool, failure, SetBack(stopping, failure.note))
+        await _serve(app, judge, aggregation, stopping, failure, health)
 
     try:
         with Health(settings.metrics_port) as health:

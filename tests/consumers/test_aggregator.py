@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 import pytest
+from faust.types import TP
+from kafka import TopicPartition
 from sqlalchemy import Engine, select
 
-from consumers.aggregator import Aggregation, KafkaRecord, decode_batch, run_aggregator
+from consumers.aggregator import Aggregation, KafkaRecord, _Failure, _make_app, decode_batch, run_aggregator
+from consumers.clients import admin
 from consumers.dead_letters import read_original
 from consumers.place import LogPlace
-from consumers.rereading import WITHIN_S, Rereading
+from consumers.rereading import WITHIN_S, SetBack
 from consumers.topics import ensure_topics
 from monitor.errors import BrokerError, StorageError
 from monitor.records import Contribution, ContributionBatch, Rejected, SourceWatermark, encode
 from monitor.settings import Settings
 from monitor.storage import tables as t
-from monitor.storage.checkpoint import GapError
+from monitor.storage.checkpoint import Applied, ContributionRecord, PartitionCheckpoint
 from monitor.storage.dead_letters import LetterId, dead_letter_list
 from monitor.storage.engine import open_engine, reading
 from monitor.storage.migrate import upgrade
@@ -96,7 +101,7 @@ def test_a_store_that_stays_away_is_an_error_and_not_a_silent_loop(
     empty.dispose()
 
 
-def test_a_gap_sets_reading_back_once_and_what_is_behind_it_is_left_out_until_it_comes(
+def test_a_gap_sets_reading_back_and_what_is_behind_it_is_left_out_until_it_comes(
     make_settings: Callable[..., Settings], store: Engine
 ) -> None:
     def records(*offsets: int) -> list[KafkaRecord]:
@@ -109,9 +114,9 @@ def test_a_gap_sets_reading_back_once_and_what_is_behind_it_is_left_out_until_it
     aggregation = Aggregation(make_settings(), store, threading.Event(), LogPlace("log", {}))
     assert aggregation.count(records(0, 1)) == {}
     assert aggregation.count(records(3, 4)) == {0: 2}
-    assert aggregation.count(records(5)) == {}  # was under way when reading was set back
+    assert aggregation.count(records(5)) == {0: 2}  # was under way when reading was set back, and may undo it
     assert place() == 2
-    assert aggregation.count(records(6, 2, 3, 3)) == {}  # a hole inside a batch is one, too
+    assert aggregation.count(records(6, 2, 3, 3)) == {0: 2}  # a hole inside a batch is one, too
     assert place() == 2
     assert aggregation.count(records(1, 2, 3, 4)) == {}
     assert place() == 5
@@ -123,23 +128,41 @@ def test_a_gap_sets_reading_back_once_and_what_is_behind_it_is_left_out_until_it
     assert sorted(taken_in) == [f"i{number}" for number in range(7)]
 
 
-def test_a_gap_that_stays_is_an_error() -> None:
-    now = 0.0
-    rereading = Rereading(lambda: now)
-    assert rereading.gap(GapError(0, 2, 3))
-    now = WITHIN_S
-    assert not rereading.gap(GapError(0, 2, 9))
-    assert rereading.gap(GapError(1, 2, 3))
-    now = WITHIN_S + 1
-    with pytest.raises(BrokerError, match="up to offset 2, but reading goes on at 12"):
-        rereading.gap(GapError(0, 2, 12))
-    rereading.counted(0)
-    assert rereading.gap(GapError(0, 2, 12))
+def test_partitions_that_come_and_go_are_not_waited_for(
+    make_settings: Callable[..., Settings], store: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("consumers.rereading.WITHIN_S", -1.0)
+    settings = make_settings(kafka_bootstrap_servers="127.0.0.1:1")
+    stopping, failure = threading.Event(), _Failure()
+    aggregation = Aggregation(settings, store, stopping, LogPlace("log", {}))
+    with ThreadPoolExecutor(1) as pool:
+        app = _make_app(settings, 4, aggregation, pool, failure, SetBack(stopping, failure.note))
+        for signal in (app.on_partitions_assigned, app.on_partitions_revoked):
+            with pytest.raises(BrokerError, match="up to offset 0, but reading goes on at 3"):
+                aggregation.count([KafkaRecord("contributions", 0, 3, AT, None, value())])
+            assert isinstance(aggregation.overdue(), BrokerError)
+            asyncio.run(signal.send({TP("contributions", 0)}))
+            assert aggregation.overdue() is None
 
 
-def test_records_of_another_log_are_not_looked_for_again() -> None:
-    with pytest.raises(BrokerError, match="reading goes on at 8"):
-        Rereading().gap(GapError(0, 8, 8))
+def test_a_gap_is_not_overdue_while_the_store_is_waited_for(
+    make_settings: Callable[..., Settings], store: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[BrokerError | None] = []
+    aggregation = Aggregation(make_settings(), store, threading.Event(), LogPlace("log", {}))
+    records = [KafkaRecord("contributions", 0, offset, AT, None, value(item_id=f"i{offset}")) for offset in range(4)]
+    aggregation.count(records[3:])
+    monkeypatch.setattr("consumers.rereading.WITHIN_S", -1.0)
+    apply = PartitionCheckpoint.apply
+
+    def slow(self: PartitionCheckpoint, wanted: Sequence[ContributionRecord]) -> Applied:
+        seen.append(aggregation.overdue())
+        return apply(self, wanted)
+
+    monkeypatch.setattr(PartitionCheckpoint, "apply", slow)
+    assert aggregation.overdue() is not None
+    assert aggregation.count(records) == {}
+    assert (seen, aggregation.overdue()) == ([None], None)
 
 
 @pytest.mark.kafka
@@ -192,6 +215,102 @@ def test_a_record_that_faust_passes_over_is_read_again(
         fed.result()
     # Each of them was read a second time.
     assert sorted(lost) == sorted([*partitions, *partitions])
+
+
+def _drop(
+    monkeypatch: pytest.MonkeyPatch, dropping: Callable[[KafkaRecord], bool], ends: Callable[[], bool] = lambda: False
+) -> None:
+    """Lose records between the consumer and the agent; end the aggregator when `ends`."""
+    taken = Aggregation.count
+
+    def lossy(self: Aggregation, records: Iterable[KafkaRecord]) -> dict[int, int]:
+        if ends():
+            raise StorageError("Enough.")
+        return taken(self, [one for one in records if not dropping(one)])
+
+    monkeypatch.setattr(Aggregation, "count", lossy)
+
+
+def _backlog(settings: Settings, records: int) -> None:
+    with sending(settings) as sender:
+        for number in range(records):
+            sender.to("contributions", 0, value(item_id=f"i{number}"))
+
+
+@pytest.mark.kafka
+def test_a_record_that_is_passed_over_in_a_backlog_is_read_again(
+    kafka_settings: Settings, store: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Faust still hands on what it has fetched when reading is set back."""
+    records = 4_000
+    _backlog(kafka_settings, records)
+    lost, enough = [], threading.Event()
+
+    def first_time(record: KafkaRecord) -> bool:
+        if record.offset == 3:
+            lost.append(record.partition)
+        return record.offset == 3 and len(lost) == 1
+
+    def next_offset() -> int:
+        with reading(store) as connection:
+            return sum(place.next_offset for place in places(connection).values())
+
+    def watch() -> None:
+        try:
+            until(lambda: next_offset() == records)
+        finally:
+            enough.set()
+            with sending(kafka_settings) as sender:
+                sender.to("contributions", 0, value(item_id="last"))
+
+    _drop(monkeypatch, first_time, enough.is_set)
+    with ThreadPoolExecutor(1) as pool:
+        watched = pool.submit(watch)
+        with pytest.raises(StorageError, match="Enough"):
+            run_aggregator(kafka_settings)
+        watched.result()
+    with reading(store) as connection:
+        waiting = connection.scalars(select(t.waiting.c.contributions)).all()
+    taken_in = [c.item_id for row in waiting for c in msgspec.msgpack.decode(row, type=list[Contribution])]
+    assert sorted(taken_in) == sorted(f"i{number}" for number in range(records))
+    assert len(lost) > 1
+
+
+@pytest.mark.kafka
+def test_a_gap_ends_the_process_by_the_clock_when_nothing_comes_any_more(
+    kafka_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("consumers.rereading.WITHIN_S", 2.0)
+    _backlog(kafka_settings, 10)
+    quiet = threading.Event()
+
+    def dropped(record: KafkaRecord) -> bool:
+        silent = quiet.is_set() or record.offset == 3
+        if record.offset == 9:
+            quiet.set()
+        return silent
+
+    _drop(monkeypatch, dropped)
+    with pytest.raises(BrokerError, match="but reading goes on at 4"):
+        run_aggregator(kafka_settings)
+
+
+@pytest.mark.kafka
+def test_what_the_log_has_deleted_is_not_waited_for(kafka_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    _backlog(kafka_settings, 10)
+
+    def deleted(record: KafkaRecord) -> bool:
+        if record.offset == 3:
+            client = admin(kafka_settings)
+            client.delete_records({TopicPartition(record.topic, record.partition): 5})
+            client.close()
+        return record.offset == 3
+
+    _drop(monkeypatch, deleted)
+    begun = time.monotonic()
+    with pytest.raises(BrokerError, match="but reading goes on at 5"):
+        run_aggregator(kafka_settings)
+    assert time.monotonic() - begun < WITHIN_S / 2
 
 
 @pytest.mark.kafka
