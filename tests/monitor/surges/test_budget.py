@@ -87,4 +87,4 @@ def test_a_height_from_a_history_is_what_the_bar_begins_with_and_goes_on_from() 
 
 
 def test_a_small_budget_is_made_more_of() -> None:
-    assert [round(aim(budget), 3) for budget in (0.5, 0.01, 0.00316, 0.001, 1e-6)] == [0.68, 0.68, 0.815, 0.95, 0.95]
+    assert [round(aim(budget), 3) for budget in (0.5, 0.01, 0.00316, 0.001, 1e-6)] == [0.8, 0.8, 0.875, 0.95, 0.95]
