@@ -12,7 +12,8 @@ import gc
 import signal
 import ssl
 import threading
-from collections.abc import Coroutine, Iterable, Sequence
+import time
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -108,12 +109,12 @@ class Aggregation:
         self._partitions = {}
         self._rereading.forget()
 
-    def overdue(self) -> BrokerError | None:
-        """What to end with when a partition waits in vain for what is missing (`consumers.rereading`).
+    def overdue(self, assigned: Callable[[], Collection[int]]) -> BrokerError | None:
+        """What to end with when one of the partitions `assigned` waits in vain for what is missing.
 
         Not while records are counted: they may be the ones, and wait for a store that is away.
         """
-        return None if self._counting else self._rereading.overdue()
+        return None if self._counting else self._rereading.overdue(assigned)
 
     def close(self) -> None:
         """Close the producer of dead letters, if there was one."""
@@ -125,10 +126,11 @@ class Aggregation:
         Returns the partitions that have to be read again, and from which offset; what comes of them before that is
         left out.
         """
-        self._counting = True
+        self._counting, began = True, time.monotonic()
         try:
             return self._count_all(records)
         finally:
+            self._rereading.spent(time.monotonic() - began)
             self._counting = False
 
     def _count_all(self, records: Iterable[KafkaRecord]) -> dict[int, int]:
@@ -325,7 +327,9 @@ async def _serve(
             await asyncio.sleep(CHECK_INTERVAL_S)
             if app.crashed or app.should_stop:
                 failure.note(BrokerError(f"The consumer of contributions has failed: {app.crash_reason}."))
-            if (overdue := aggregation.overdue()) is not None:
+            elif (
+                overdue := aggregation.overdue(lambda: {one.partition for one in app.consumer.assignment()})
+            ) is not None:
                 failure.note(overdue)
             health.beat()
             if judge.judged_to is not None:

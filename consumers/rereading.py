@@ -8,7 +8,8 @@ Once may not be enough. The loop that hands records on notes how far it is after
 holds undoes the setting back; and after a rebalance Faust itself goes to the acknowledged place, which may lie beyond
 the store's, since records that are left out are acknowledged, too. So reading is set back at every gap, until records
 come from the store's place on. Ways to know that they never will: the log begins behind that place, or `WITHIN_S`
-seconds have passed, whether anything comes or not. A broker that goes away meanwhile for longer ends it, too.
+seconds have passed in which nothing was being counted, whether anything comes or not. A broker that goes away meanwhile
+for longer ends it, too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
 from aiokafka.errors import KafkaError
@@ -27,9 +28,9 @@ from monitor.storage.checkpoint import GapError
 __all__ = ["DRAIN_S", "WITHIN_S", "Rereading", "SetBack"]
 
 # Behind the place that reading was set back to there may be as many records under way as the buffers hold: well under
-# a second of counting. The rest is for setting back some dozens of times.
+# a second of counting. The rest is for setting back some twenty times.
 WITHIN_S: Final = 30.0
-# Faust hands on what it has fetched of a partition in well under this, unless its buffers are full.
+# Faust lets go of what it has fetched of a partition in well under this, unless its buffers are full.
 DRAIN_S: Final = 0.3
 
 
@@ -58,9 +59,16 @@ class Rereading:
         first = gap.partition not in self._open
         since = self._open.get(gap.partition, (self._clock(), gap))[0]
         self._open[gap.partition] = since, gap
-        if (lost := self.overdue()) is not None:
-            raise lost from gap
+        if self._clock() - since > WITHIN_S:
+            raise _lost(gap.partition, gap.stored, gap.found) from gap
         return first
+
+    def spent(self, seconds: float) -> None:
+        """So long nothing could come of any partition, since records were counted or waited for the store."""
+        # What is forgotten meanwhile, in another thread, stays so: that puts a new dictionary in its place.
+        opened = self._open
+        for partition, (since, gap) in list(opened.items()):
+            opened[partition] = since + seconds, gap
 
     def counted(self, partition: int, offset: int) -> None:
         """A record at `offset` was counted, or had been: the partition goes on if that is no earlier than the gap."""
@@ -68,12 +76,14 @@ class Rereading:
         if found is not None and offset >= found[1].stored:
             self._open.pop(partition, None)
 
-    def overdue(self) -> BrokerError | None:
-        """What to end with if a gap has been open for longer than `WITHIN_S` seconds."""
-        for since, gap in list(self._open.values()):
-            if self._clock() - since > WITHIN_S:
-                return _lost(gap.partition, gap.stored, gap.found)
-        return None
+    def overdue(self, assigned: Callable[[], Collection[int]]) -> BrokerError | None:
+        """What to end with if a gap has been open for longer than `WITHIN_S` seconds in a partition that is `assigned`.
+
+        A gap of another one is of a batch that was counted when its partition had just been taken away.
+        """
+        late = [gap for since, gap in list(self._open.values()) if self._clock() - since > WITHIN_S]
+        ours = assigned() if late else ()
+        return next((_lost(gap.partition, gap.stored, gap.found) for gap in late if gap.partition in ours), None)
 
     def forget(self) -> None:
         """Partitions come and go: reading begins anew."""

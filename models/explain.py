@@ -337,7 +337,8 @@ def explain(
     first 96 tokens. Raises `InputError` when there is neither a text nor a chart, or the chart cannot be read.
     """
     model = scorer_or_model.model if isinstance(scorer_or_model, Scorer) else scorer_or_model
-    (row,) = model.tokenize([Row(text[: 20 * _MAX_TOKENS], entity)])
+    # Of a text about an entity the tokenizer takes what stands round it.
+    (row,) = model.tokenize([Row(text if entity else text[: 20 * _MAX_TOKENS], entity)])
     if entity is None and len(row.ids) > _MAX_TOKENS:
         row.ids = [*row.ids[: _MAX_TOKENS - len(model.backbone.suffix)], *model.backbone.suffix]
     vision = model.network.vision

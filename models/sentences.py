@@ -9,7 +9,7 @@ said of it need not stand beside its name.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from sentencex import get_sentence_boundaries
@@ -30,15 +30,20 @@ _OWN: Final = 3
 # Sentences that are taken on behind a list of names at the most: a text may hold nothing but stops.
 _FURTHER: Final = 3
 _NAMING: Final = re.compile(r"\$\w+|\([^()]{1,16}\)")
-_WORD: Final = re.compile(r"[^\W\d_]{3,}")
-_JOINING: Final = frozenset({"and", "the", "plus", "with", "for", "inc", "corp", "ltd", "plc"})
+# A word, a change in figures, or anything in a script without spaces.
+_SAYING: Final = re.compile(r"[^\W\d_]{2,}|[+-]\s?\d|\d\s?%|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+_JOINING: Final = frozenset(
+    ("and", "or", "vs", "the", "plus", "with", "for", "rt", "co", "inc", "corp", "ltd", "plc", "ag", "sa")
+)
+# Shorter lines are not wrapped: what follows on them is another one, however it begins.
+_WRAPPED: Final = 40
 
 
 def sentence_at(text: str, place: Place, language: str = "en") -> Place:
     """Characters of the sentences that `place` lies in; of very long ones what is near it.
 
-    A line break ends a sentence unless the next line goes on in lower case. `language` is an ISO 639-1 code, whose
-    rules for stops and abbreviations hold; one without rules is read as English is.
+    A line break ends a sentence unless a long line goes on in lower case. `language` is an ISO 639-1 code, whose rules
+    for stops and abbreviations hold; one without rules is read as English is.
     """
     low, high = max(0, place[0] - _REACH), min(len(text), place[1] + _REACH)
     begin, end = low, high
@@ -56,7 +61,9 @@ def sentence_at(text: str, place: Place, language: str = "en") -> Place:
 
 def _ends(text: str, at: int) -> bool:
     """Whether the line break at `at` ends a sentence: a text that is wrapped goes on in lower case."""
-    return not text[at + 1 : at + 40].lstrip(" \t")[:1].islower()
+    wrapped = at >= _WRAPPED and "\n" not in text[at - _WRAPPED : at]
+    # Two letters: eBay and iPhone begin lines, too.
+    return not (wrapped and text[at + 1 : at + 40].lstrip(" \t")[:2].islower())
 
 
 def entity_rows(text: str, named: Sequence[Sequence[Place]], language: str = "en") -> dict[Place, Row]:
@@ -67,8 +74,9 @@ def entity_rows(text: str, named: Sequence[Sequence[Place]], language: str = "en
     named : for each company that the text names, the places of its mentions in order, at least one.
     language : see `sentence_at`.
 
-    Where there are several companies, a row has the first sentences that name this company and no other. Where there is
-    none, it has the sentence of its first mention; if that is a list of names, what comes after it, too.
+    Where there are several companies, a row has the first sentences that name this company and no other, by its first
+    eight mentions. Where there is none, it has the sentence of its first mention; if that is a list of names, what
+    comes after it, too.
     """
     if len(named) < 2:
         return {places[0]: Row(text, places[0]) for places in named}
@@ -82,13 +90,22 @@ def entity_rows(text: str, named: Sequence[Sequence[Place]], language: str = "en
             if not others and _says_something(text, sentence, places):
                 own.setdefault(sentence, place)
         if own:
-            first, *more = list(own)[:_OWN]
+            first, *more = _apart(own)[:_OWN]
             joined = " ".join([text[slice(*first)], *(text[slice(*sentence)] for sentence in more)])
             rows[places[0]] = _row(joined, own[first], first[0])
         else:
             start, end = _with_what_follows(text, sentences[places[0]], named, language)
             rows[places[0]] = _row(text[start:end], places[0], start)
     return rows
+
+
+def _apart(sentences: Iterable[Place]) -> list[Place]:
+    """Those that do not overlap an earlier one, as parts of one very long sentence do."""
+    found: list[Place] = []
+    for start, end in sentences:
+        if not found or start >= found[-1][1]:
+            found.append((start, end))
+    return found
 
 
 def _row(text: str, place: Place, start: int) -> Row:
@@ -112,11 +129,11 @@ def _with_what_follows(text: str, sentence: Place, named: Sequence[Sequence[Plac
 
 
 def _says_something(text: str, sentence: Place, places: Sequence[Place]) -> bool:
-    """Whether there is a word in it besides names, tickers and what joins them."""
+    """Whether there is something in it besides names, tickers and what joins them."""
     left, at = "", sentence[0]
     for place in places:
         if at <= place[0] and place[1] <= sentence[1]:
             left += text[at : place[0]] + " "
             at = place[1]
     left += text[at : sentence[1]]
-    return any(word.lower() not in _JOINING for word in _WORD.findall(_NAMING.sub(" ", left)))
+    return any(found.lower() not in _JOINING for found in _SAYING.findall(_NAMING.sub(" ", left)))

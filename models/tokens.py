@@ -19,7 +19,7 @@ MAX_TOKENS = 256
 # Longest stretch handed to the tokenizer: more characters than any 256 tokens of running text need.
 _CHARACTERS = 16 * MAX_TOKENS
 # How a company fares is said where it is named: of a long text a row that asks about an entity reads so many tokens
-# round it. (Where several are named the row has one sentence to begin with: `models.sentences`.)
+# round it. (Where several are named the row has but a few sentences to begin with: `models.sentences`.)
 ENTITY_TOKENS = 96
 # Of these, at most so many are the text's beginning (the headline), where the entity stands further down.
 _HEADLINE = 32

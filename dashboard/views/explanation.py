@@ -53,7 +53,9 @@ def _explain(scorer: Any, item: ScoredItem, ticker: str, image: bytes | None) ->
     row = scorer.rows_about(item, text).get(ticker) if ticker else None
     if row is None:
         return explain(scorer, text, None, image, count=0)
-    return explain(scorer, row.text, row.entity, image, count=0)
+    # A chart has a say in what is said of a company only where it shows that one: where there is no other.
+    shown = image if len(item.entities) == 1 else None
+    return explain(scorer, row.text, row.entity, shown, count=0)
 
 
 def _words(found: Explanation) -> None:
@@ -119,7 +121,9 @@ def show_explanation(item: ScoredItem, images: list[ChartImage]) -> None:
     st.subheader("Why?", anchor=False)
     text = wording(item)
     choice, button = st.columns([3, 1], vertical_alignment="bottom")
-    tickers = {WHOLE: ""} | {entity.name: entity.ticker for entity in item.entities if entity.ticker}
+    tickers = {WHOLE: ""}
+    for entity in item.entities:
+        tickers[f"{entity.name} ({entity.ticker})" if entity.name in tickers else entity.name] = entity.ticker
     name = choice.selectbox("Explain the sentiment of", list(tickers), key=f"why-{item.id}")
     image = images[0].image if images else None
     if not button.button("Explain", icon=":material/psychology:", width="stretch"):

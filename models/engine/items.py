@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from models.engine.cache import RowScore
 from models.rules import PREFIX, Match, SentimentRules
-from models.sentences import entity_rows
+from models.sentences import Place, entity_rows
 from models.tokens import Row
 from monitor.linking import Mention
 from monitor.records import (
@@ -81,14 +81,18 @@ class Question:
 
 
 def rows_about(text: str, mentions: Sequence[Mention], language: str) -> dict[str, Row]:
-    """The row that asks about each entity that gets one of its own, by ticker.
+    """The row that asks about each entity that gets one of its own, by ticker; two tickers of one company share one.
 
     `language` is an ISO 639-1 code, "" for what is not known.
     """
-    named = [mention for mention in mentions[:_NAMED] if mention.start >= 0]
-    rows = entity_rows(text, [mention.places for mention in named], language or "en")
-    asked = {mention.ticker for mention in mentions[:MAX_ENTITIES]}
-    return {mention.ticker: rows[mention.places[0]] for mention in named if mention.ticker in asked}
+    named: dict[str, list[Place]] = {}
+    for mention in mentions[:_NAMED]:
+        if mention.start >= 0:
+            named.setdefault(mention.name, []).extend(mention.places)
+    companies = {name: sorted(places) for name, places in named.items()}
+    rows = entity_rows(text, list(companies.values()), language or "en")
+    asked = [mention for mention in mentions[:MAX_ENTITIES] if mention.start >= 0]
+    return {mention.ticker: rows[companies[mention.name][0]] for mention in asked}
 
 
 def entity_shown(mention: Mention, chart: Chart | None, mentions: Sequence[Mention]) -> bool:

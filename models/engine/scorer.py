@@ -185,7 +185,9 @@ class Scorer:
 
     def rows_about(self, item: NewsItem | ScoredItem, text: str) -> dict[str, Row]:
         """What is read of an item's text when it is asked how its companies fare, by ticker; others take the item's
-        sentiment."""
+        sentiment, as all do of a text in a language that the model cannot read."""
+        if self._serving.guard.unreadable(text) is not None:
+            return {}
         mentions = link(text, item.tickers, title_chars=len(item.title) or None, table=self._companies)
         return rows_about(text, mentions, item.lang)
 

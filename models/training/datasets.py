@@ -40,6 +40,7 @@ __all__ = [
     "find_entity",
     "fitting",
     "frozen_test",
+    "places_of",
     "read_labelled",
     "select",
 ]
@@ -208,6 +209,18 @@ def find_entity(text: str, name: str) -> tuple[int, int] | None:
         mended = (wanted.replace(bad, good) for bad, goods in _SPOILT.items() if bad in wanted for good in goods)
         found = next((place for each in mended if (place := _whole(text, each))), None)
     return found.span() if found is not None and found.end() > found.start() else None
+
+
+def places_of(text: str, name: str) -> list[tuple[int, int]]:
+    """Where `name` stands, as `find_entity` finds it, and where the same words stand after that; empty if nowhere."""
+    first = find_entity(text, name)
+    if first is None:
+        return []
+    words = re.escape(text[slice(*first)])
+    return [
+        first,
+        *(found.span() for found in re.finditer(rf"(?<!\w){words}(?!\w)", text) if found.start() >= first[1]),
+    ]
 
 
 def _whole(text: str, wanted: str) -> re.Match[str] | None:

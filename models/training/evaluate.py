@@ -13,7 +13,7 @@ from models.bundle import SENTIMENTS, LoadedModel
 from models.calibration import calibration_error_by_chance, expected_calibration_error
 from models.sentences import entity_rows
 from models.tokens import Row
-from models.training.datasets import find_entity
+from models.training.datasets import find_entity, places_of
 from models.training.lines import TRENDS, LabelledLine, Notice, read_labelled_lines
 from monitor.records import Trend
 
@@ -118,10 +118,10 @@ class _Gathered:
             if line.sentiment is not None or line.topic is not None or line.trend is not None:
                 rows.append(Row(line.text, image=line.image))
                 asked.append(("item", line, ""))
-            places = {name: found for name in line.entities if (found := find_entity(line.text, name)) is not None}
-            read = entity_rows(line.text, [[place] for place in set(places.values())])
+            places = {name: found for name in line.entities if (found := places_of(line.text, name))}
+            read = entity_rows(line.text, list(places.values()))
             for name, label in line.entities.items():
-                rows.append(read[places[name]] if name in places else Row(line.text))
+                rows.append(read[places[name][0]] if name in places else Row(line.text))
                 asked.append(("entities", line, label))
             if line.score is not None:
                 rows.append(Row(line.text, find_entity(line.text, line.target) if line.target else None, line.image))

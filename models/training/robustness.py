@@ -24,7 +24,7 @@ from models.engine.items import Flag, ScoringRequest
 from models.engine.scorer import Scorer
 from models.sentences import entity_rows
 from models.tokens import Row
-from models.training.datasets import find_entity
+from models.training.datasets import find_entity, places_of
 from models.training.lines import LabelledLine
 from models.training.packaged import packaged_lines
 from monitor.records import NewsItem, Rejected
@@ -223,10 +223,10 @@ def _entities(model: LoadedModel, test: BehaviourTest, companies: Sequence[str])
         for at, company in enumerate(companies):
             other = companies[(at + 1) % len(companies)]
             filled = text.replace("{a}", company).replace("{b}", other)
-            places = [find_entity(filled, name) for name in (company, other)]
-            read = entity_rows(filled, [[place] for place in places if place is not None])
-            for place, label in zip(places, (towards_a, towards_b), strict=True):
-                rows.append(Row(filled) if place is None else read[place])
+            places = [places_of(filled, name) for name in (company, other)]
+            read = entity_rows(filled, [found for found in places if found])
+            for found, label in zip(places, (towards_a, towards_b), strict=True):
+                rows.append(read[found[0]] if found else Row(filled))
                 wanted.append(label)
     said = _labels(model, rows)
     return Passed(

@@ -140,9 +140,9 @@ def test_partitions_that_come_and_go_are_not_waited_for(
         for signal in (app.on_partitions_assigned, app.on_partitions_revoked):
             with pytest.raises(BrokerError, match="up to offset 0, but reading goes on at 3"):
                 aggregation.count([KafkaRecord("contributions", 0, 3, AT, None, value())])
-            assert isinstance(aggregation.overdue(), BrokerError)
+            assert isinstance(aggregation.overdue(lambda: {0}), BrokerError)
             asyncio.run(signal.send({TP("contributions", 0)}))
-            assert aggregation.overdue() is None
+            assert aggregation.overdue(lambda: {0}) is None
 
 
 def test_a_gap_is_not_overdue_while_the_store_is_waited_for(
@@ -156,13 +156,32 @@ def test_a_gap_is_not_overdue_while_the_store_is_waited_for(
     apply = PartitionCheckpoint.apply
 
     def slow(self: PartitionCheckpoint, wanted: Sequence[ContributionRecord]) -> Applied:
-        seen.append(aggregation.overdue())
+        seen.append(aggregation.overdue(lambda: {0}))
         return apply(self, wanted)
 
     monkeypatch.setattr(PartitionCheckpoint, "apply", slow)
-    assert aggregation.overdue() is not None
+    assert aggregation.overdue(lambda: {0}) is not None
     assert aggregation.count(records) == {}
-    assert (seen, aggregation.overdue()) == ([None], None)
+    assert (seen, aggregation.overdue(lambda: {0})) == ([None], None)
+
+
+def test_nor_for_the_time_that_another_partition_waited_for_the_store(
+    make_settings: Callable[..., Settings], store: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aggregation = Aggregation(make_settings(), store, threading.Event(), LogPlace("log", {}))
+    monkeypatch.setattr("consumers.rereading.WITHIN_S", 0.5)
+    aggregation.count([KafkaRecord("contributions", 0, 3, AT, None, value())])
+    apply = PartitionCheckpoint.apply
+
+    def slow(self: PartitionCheckpoint, wanted: Sequence[ContributionRecord]) -> Applied:
+        time.sleep(0.6)
+        return apply(self, wanted)
+
+    monkeypatch.setattr(PartitionCheckpoint, "apply", slow)
+    aggregation.count([KafkaRecord("contributions", 1, 0, AT, None, value())])
+    assert aggregation.overdue(lambda: {0, 1}) is None
+    time.sleep(0.6)
+    assert aggregation.overdue(lambda: {0, 1}) is not None
 
 
 @pytest.mark.kafka

@@ -17,6 +17,11 @@ from monitor.storage.checkpoint import GapError
 PLACE = TP("contributions", 0)
 
 
+def ours() -> set[int]:
+    """The partitions of this process."""
+    return {0, 1}
+
+
 def test_a_gap_that_stays_is_an_error() -> None:
     now = 0.0
     rereading = Rereading(lambda: now)
@@ -24,16 +29,37 @@ def test_a_gap_that_stays_is_an_error() -> None:
     now = WITHIN_S
     assert not rereading.gap(GapError(0, 2, 9))
     assert rereading.gap(GapError(1, 2, 3))
-    assert rereading.overdue() is None
+    assert rereading.overdue(ours) is None
     now = WITHIN_S + 1
-    assert "up to offset 2, but reading goes on at 9" in str(rereading.overdue())
+    assert "up to offset 2, but reading goes on at 9" in str(rereading.overdue(ours))
     with pytest.raises(BrokerError, match="up to offset 2, but reading goes on at 12"):
         rereading.gap(GapError(0, 2, 12))
     rereading.counted(0, 1)  # read again, but from before the gap
-    assert rereading.overdue() is not None
+    assert rereading.overdue(ours) is not None
     rereading.counted(0, 2)
-    assert rereading.overdue() is None
+    assert rereading.overdue(ours) is None
     assert rereading.gap(GapError(0, 2, 12))
+
+
+def test_a_gap_is_its_own_partitions_and_only_of_those_that_are_here() -> None:
+    now = 0.0
+    rereading = Rereading(lambda: now)
+    rereading.gap(GapError(0, 2, 3))
+    now = WITHIN_S + 1
+    assert rereading.gap(GapError(1, 2, 3))
+    assert rereading.overdue(lambda: {1}) is None
+    assert rereading.overdue(ours) is not None
+
+
+def test_time_in_which_records_were_counted_is_not_held_against_a_gap() -> None:
+    now = 0.0
+    rereading = Rereading(lambda: now)
+    rereading.gap(GapError(0, 2, 3))
+    now = 100.0
+    rereading.spent(100.0 - WITHIN_S)
+    assert rereading.overdue(ours) is None
+    now = 101.0
+    assert rereading.overdue(ours) is not None
 
 
 def test_what_was_open_before_a_rebalance_is_not_held_against_what_comes_after() -> None:
@@ -42,7 +68,7 @@ def test_what_was_open_before_a_rebalance_is_not_held_against_what_comes_after()
     rereading.gap(GapError(0, 2, 3))
     now = WITHIN_S + 1
     rereading.forget()
-    assert rereading.overdue() is None
+    assert rereading.overdue(ours) is None
     assert rereading.gap(GapError(0, 2, 3))
 
 

@@ -53,10 +53,18 @@ def test_the_sentence_round_a_name(name: str, sentence: str) -> None:
     assert ARTICLE[start:end].strip() == sentence
 
 
-def test_a_line_that_goes_on_in_lower_case_is_no_end() -> None:
-    text = "News\nIntel said on Monday that\nits profit\n  fell 40 pct.\n\nOrders rose"
+def test_a_long_line_that_goes_on_in_lower_case_is_no_end() -> None:
+    text = "News\nIntel said on Monday to its shareholders that\nits profit, which is what they look at first,\n  fell."
     start, end = sentence_at(text, place_of("profit", text))
-    assert text[start:end] == "Intel said on Monday that\nits profit\n  fell 40 pct."
+    assert text[start:end] == text[5:]
+
+
+@pytest.mark.parametrize(
+    "line", ["Apple falls on weak demand", "Apple falls on weak demand for its telephones in Asia"]
+)
+def test_a_new_line_is_a_new_sentence_however_its_name_begins(line: str) -> None:
+    assert read(f"{line}\neBay gains", "Apple", "eBay") == {"Apple": line, "eBay": "eBay gains"}
+    assert read(f"{line[:30]}\nshares of MSFT gain", "Apple", "MSFT")["Apple"] == line[:30].strip()
 
 
 def test_where_several_companies_are_named_each_has_its_sentence() -> None:
@@ -92,10 +100,19 @@ def test_a_company_without_a_sentence_of_its_own_has_that_of_its_first_mention()
         ("AAPL MSFT\n1.\n2.\n3.\n4.\nUgly day", "AAPL MSFT\n1.\n2.\n3."),
         ("Ugly day. $AAPL $MSFT", "$AAPL $MSFT"),
         ("$AAPL ran. $MSFT fell.", "$AAPL ran."),
+        ("AAPL up. MSFT down.", "AAPL up."),
+        ("$AAPL -5%\n$MSFT +3%", "$AAPL -5%"),
+        ("$AAPL 5 %\n$MSFT +3%", "$AAPL 5 %"),
+        ("AAPL下跌。MSFT上涨。", "AAPL下跌。"),
     ],
 )
 def test_what_is_said_of_a_list_of_names_comes_after_it(text: str, says: str) -> None:
     assert read(text, "AAPL", "MSFT")["AAPL"] == says
+
+
+def test_a_sentence_that_is_longer_than_what_is_looked_at_is_read_once() -> None:
+    text = "MSFT rose. " + ("AAPL " + "went on and on, " * 45) * 3
+    assert len(read(text, "AAPL", "MSFT")["AAPL"]) <= len(text)
 
 
 def test_of_a_text_about_one_company_all_is_read() -> None:
