@@ -105,7 +105,7 @@ class Herd:
             "worker_pairing_wait_s",
         )
         env = {f"SENTIMENT_MONITOR_{name.upper()}": str(getattr(self._settings, name)) for name in names}
-        log = (self._settings.data_dir.parent / f"worker{len(self.processes)}.log").open("wb")
+        log = self._log(len(self.processes)).open("wb")
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.end_to_end.worker_process", "0.002"],
             cwd=ROOT,
@@ -115,6 +115,13 @@ class Herd:
         )
         self.processes.append(process)
         return process
+
+    def _log(self, number: int) -> Path:
+        return self._settings.data_dir.parent / f"worker{number}.log"
+
+    def works(self, process: subprocess.Popen[bytes]) -> bool:
+        """It is up: until then a signal ends it at once."""
+        return b"worker started" in self._log(self.processes.index(process)).read_bytes()
 
     def end(self) -> None:
         """Whatever is left, at once."""
@@ -183,6 +190,8 @@ def test_kills_freezes_and_rebalances_change_nothing(
         fifth = workers.start()
         fourth.kill()
         until(lambda: sum(committed(rough).values()) == sent, 90)
+        # The third may have done all of it while the fifth was still coming up.
+        until(lambda: workers.works(fifth), 30)
         for process in (third, fifth):
             process.terminate()
         assert [process.wait(30) for process in (third, fifth)] == [0, 0]
