@@ -30,6 +30,7 @@ from monitor.cli.processes import (
 )
 from monitor.datadir import DEMO_MARK, LOCK_FILE, check_space, owned
 from monitor.errors import ConfigurationError, MonitorError
+from monitor.program import PROGRAM
 from monitor.settings import Settings
 
 if TYPE_CHECKING:
@@ -345,7 +346,7 @@ def demo(
             supervisor.add(
                 ProcessSpec(
                     "feed",
-                    (sys.executable, "-m", "monitor.cli.app", "feed", "jsonl", str(stream.path), "--speed", str(pace)),
+                    (*PROGRAM, "feed", "jsonl", str(stream.path), "--speed", str(pace)),
                     restart=False,
                 )
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from monitor.cli.context import current_settings, err, open_store
 from monitor.datadir import DEMO_MARK, announced, check_space, owned, supervised
 from monitor.errors import BrokerError, ConfigurationError, MonitorError
+from monitor.program import PROGRAM
 from monitor.settings import ENV_PREFIX
 
 if TYPE_CHECKING:
@@ -143,18 +143,13 @@ def process_specs(settings: Settings, roles: tuple[str, ...] = ROLES) -> list[Pr
     """Command lines of the processes; the embedded broker comes first when no cluster is configured."""
     from monitor.supervisor import ProcessSpec
 
-    specs = [
-        ProcessSpec(
-            role, (sys.executable, "-m", "monitor.cli.app", role), environment=_own_metrics_port(settings, role)
-        )
-        for role in roles
-    ]
+    specs = [ProcessSpec(role, (*PROGRAM, role), environment=_own_metrics_port(settings, role)) for role in roles]
     if settings.embedded:
         specs.insert(
             0,
             ProcessSpec(
                 "broker",
-                (sys.executable, "-m", "monitor.cli.app", "broker"),
+                (*PROGRAM, "broker"),
                 ready=lambda: announced(settings.broker_address_file) is not None,
                 ready_s=30.0,
                 serves=True,

@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -26,6 +25,7 @@ from sqlalchemy import Engine
 from monitor.errors import ConfigurationError, StorageError
 from monitor.health import Health
 from monitor.jobs.catalogue import JOBS
+from monitor.program import PROGRAM
 from monitor.settings import Settings
 from monitor.storage.engine import open_engine, writing
 from monitor.storage.jobs import mark_interrupted
@@ -86,7 +86,7 @@ def fire(name: str) -> None:
         if _children.stopping:
             return
         process = subprocess.Popen(
-            [sys.executable, "-m", "monitor.cli.app", "jobs", "run", name],
+            [*PROGRAM, "jobs", "run", name],
             env=os.environ | _children.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
