@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,7 +28,7 @@ from consumers.intake import Origin, Refusal, weight
 from consumers.publisher import Outgoing, dead_letter_record, scored_record
 from consumers.scoring import Scored, Scoring, score_groups
 from monitor.errors import StorageError
-from monitor.pairing import Group
+from monitor.pairing import Group, merge
 from monitor.records import Contribution, ScoredItem
 from monitor.storage.dead_letters import DeadLetter, LetterId, store_dead_letters
 from monitor.storage.engine import reading, writing
@@ -44,9 +44,9 @@ log = get_logger(__name__)
 T = TypeVar("T")
 Entry = tuple[Group[Origin], ScoredItem, Sequence[Contribution]]
 
-# Batches of one kind (short or long texts) that are not scored yet, and the threads that score them.
-MAX_UNSCORED: Final = 3
-SCORING_THREADS: Final = 2
+# Batches of one kind (short or long texts) that are scored side by side, each on a thread: while some are computed, one
+# is prepared. The classifier puts small ones together.
+SCORING_THREADS: Final = 3
 # Items that may wait to be stored: the store or the broker is slow, and scoring ahead gains nothing.
 MAX_UNSTORED: Final = 1024
 # The other half of a pair turns up in the store once, while a batch is being scored; more often means it is chased.
@@ -105,14 +105,11 @@ class Pipeline:
         self._in_flight: list[_Batch] = []
         self._refresh: Future[bool] | None = None
 
-    def takes(self, *, long: bool = False, full: bool = True) -> bool:
-        """Another batch may be handed over: a full one that is to be ready, any when none of its kind is being scored.
-
-        What comes meanwhile makes one batch: two small ones side by side cost more, and each waits for the other.
-        """
+    def takes(self, *, long: bool = False) -> bool:
+        """Another batch of short or of long texts may be handed over."""
         with self._turn:
             unstored = sum(len(batch.groups) for batch in self._in_flight if batch.scored.done())
-        return unstored < MAX_UNSTORED and self._unscored(long) < (MAX_UNSCORED if full else 1)
+        return unstored < MAX_UNSTORED and self._unscored(long) < SCORING_THREADS
 
     @property
     def scores(self) -> bool:
@@ -123,11 +120,11 @@ class Pipeline:
         """How long the oldest batch that is being scored has been, seconds; `now` on the monotonic clock."""
         return max((now - batch.started for batch in self._snapshot() if not batch.scored.done()), default=0.0)
 
-    def wait(self, seconds: float) -> None:
-        """Until a batch is scored; not at all when none is being scored."""
+    def wait(self, seconds: float, *, until_idle: bool = False) -> None:
+        """Until a batch is scored (`until_idle`: all are), for so long at the most; not at all when none is scored."""
         waiting = [batch.scored for batch in self._snapshot() if not batch.scored.done()]
         if waiting:
-            wait(waiting, timeout=seconds, return_when=FIRST_COMPLETED)
+            wait(waiting, timeout=seconds, return_when=ALL_COMPLETED if until_idle else FIRST_COMPLETED)
 
     @property
     def held_bytes(self) -> int:
@@ -163,7 +160,11 @@ class Pipeline:
 
         Raises `StorageError` after a long outage.
         """
-        joined, _ = self._patiently(reading, lambda connection: join_stored(connection, groups))
+        if any(group.charts or group.missing for group in groups):
+            joined, _ = self._patiently(reading, lambda connection: join_stored(connection, groups))
+        else:
+            # That a chart has come before is seen when it is stored.
+            joined = merge([group.copy() for group in groups])
         weighs, started = sum(map(weight, joined)), time.monotonic()
         scored = self._start(joined, long=long)
         with self._turn:

@@ -48,7 +48,8 @@ log = get_logger(__name__)
 COMMIT_EVERY_S: Final = 0.5
 REPORT_EVERY_S: Final = 0.25
 # A poll takes a millisecond of processor time, whether it finds something or not. While the engine is busy it comes now
-# and then, seldom when the next batch is there already; what comes while it is free is waited for, and scored at once.
+# and then, so that what comes meanwhile makes one batch; seldom when the next batch is there already. What comes while
+# it is free is waited for, and scored at once.
 BUSY_WAIT_S: Final = 0.05
 READY_WAIT_S: Final = 0.1
 BUSY_POLL_MS: Final = 1
@@ -174,11 +175,11 @@ class Worker:
             self._beat()
             full = self._throttle(client)
             enough = full or self._ready.full(long=False) or self._ready.full(long=True)
-            if enough or not self._pipeline.takes(full=False):
-                self._pipeline.wait(READY_WAIT_S if enough else BUSY_WAIT_S)
+            if enough or self._pipeline.scores:
+                self._pipeline.wait(READY_WAIT_S if enough else BUSY_WAIT_S, until_idle=not enough)
             # First what is there: the engine need not wait for the poll.
             self._submit()
-            self._poll(client, free=not enough and self._pipeline.takes(full=False))
+            self._poll(client, free=not enough and not self._pipeline.scores)
             now = time.monotonic()
             if not full:
                 # An item waits for its chart only while charts can come in.
@@ -326,12 +327,12 @@ class Worker:
             self._ready.add(group)
 
     def _submit(self) -> None:
-        """Hand the classifier what is there: at once while none of its kind is being scored, else as full batches.
+        """Hand the classifier what is there, in as many batches as it takes.
 
         What is scored and not stored yet does not count: the classifier need not wait for the store.
         """
         for long in (False, True):
-            while self._ready.waits(long=long) and self._pipeline.takes(long=long, full=self._ready.full(long=long)):
+            while self._ready.waits(long=long) and self._pipeline.takes(long=long):
                 self._pipeline.submit(self._ready.take(long=long), long=long)
 
 

@@ -17,7 +17,7 @@ from monitor.cli.context import current_settings, err, out
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from models.bundle import LoadedModel
+    from models.answers import LoadedModel
     from models.engine import Scorer
     from models.engine.precision import Precision as Arithmetic
     from models.training.lines import LabelledLine, Notice

@@ -65,7 +65,7 @@ def import_command(
     A line has `text` and any of `sentiment`, `topic` (one that the model in force knows), `entities` (name to
     sentiment); `id`, `item_id`, `author`, `comment` and `created_at` may be added.
     """
-    from models.bundle import read_model_file
+    from models.model_file import read_model_file
     from models.registry import existing_store, resolve
     from monitor.errors import InputError
     from monitor.storage.engine import writing

@@ -44,7 +44,7 @@ def _actor() -> str:
 
 
 def _rows(settings: Settings, engine: Engine) -> list[dict[str, Any]]:
-    from models.bundle import read_model_file
+    from models.model_file import read_model_file
     from models.registry import DEFAULT, gate_result, shipped
     from monitor.storage.engine import reading
     from monitor.storage.models import list_models

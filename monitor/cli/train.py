@@ -47,7 +47,7 @@ def train(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     current_settings("train")
-    from models.bundle import read_model_file
+    from models.model_file import read_model_file
     from models.training.config import load_config
     from models.training.train import Cancelled
     from models.training.train import train as run

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, delete, or_, select, update
+from sqlalchemy import Connection, bindparam, delete, or_, select, update
 
 from monitor.pairing import LONE_CHART, MAX_CHARTS, Group, merge
 from monitor.records import Chart, Contribution, NewsItem, ScoredItem
@@ -25,6 +25,18 @@ T = TypeVar("T")
 
 # Two halves of a pair must not be written by two workers at the same moment, neither seeing the other.
 _PAIRING_LOCK = 7_342_199
+
+# Made once: to put a statement together takes longer than to run it.
+_OF_IDS = charts.c.item_id.in_(bindparam("ids", expanding=True))
+_CHARTS_OF = select(charts.c.chart_id, charts.c.item_id).where(_OF_IDS)
+_CHARTS_NAMED = select(charts.c.chart_id, charts.c.item_id).where(
+    or_(_OF_IDS, charts.c.chart_id.in_(bindparam("named", expanding=True)))
+)
+_FORGET_KEYS = (
+    delete(item_keys)
+    .where(item_keys.c.item_id.in_(bindparam("ids", expanding=True)))
+    .returning(item_keys.c.item_id, item_keys.c.key, item_keys.c.published_at)
+)
 
 
 class Picture(msgspec.Struct, frozen=True):
@@ -88,14 +100,14 @@ def _stored_charts(connection: Connection, groups: Sequence[Group[T]]) -> list[C
     if not ids:
         return []
     have = set().union(*(group.charts.keys() | group.refused for group in groups))
-    query = select(charts.c.chart_id, charts.c.item_id).where(
-        or_(charts.c.item_id.in_(ids), charts.c.chart_id.in_(named)) if named else charts.c.item_id.in_(ids)
+    found = connection.execute(
+        _CHARTS_NAMED if named else _CHARTS_OF, {"ids": ids} | ({"named": named} if named else {})
     )
     # The images are read in a second step: mostly the batch has them already.
-    wanted = [row.chart_id for row in connection.execute(query) if row.chart_id not in have or row.chart_id in named]
-    if not wanted:
+    unread = [row.chart_id for row in found if row.chart_id not in have or row.chart_id in named]
+    if not unread:
         return []
-    rows = connection.execute(select(charts).where(charts.c.chart_id.in_(wanted)).order_by(charts.c.chart_id))
+    rows = connection.execute(select(charts).where(charts.c.chart_id.in_(unread)).order_by(charts.c.chart_id))
     return [
         Chart(
             chart_id=row.chart_id,
@@ -209,9 +221,7 @@ def store_scored(
 def _replace_keys(
     connection: Connection, ids: Sequence[str], alone: Sequence[str], keys: Sequence[dict[str, Any]]
 ) -> list[RetractedKey]:
-    key_of = (item_keys.c.item_id, item_keys.c.key, item_keys.c.published_at)
-    forget = delete(item_keys).where(item_keys.c.item_id.in_([*ids, *alone])).returning(*key_of)
-    before = [RetractedKey(*row) for row in connection.execute(forget)]
+    before = [RetractedKey(*row) for row in connection.execute(_FORGET_KEYS, {"ids": [*ids, *alone]})]
     upsert(connection, item_keys, sorted(keys, key=lambda row: (row["key"], row["item_id"])))
     # Items that are new, nearly all of them, end here.
     known = {row.item_id for row in before}.union(alone)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
 import msgspec
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from monitor.records import Contribution, ScoredItem
 from monitor.storage.articles import article
@@ -19,6 +19,12 @@ from monitor.storage.tables import item_keys, retracted_keys
 from monitor.surges.keys import epoch_ms
 
 __all__ = ["Overtaken", "Told", "find_overtaken", "told_of"]
+
+_C = item_keys.c
+# Made once: to put a statement together takes longer than to run it.
+_KEYS_OF = select(_C.item_id, _C.key, _C.published_at, _C.p_negative, _C.score).where(
+    _C.item_id.in_(bindparam("ids", expanding=True))
+)
 
 # Of one item: its keys, each with its event time (epoch ms), p(negative) and score.
 Told: TypeAlias = frozenset[tuple[str, int, float, float]]
@@ -41,9 +47,7 @@ def told_of(contributions: Iterable[Contribution]) -> Told:
 def find_overtaken(connection: Connection, told: Mapping[str, Told]) -> Overtaken:
     """Of the items in `told` those of which the store has something else by now; empty when there is none."""
     now: dict[str, set[tuple[str, int, float, float]]] = {item_id: set() for item_id in told}
-    c = item_keys.c
-    query = select(c.item_id, c.key, c.published_at, c.p_negative, c.score).where(c.item_id.in_(list(told)))
-    for item_id, key, at, p_negative, score in connection.execute(query):
+    for item_id, key, at, p_negative, score in connection.execute(_KEYS_OF, {"ids": list(told)}):
         now[item_id].add((key, epoch_ms(at), p_negative, score))
     changed = {item_id: frozenset(found) for item_id, found in now.items() if found != told[item_id]}
     if not changed:

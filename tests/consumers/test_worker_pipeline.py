@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 
 from consumers import pipeline, worker
 from consumers.intake import Origin, Refusal, clip
-from consumers.pipeline import MAX_UNSCORED, SCORING_THREADS, Pipeline
+from consumers.pipeline import SCORING_THREADS, Pipeline
 from consumers.progress import PartitionProgress
 from consumers.publisher import CONTRIBUTION_BYTES, Outgoing, contribution_records, dead_letter_record
 from consumers.scoring import score_groups
@@ -124,29 +124,43 @@ def test_what_cannot_be_sent_ends_the_worker(bench: Bench) -> None:
 
 def test_a_batch_whose_scoring_has_not_begun_can_be_dropped(store: Engine) -> None:
     bench = Bench(store, WordScorer(seconds=0.3))
-    for number in range(1, 4):
+    for number in range(1, SCORING_THREADS + 2):
         bench.pipeline.submit([bench.group(news(number))])
-    # One is computed, one prepared.
     while not all(batch.scored.running() for batch in list(bench.pipeline._in_flight)[:SCORING_THREADS]):
         time.sleep(0.001)
     bench.pipeline.drop_unbegun()
     bench.pipeline.finish([], wait=True)
     bench.pipeline.close()
-    assert set(stored(store)) == {"i1", "i2"}
-    assert (bench.progress.position, bench.progress.pending) == (3, 1)
+    assert set(stored(store)) == {f"i{number}" for number in range(1, SCORING_THREADS + 1)}
+    assert (bench.progress.position, bench.progress.pending) == (SCORING_THREADS + 1, 1)
 
 
-def test_while_a_batch_is_scored_it_takes_full_ones_only(store: Engine) -> None:
-    bench = Bench(store, WordScorer(seconds=0.5))
-    assert bench.pipeline.takes(full=False)
+def test_it_takes_as_many_batches_as_are_scored_side_by_side(gated: Bench) -> None:
     said = []
-    for number in range(1, MAX_UNSCORED + 1):
-        bench.pipeline.submit([bench.group(news(number))])
-        said.append((bench.pipeline.takes(full=False), bench.pipeline.takes()))
-    assert said == [(False, True)] * (MAX_UNSCORED - 1) + [(False, False)]
-    bench.pipeline.finish([], wait=True)
-    assert bench.pipeline.takes(full=False)
-    bench.pipeline.close()
+    for number in range(1, SCORING_THREADS + 1):
+        assert gated.pipeline.takes()
+        gated.pipeline.submit([gated.group(news(number, title="WAIT for it"))])
+        said.append(gated.pipeline.takes())
+    assert said == [True] * (SCORING_THREADS - 1) + [False]
+    assert isinstance(gated.scorer, Gated)
+    gated.scorer.gate.set()
+    gated.pipeline.finish([], wait=True)
+    assert gated.pipeline.takes()
+
+
+def test_one_can_wait_for_the_first_batch_or_until_nothing_is_scored(gated: Bench) -> None:
+    gated.pipeline.submit([gated.group(news(1, title="WAIT for it"))])
+    gated.pipeline.submit([gated.group(news(2))])
+    gated.pipeline.wait(20)
+    assert gated.scorer.seen == ["i2"]
+    # Whoever waits for all of them waits as long as it was told to.
+    began = time.monotonic()
+    gated.pipeline.wait(0.05, until_idle=True)
+    assert time.monotonic() - began >= 0.05
+    assert isinstance(gated.scorer, Gated)
+    gated.scorer.gate.set()
+    gated.pipeline.wait(20, until_idle=True)
+    assert not gated.pipeline.scores
 
 
 def test_the_next_batch_is_begun_before_the_last_one_is_stored(bench: Bench) -> None:
@@ -262,8 +276,8 @@ def test_a_backlog_does_not_keep_it_from_coming_back(bench: Bench) -> None:
 def test_long_batches_leave_short_ones_their_threads(gated: Bench) -> None:
     for number in range(1, SCORING_THREADS + 1):
         gated.pipeline.submit([gated.group(news(number, title="WAIT for it"))], long=True)
-    assert not gated.pipeline.takes(long=True, full=False)
-    assert gated.pipeline.takes(full=False)
+    assert not gated.pipeline.takes(long=True)
+    assert gated.pipeline.takes()
     gated.pipeline.submit([gated.group(news(9))])
     until_scored(gated, SCORING_THREADS)
     assert gated.scorer.seen == ["i9"]
@@ -554,15 +568,6 @@ def test_clipping_keeps_the_beginning_and_what_columns_hold() -> None:
     assert found.body.startswith("T" * 499)
     assert (len(found.source), found.url, len(found.lang), len(found.kind)) == (256, "", 35, 64)
     assert clip(news(2), 50_000) == news(2)
-
-
-def test_small_batches_of_long_texts_do_not_wait_for_short_ones(store: Engine) -> None:
-    bench = Bench(store, WordScorer(seconds=0.5))
-    bench.pipeline.submit([bench.group(news(1))], long=False)
-    assert not bench.pipeline.takes(long=False, full=False)
-    assert bench.pipeline.takes(long=True, full=False)
-    bench.pipeline.finish([], wait=True)
-    bench.pipeline.close()
 
 
 @pytest.mark.parametrize(
