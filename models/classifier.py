@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbones import VisionBackbone, VisionTokens
-from models.fusion import Fusion, FusionKind, TextFeatures, make_fusion
+from models.fusion import Fusion, FusionKind, TextFeatures, make_fusion, without_image
 
-__all__ = ["Batch", "Classifier", "Logits"]
+__all__ = ["Batch", "Classifier", "Logits", "TextReader"]
 
 
 @dataclass(frozen=True)
@@ -30,22 +30,32 @@ class Batch:
     span: Tensor
 
 
-# Rows that a head reads together when it serves on a CPU.
-_TILE = 32
-
-
-def _read(head: nn.Module, features: Tensor) -> Tensor:
-    """`head` of features (B, W).
+class _Tiled(nn.Module):
+    """A head that reads so many rows at a time, the last ones filled up.
 
     The order in which a matrix product adds up depends on its shape. Serving on a CPU, a head always sees the same
     number of rows, so that a row's last bits do not depend on how many others there are.
     """
-    if features.device.type != "cpu" or not torch.is_inference_mode_enabled():
-        whole: Tensor = head(features)
-        return whole
-    count = len(features)
-    filled = F.pad(features, (0, 0, 0, -count % _TILE))
-    return torch.cat([head(tile) for tile in torch.split(filled, _TILE)])[:count]
+
+    __constants__ = ("tile",)
+    tile = 8
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The head of features (B, W). TorchScript compiles it, too."""
+        count = features.size(0)
+        filled = F.pad(features, [0, 0, 0, -count % self.tile])
+        return torch.cat([self.head(tile) for tile in torch.split(filled, self.tile)])[:count]
+
+
+def _read(head: nn.Module, features: Tensor) -> Tensor:
+    """`head` of features (B, W)."""
+    serving = features.device.type == "cpu" and torch.is_inference_mode_enabled()
+    found: Tensor = _Tiled(head)(features) if serving else head(features)
+    return found
 
 
 @dataclass(frozen=True)
@@ -143,3 +153,24 @@ class Classifier(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.fusion.absent_image.device
+
+
+class TextReader(nn.Module):
+    """What a served model makes of a text's features, in one call that TorchScript can compile."""
+
+    def __init__(self, network: Classifier) -> None:
+        super().__init__()
+        cpu = network.device().type == "cpu"
+        self.topic = _Tiled(network.topic_head) if cpu else network.topic_head
+        self.sentiment = _Tiled(network.sentiment_head) if cpu else network.sentiment_head
+        self.absent_image = network.fusion.absent_image
+
+    def forward(self, pooled: Tensor, sentiment_temperature: Tensor, topic_temperature: float) -> Tensor:
+        """Probabilities (B, T + 3) of topics, then of sentiments, from `TextFeatures.pooled` (B, 2H).
+
+        `sentiment_temperature` is (B, 1).
+        """
+        width = pooled.size(1) // 2
+        topic = self.topic(pooled[:, :width]).float() / topic_temperature
+        sentiment = self.sentiment(without_image(pooled, self.absent_image)).float() / sentiment_temperature
+        return torch.cat([torch.softmax(topic, dim=1), torch.softmax(sentiment, dim=1)], dim=1)

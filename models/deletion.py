@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from models.bundle import SENTIMENTS, LoadedModel
+from models.answers import SENTIMENTS, LoadedModel
 from models.explain import explain
 from models.tokens import Row
 

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
-from models.bundle import SENTIMENTS, LoadedModel, collate
+from models.answers import SENTIMENTS, LoadedModel, collate
 from models.charts.encoder import VisionOutput
 from models.charts.images import decode_image
 from models.engine.scorer import Scorer

@@ -23,7 +23,16 @@ from torch import Tensor, nn
 
 from models.backbones import VisionTokens
 
-__all__ = ["ConcatFusion", "CrossAttentionFusion", "Fusion", "FusionKind", "PoolFusion", "TextFeatures", "make_fusion"]
+__all__ = [
+    "ConcatFusion",
+    "CrossAttentionFusion",
+    "Fusion",
+    "FusionKind",
+    "PoolFusion",
+    "TextFeatures",
+    "make_fusion",
+    "without_image",
+]
 
 FusionKind = Literal["cross", "concat", "pool"]
 
@@ -59,6 +68,11 @@ def _mean(tokens: Tensor, mask: Tensor) -> Tensor:
     return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1.0)
 
 
+def without_image(pooled: Tensor, absent: Tensor) -> Tensor:
+    """Features (B, 2H) of texts without an image, from their means (B, 2H) and the stand-in (H,)."""
+    return pooled + absent.repeat(2)
+
+
 class Fusion(nn.Module, ABC):
     """Base of the three ways. `width` = 2H is the size of the features that come out."""
 
@@ -69,7 +83,7 @@ class Fusion(nn.Module, ABC):
 
     def text_only(self, text: TextFeatures) -> Tensor:
         """Features (B, 2H) of texts without an image."""
-        return text.pooled() + self.absent_image.repeat(2)
+        return without_image(text.pooled(), self.absent_image)
 
     @abstractmethod
     def both(self, text: TextFeatures, image: VisionTokens) -> Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from models.bundle import ModelFile
+from models.model_file import ModelFile
 
 if TYPE_CHECKING:
     from models.training.config import TrainingConfig

@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from models.bundle import ModelFile, read_model_file
+from models.model_file import ModelFile, read_model_file
 from monitor.errors import ModelError, StorageError
 from monitor.storage.engine import reading, writing
 from monitor.storage.models import (

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
-from models.bundle import LoadedModel, Predictions
+from models.answers import LoadedModel, Predictions
 from models.engine.batching import plan
 from models.engine.cache import RowScore
-from models.engine.lanes import lanes, longest_pass, passes, turn
+from models.engine.lanes import lanes, longest_pass, part_tokens, passes, turn
 from models.engine.packed import PackedEncoder
+from models.engine.waiting import Part, PartQueue
 from models.tokens import Row, TokenizedRow
 from monitor.errors import ModelError
 from monitor.telemetry import get_logger
@@ -43,17 +44,22 @@ def out_of_memory(error: BaseException) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """Rows computed together, and by how much the budget was shrunk when they were put together."""
+    """Rows of a call that go into one pass, and by how much the budget was shrunk when they were put together.
+
+    `apart`: without those of other calls, as something has failed; `alone`: and when nothing of its call is computed.
+    """
 
     batch: list[int]
     shrink: int
+    apart: bool = False
     alone: bool = False
 
 
 class Forward:
-    """Runs a model over rows, in batches of about equal length: on a card one after the other, else one a core.
+    """Runs a model over rows, in passes of rows of about equal length: on a card one after the other, else one a core.
 
-    May be called from several threads: short calls are computed before long ones (`lanes.turn`).
+    May be called from several threads: short calls are computed before long ones (`lanes.turn`), and what waits of
+    several calls goes into one pass, where the encoder needs no padding.
 
     Parameters
     ----------
@@ -71,6 +77,7 @@ class Forward:
         self._on_cpu = model.device.type == "cpu"
         self._cores = torch.get_num_threads() if self._on_cpu else 1
         self._lanes = lanes(self._cores)
+        self._waiting = PartQueue()
 
     def tokenize(self, rows: Sequence[Row]) -> list[TokenizedRow | RowFailure]:
         """Token ids of N rows; a row that the tokenizer cannot take is a failure, found by bisection.
@@ -122,22 +129,58 @@ class Forward:
         return [results[index] for index in range(len(rows))]
 
     def _start(self, one: _Pass, rows: Sequence[TokenizedRow], at: float) -> Future[list[RowScore]]:
-        return self._lanes.submit_at(at, partial(self._scores, one.batch, rows))
+        # Only without padding do rows of any length go together.
+        apart = one.apart or not isinstance(self.model.encoder, PackedEncoder)
+        chosen = [rows[i] for i in one.batch]
+        part = Part(chosen, alone=apart or any(row.pixels is not None for row in chosen))
+        self._waiting.put(part, at)
+        self._lanes.submit_at(at, self._next)
+        return part.future
+
+    def _most(self, waiting: int) -> int:
+        """Tokens of one pass at the most, when so many wait."""
+        most = max(1, self.token_budget // self.shrink)
+        return passes(waiting, self._cores, min(most, longest_pass(waiting))) if self._on_cpu else most
+
+    def _next(self) -> None:
+        """Compute the next pass, on a lane; nothing when another one has taken all that waited."""
+        shrink = self.shrink
+        parts = self._waiting.take(self._most)
+        if parts and not self._compute(parts, shrink):
+            for part in parts:
+                self._compute([part], shrink)
+
+    def _compute(self, parts: Sequence[Part], shrink: int) -> bool:
+        """Give parts their scores, or the error that a single one ends with; False: they are to be tried one by one."""
+        try:
+            scores = iter(self._scores([row for part in parts for row in part.rows]))
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits for the scores
+            if len(parts) > 1 and isinstance(error, Exception):
+                # None of them is to suffer for another one.
+                if out_of_memory(error):
+                    self.halve(shrink)
+                return False
+            for part in parts:
+                part.future.set_exception(error)
+            return True
+        for part in parts:
+            part.future.set_result(list(itertools.islice(scores, len(part.rows))))
+        return True
 
     def _plan(self, rows: Sequence[TokenizedRow]) -> list[_Pass]:
         lengths, shown = [len(row.ids) for row in rows], [row.pixels is not None for row in rows]
         shrink = self.shrink
         tokens, images = max(1, self.token_budget // shrink), max(1, self.image_budget // shrink)
+        padded = not isinstance(self.model.encoder, PackedEncoder)
         if self._on_cpu:
             in_all = sum(lengths)
-            tokens = passes(in_all, self._cores, min(tokens, longest_pass(in_all)))
+            share = passes if padded else part_tokens
+            tokens = share(in_all, self._cores, min(tokens, longest_pass(in_all)))
             images = max(1, min(images, -(-sum(shown) // self._cores)))
-        padded = not isinstance(self.model.encoder, PackedEncoder)
         batches = plan(lengths, shown, token_budget=tokens, image_budget=images, padded=padded)
         return [_Pass(batch, shrink) for batch in batches]
 
-    def _scores(self, batch: list[int], rows: Sequence[TokenizedRow]) -> list[RowScore]:
-        chosen = [rows[i] for i in batch]
+    def _scores(self, chosen: Sequence[TokenizedRow]) -> list[RowScore]:
         said: Predictions = self.model.forward(chosen)
         return [
             RowScore(
@@ -170,13 +213,13 @@ class Forward:
                 # It is not the row's fault: it must not end as one that cannot be scored.
                 if failed.alone:
                     raise starved(error) from error
-                return [_Pass(batch, self.shrink, alone=True)]
+                return [_Pass(batch, self.shrink, apart=True, alone=True)]
         elif len(batch) == 1:
             log.warning("row cannot be scored", error=_told(error), tokens=len(rows[batch[0]].ids))
             results[batch[0]] = RowFailure(f"The model fails on this text or picture: {_told(error)}.")
             return []
         half = len(batch) // 2
-        return [_Pass(batch[:half], self.shrink), _Pass(batch[half:], self.shrink)]
+        return [_Pass(part, self.shrink, apart=True) for part in (batch[:half], batch[half:])]
 
     def halve(self, shrink: int | None = None) -> None:
         """Memory has run out: halve the budgets.

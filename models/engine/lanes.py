@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["Lanes", "lanes", "longest_pass", "passes", "turn"]
+__all__ = ["Lanes", "lanes", "longest_pass", "part_tokens", "passes", "turn"]
 
 T = TypeVar("T")
 
@@ -28,7 +28,9 @@ T = TypeVar("T")
 LANE_TOKENS = 1024
 # What a pass costs whatever is in it is worth 20 to 50 tokens: smaller ones are not shared out.
 LEAST_TOKENS = 128
-# A call of at most so many tokens in all comes of a stream that is kept up with: others may come at any moment, which
+# A small call is cut into parts of so many: what a lane takes when it is free is made up of them.
+PART_TOKENS = 64
+# At most so many tokens in all come of a stream that is kept up with: others may come at any moment, which
 # wait for a pass in progress.
 KEPT_UP_TOKENS = 4096
 SHORT_PASS_TOKENS = 512
@@ -108,3 +110,9 @@ def passes(tokens: int, count: int, most: int) -> int:
     most = min(most, LANE_TOKENS)
     rounds = -(-tokens // (most * count))
     return min(most, max(LEAST_TOKENS, -(-tokens // (rounds * count)))) if tokens else most
+
+
+def part_tokens(tokens: int, count: int, most: int) -> int:
+    """Tokens of one part of a call of `tokens` in all, at most `most`: a whole pass of a large call, less of a small
+    one, whose parts are put together with those of others (`models.engine.waiting`)."""
+    return min(most, PART_TOKENS) if tokens <= KEPT_UP_TOKENS else passes(tokens, count, most)

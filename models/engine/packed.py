@@ -100,38 +100,72 @@ class FloatLayer(nn.Module):
         return found
 
 
-class _Stack(nn.Module):
-    """All layers, one after the other, with attention by the lengths of the rows."""
+class _Embeddings(nn.Module):
+    """Vectors of token ids at their places, of a Hugging Face `BertModel`."""
 
-    def __init__(self, layers: Sequence[Layer], heads: int) -> None:
+    def __init__(self, source: nn.Module) -> None:
         super().__init__()
+        parts = cast(Any, source)
+        self.words: Tensor = parts.word_embeddings.weight
+        self.positions: Tensor = parts.position_embeddings.weight
+        self.kind: Tensor = parts.token_type_embeddings.weight[0]
+        self.norm: nn.LayerNorm = parts.LayerNorm
+
+    def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """(T, H) of token ids and their places in their rows, both (T,)."""
+        x = F.embedding(ids, self.words) + F.embedding(positions, self.positions)
+        found: Tensor = self.norm(x.add_(self.kind))
+        return found
+
+
+def _means(x: Tensor, places: Tensor, lengths: Tensor) -> Tensor:
+    """Means (N, H) of so many rows of `x` each, at `places`, summed one after the other on every device."""
+    sums = torch.segment_reduce(x.index_select(0, places), "sum", lengths=lengths, unsafe=True)
+    return sums / lengths.to(x.dtype).unsqueeze(1)
+
+
+class _Stack(nn.Module):
+    """All of the encoder, with attention by the lengths of the rows."""
+
+    def __init__(self, embeddings: nn.Module, layers: Sequence[Layer], heads: int) -> None:
+        super().__init__()
+        self.embeddings = embeddings
         self.layers = nn.ModuleList(cast(Sequence[nn.Module], layers))
         self.heads = heads
 
-    def forward(self, x: Tensor, groups: list[tuple[int, int, int]], tokens: int) -> Tensor:
-        """(T, H) of the embedded tokens (T, H); `groups` and `tokens` are those of `PackedRows`."""
+    def forward(
+        self, ids: Tensor, positions: Tensor, groups: list[tuple[int, int, int]], tokens: int, means: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Token vectors (T, H) in fp32 and means over rows (N, 2H); arguments are those of `PackedEncoder._encoded`."""
+        x = self.embeddings(ids, positions)
         for layer in self.layers:
             attended = attend_by_length(layer.project(x), groups, tokens, self.heads)  # type: ignore[operator]
             y = layer.merge(attended, x)  # type: ignore[operator]
             x = layer.outer(layer.inner(y), y)  # type: ignore[operator]
-        return x
+        return _pooled(x.float(), means)
 
 
-def _compiled(layers: Sequence[Layer], heads: int) -> nn.Module:
-    """The layers compiled by TorchScript, or as they are where it is not to be had.
+def _pooled(x: Tensor, means: list[Tensor]) -> tuple[Tensor, Tensor]:
+    whole = _means(x, means[0], means[1])
+    asked = _means(x, means[2], means[3]) if len(means) > 2 else whole
+    return x, torch.cat([whole, asked], dim=1)
 
-    Compiled, they come back to the interpreter once a pass. Otherwise each operation does, some hundred times, and
+
+def scripted(module: nn.Module) -> nn.Module:
+    """A module compiled by TorchScript, or as it is where that is not to be had.
+
+    Compiled, it comes back to the interpreter once a call. Otherwise each operation does, some hundred times, and
     waits for its lock whenever another thread computes in Python.
     """
-    stack = _Stack(layers, heads).eval()
+    module.eval()
     try:
         with warnings.catch_warnings():
             # It is deprecated in favour of ways that need a C++ compiler where it runs, or go through Python.
             warnings.simplefilter("ignore", DeprecationWarning)
-            return cast(nn.Module, torch.jit.script(stack))
+            return cast(nn.Module, torch.jit.script(module))
     except Exception as error:  # noqa: BLE001 - its compiler has errors of many kinds; without it all goes on, slower
-        log.warning("layers are not compiled", reason=f"{type(error).__name__}: {error}"[:200])
-        return stack
+        log.warning("not compiled", what=type(module).__name__, reason=f"{type(error).__name__}: {error}"[:200])
+        return module
 
 
 def _what_failed(error: RuntimeError) -> str:
@@ -156,21 +190,18 @@ class PackedEncoder:
         config = source.config
         self.heads = int(config.num_attention_heads)
         self.hidden_size = int(config.hidden_size)
-        self.embeddings = source.embeddings
+        self._embeddings = _Embeddings(source.embeddings)
         own = [FloatLayer(layer) for layer in source.encoder.layer] if layers is None else layers
         self.layers: Sequence[Layer] = own
-        weight: Tensor = self.embeddings.word_embeddings.weight
+        weight = self._embeddings.words
         self.device: torch.device = weight.device
         width = self.hidden_size // self.heads
         self.attention = attention_for(self.heads, width, weight.device, weight.dtype, varlen)
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         """(T, H) of token ids and their places in their rows, both (T,)."""
-        parts = self.embeddings
-        x = F.embedding(ids, parts.word_embeddings.weight)
-        x = x + F.embedding(positions, parts.position_embeddings.weight)
-        x += parts.token_type_embeddings.weight[0]
-        return cast(Tensor, parts.LayerNorm(x))
+        found: Tensor = self._embeddings(ids, positions)
+        return found
 
     def attend(self, packed: PackedRows) -> Attend:
         """What each token of `packed` attends to: a function of (T, 3H) that gives (T, H)."""
@@ -178,20 +209,27 @@ class PackedEncoder:
 
     @cached_property
     def _compiled(self) -> nn.Module:
-        return _compiled(self.layers, self.heads)
+        return scripted(_Stack(self._embeddings, self.layers, self.heads))
 
-    def _tokens(self, x: Tensor, packed: PackedRows, indices: Sequence[Tensor]) -> Tensor:
+    def _encoded(
+        self, packed: PackedRows, ids: Tensor, positions: Tensor, means: list[Tensor], indices: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Token vectors (T, H) and means over rows (N, 2H), in fp32.
+
+        `means` : tokens and their numbers for the rows as wholes, then for what is asked about where that is less.
+        """
         if isinstance(self.attention, ByLength):
             try:
-                found: Tensor = self._compiled(x, packed.groups, packed.tokens)
+                found: tuple[Tensor, Tensor] = self._compiled(ids, positions, packed.groups, packed.tokens, means)
             except RuntimeError as error:
                 raise RuntimeError(_what_failed(error)) from error
             return found
         attend = self.attention.bound(packed, indices)
+        x = self.embed(ids, positions)
         for layer in self.layers:
             y = layer.merge(attend(layer.project(x)), x)
             x = layer.outer(layer.inner(y), y)
-        return x
+        return _pooled(x.float(), means)
 
     @torch.inference_mode()
     def __call__(self, rows: Sequence[TokenizedRow]) -> TextFeatures:
@@ -210,9 +248,7 @@ class PackedEncoder:
             wanted += [_within(places + spans[:, 0], widths), widths]
         ids, positions, *parts = placed(self.device, [*wanted, *self.attention.indices(packed)])
         means, parts = parts[: len(wanted) - 2], parts[len(wanted) - 2 :]
-        x = self._tokens(self.embed(ids, positions), packed, parts).float()
-        whole = _means(x, *means[:2])
-        both = torch.cat([whole, _means(x, *means[2:]) if asked else whole], dim=1)
+        x, both = self._encoded(packed, ids, positions, means, parts)
         longest = int(lengths.max()) if any(row.pixels is not None for row in rows) else 0
         return self._padded(x, places, lengths, spans, longest, both)
 
@@ -236,9 +272,3 @@ def _within(starts: Ints, lengths: Ints) -> Ints:
     within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     places: Ints = np.repeat(starts, lengths) + within
     return places
-
-
-def _means(x: Tensor, places: Tensor, lengths: Tensor) -> Tensor:
-    """Means (N, H) of so many rows of `x` each, at `places`, summed one after the other on every device."""
-    sums = torch.segment_reduce(x.index_select(0, places), "sum", lengths=lengths, unsafe=True)
-    return sums / lengths.to(x.dtype).unsqueeze(1)

@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 import torch
 
-from models.bundle import LoadedModel, collate
+from models.answers import LoadedModel, collate
 from models.engine.batching import plan
 from models.engine.int8 import recipes
 from models.engine.kernels import int8_layers, library

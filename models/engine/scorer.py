@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Final
 
 import xxhash
 
-from models.bundle import LoadedModel, load_model
+from models.answers import LoadedModel
+from models.bundle import load_model
 from models.charts.images import decode_image
 from models.engine.batching import token_budget
 from models.engine.cache import RowScore, ScoreCache, row_key
 from models.engine.forward import Forward, RowFailure, starved
 from models.engine.items import Flag, Question, ScoringRequest, answer, entity_shown, rows_about
 from models.engine.language import LanguageGuard, languages_of
+from models.engine.packed import scripted
 from models.engine.precision import prepare
 from models.registry import resolve
 from models.rules import SentimentRules, load_rules
@@ -110,6 +112,7 @@ class Scorer:
         settings = self._settings
         model = load_model(path, device=settings.device or None)
         precision = prepare(model, settings)
+        model.reader = scripted(model.reader)
         log.info("model loaded", version=model.version, device=str(model.device), precision=precision)
         guard = LanguageGuard(languages_of(model.file.text_backbone, settings.model_languages))
         if before is not None:

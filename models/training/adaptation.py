@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.answers import collate
 from models.backbones import TextBackbone
-from models.bundle import collate
 from models.classifier import Classifier
 from models.tokens import TokenizedRow
 from models.training.batches import epoch_batches

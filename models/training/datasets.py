@@ -22,7 +22,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from models.bundle import SENTIMENTS
+from models.answers import SENTIMENTS
 from models.tokens import Row
 from models.training.duplicates import near_duplicate_groups, normalised
 from monitor.errors import InputError

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from models.bundle import SENTIMENTS, LoadedModel
+from models.answers import SENTIMENTS, LoadedModel
 from models.calibration import calibration_error_by_chance, expected_calibration_error
 from models.sentences import entity_rows
 from models.tokens import Row

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.bundle import LoadedModel, Predictions
+from models.answers import LoadedModel, Predictions
 from models.charts.dataset import chart_picture
 from models.charts.labels import TREND_ORDER
 from models.tokens import TokenizedRow

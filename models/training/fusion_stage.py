@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.adapters import add_adapter
+from models.answers import collate
 from models.backbones import HuggingFaceVision, TextBackbone, VisionTokens, load_vision_backbone
-from models.bundle import ModelFile, collate
 from models.calibration import fit_temperature
 from models.charts.dataset import NOT_A_CHART
 from models.classifier import Classifier
 from models.fusion import FusionKind, TextFeatures, make_fusion
+from models.model_file import ModelFile
 from models.tokens import RowTokenizer
 from models.training.batches import batches_of
 from models.training.config import TrainingConfig

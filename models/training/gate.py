@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from models.bundle import Predictions
+from models.answers import Predictions
 from models.calibration import expected_calibration_error
 from models.training.datasets import Example
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from models.bundle import model_folder, read_model_file
+from models.bundle import model_folder
+from models.model_file import read_model_file
 from models.training.adaptation import read_unlabelled
 from models.training.config import TrainingConfig
 from models.training.datasets import Example

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from models.bundle import SENTIMENTS
+from models.answers import SENTIMENTS
 from models.charts.images import decode_image
 from models.training.datasets import LabelledText, all_agree, find_entity
 from monitor.errors import InputError

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score, precision_recall_fscore_support
 
-from models.bundle import SENTIMENTS, LoadedModel
+from models.answers import SENTIMENTS, LoadedModel
 from models.calibration import expected_calibration_error
 from models.training.datasets import Example
 from models.training.evaluate import score_figures

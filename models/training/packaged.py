@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from models.bundle import SENTIMENTS
+from models.answers import SENTIMENTS
 from models.charts.dataset import chart_picture
 from models.charts.labels import TREND_ORDER
 from models.charts.negatives import not_a_chart

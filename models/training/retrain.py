@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import torch
 
-from models.bundle import LoadedModel, load_model
+from models.answers import LoadedModel
+from models.bundle import load_model
 from models.explain import NeighbourIndex, index_folder
 from models.registry import OvertakenError, models_folder, promote, register, resolve
 from models.training.blend import blend, recalibrate
@@ -277,7 +278,7 @@ def run(settings: Settings, progress: Progress, cancelled: Callable[[], bool]) -
 
 def _clear_run(folder: Path) -> None:
     """Leave only the model: checkpoints and event files of the run are pickles and logs."""
-    from models.bundle import read_model_file
+    from models.model_file import read_model_file
 
     kept = {*read_model_file(folder).files, "model.json", "README.md", "adapter_config.json"}
     for path in sorted(folder.rglob("*"), reverse=True):

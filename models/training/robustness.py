@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.bundle import SENTIMENTS, LoadedModel
+from models.answers import SENTIMENTS, LoadedModel
 from models.engine.items import Flag, ScoringRequest
 from models.engine.scorer import Scorer
 from models.sentences import entity_rows

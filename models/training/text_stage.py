@@ -23,8 +23,8 @@ from models.adapters import (
     ranks_settled,
     restore_ranks,
 )
+from models.answers import collate
 from models.backbones import TextBackbone
-from models.bundle import collate
 from models.classifier import Batch, Classifier, Logits
 from models.tokens import TokenizedRow
 from models.training.batches import batches_of, epoch_batches

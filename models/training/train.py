@@ -8,20 +8,14 @@ from pathlib import Path
 import msgspec
 import torch
 
+from models.answers import LoadedModel
 from models.backbones import TextBackbone
-from models.bundle import (
-    LoadedModel,
-    ModelFile,
-    load_model,
-    model_folder,
-    new_model,
-    restore_model,
-    save_model,
-)
+from models.bundle import load_model, model_folder, new_model, restore_model, save_model
 from models.calibration import Calibration, fit_temperature
 from models.classifier import Classifier
 from models.fusion import make_fusion
 from models.model_card import write_card
+from models.model_file import ModelFile
 from models.tokens import Row, RowTokenizer
 from models.training.adaptation import adapt, read_unlabelled
 from models.training.blend import average_text

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.bundle import load_model, read_model_file, restore_model, save_model
+from models.bundle import load_model, restore_model, save_model
 from models.calibration import Calibration, expected_calibration_error
+from models.model_file import read_model_file
 from models.registry import check_folder
 from models.tokens import Row
 from models.training.blend import blend, recalibrate

@@ -11,15 +11,11 @@ from peft import PeftModel
 from transformers import BertModel
 
 from models.adapters import merge_adapter
+from models.answers import LoadedModel
 from models.backbones import load_text_backbone
-from models.bundle import (
-    LoadedModel,
-    Row,
-    load_model,
-    model_folder,
-    read_model_file,
-    restore_model,
-)
+from models.bundle import load_model, model_folder, restore_model
+from models.model_file import read_model_file
+from models.tokens import Row
 from monitor.errors import ModelError
 from tests.models.tiny import picture, tiny_model
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
-from models.bundle import SENTIMENTS, LoadedModel, load_model, restore_model, save_model
+from models.answers import SENTIMENTS, LoadedModel
+from models.bundle import load_model, restore_model, save_model
 from models.engine import open_scorer
 from models.engine.offline import Outcome, score_lines
 from models.tokens import Row

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from models import explain as module
-from models.bundle import LoadedModel, Predictions, load_model
+from models.answers import LoadedModel, Predictions
+from models.bundle import load_model
 from models.deletion import delete
 from models.engine.precision import prepare
 from models.explain import explain, neighbours

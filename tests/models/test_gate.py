@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.bundle import Predictions
+from models.answers import Predictions
 from models.calibration import expected_calibration_error
 from models.training.datasets import Example
 from models.training.gate import MARGIN, MAX_ECE_GROWTH, Answers, Verdict, answers, ece_growth, judge, lower_bound

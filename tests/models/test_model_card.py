@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from models.bundle import SENTIMENTS, ModelFile
+from models.answers import SENTIMENTS
 from models.model_card import write_card
+from models.model_file import ModelFile
 from models.training.config import TrainingConfig
 from models.training.measure import figures
 from monitor.taxonomy import bundled_taxonomy

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine
 
 from models import registry
-from models.bundle import read_model_file
+from models.model_file import read_model_file
 from monitor.errors import ModelError, StorageError
 from monitor.settings import Settings
 from monitor.storage.engine import open_engine, reading, writing

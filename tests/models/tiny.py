@@ -14,9 +14,10 @@ from transformers import BertConfig, BertModel
 
 from models.adapters import AdapterSettings, add_adapter
 from models.backbones import ChartVision, load_text_backbone
-from models.bundle import ModelFile, save_model
+from models.bundle import save_model
 from models.charts.encoder import ChartEncoder, ChartEncoderConfig
 from models.classifier import Classifier
+from models.model_file import ModelFile
 from monitor.taxonomy import bundled_taxonomy
 
 HIDDEN = 32

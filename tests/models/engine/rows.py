@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.bundle import LoadedModel
+from models.answers import LoadedModel
 from models.tokens import Row, TokenizedRow
 
 __all__ = ["rows_of"]

@@ -14,12 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.bundle import LoadedModel, load_model
+from models.answers import LoadedModel
+from models.bundle import load_model
 from models.engine import fbgemm, kernels, precision
 from models.engine.forward import Forward, RowFailure, out_of_memory
 from models.engine.int8 import Product, Range
 from models.engine.lanes import NICENESS, Lanes
-from models.engine.packed import PackedEncoder
+from models.engine.packed import PackedEncoder, scripted
 from models.engine.precision import Precision, use
 from monitor.settings import Settings
 from tests.models.engine.rows import rows_of
@@ -56,6 +57,14 @@ def test_compiled_layers_give_the_same_bits(
     model.encoder = plain
     found = model.forward(rows)
     assert not isinstance(plain._compiled, torch.jit.ScriptModule)
+    assert np.array_equal(found.sentiment, compiled.sentiment)
+    assert np.array_equal(found.topic, compiled.topic)
+    # The heads, too, are compiled where a model serves.
+    monkeypatch.undo()
+    reader = scripted(model.reader)
+    assert isinstance(reader, torch.jit.ScriptModule)
+    model.reader = reader
+    found = model.forward(rows)
     assert np.array_equal(found.sentiment, compiled.sentiment)
     assert np.array_equal(found.topic, compiled.topic)
 
@@ -104,8 +113,11 @@ def test_several_threads_compute_at_a_time(model_dir: Path) -> None:
 class Failing(torch.nn.Module):
     """A stack that fails inside TorchScript."""
 
-    def forward(self, x: Tensor, groups: list[tuple[int, int, int]], tokens: int) -> Tensor:
-        return x.view(tokens + 1, 3)
+    def forward(
+        self, ids: Tensor, positions: Tensor, groups: list[tuple[int, int, int]], tokens: int, means: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        x = ids.view(tokens + 1, 3)
+        return x, x
 
 
 def test_what_fails_inside_is_told_in_a_line(model_dir: Path) -> None:

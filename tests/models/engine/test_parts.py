@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertConfig, BertModel
 
-from models.bundle import LoadedModel, load_model
+from models.answers import LoadedModel
+from models.bundle import load_model
 from models.engine import kernels, precision
 from models.engine.batching import plan
 from models.engine.cache import RowScore, ScoreCache, row_key

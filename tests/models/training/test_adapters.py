@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from models.adapters import AdapterSettings, add_adapter, orthogonality, ranks_settle_at
+from models.answers import LoadedModel
 from models.backbones import load_text_backbone
-from models.bundle import LoadedModel, ModelFile, load_model, save_model
+from models.bundle import load_model, save_model
 from models.classifier import Classifier
+from models.model_file import ModelFile
 from models.tokens import Row
 from models.training import text_stage
 from models.training import train as train_module

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from models.adapters import AdapterSettings
-from models.bundle import load_model, read_model_file
+from models.bundle import load_model
+from models.model_file import read_model_file
 from models.tokens import Row
 from models.training.config import FusionStage, TrainingConfig, load_config
 from models.training.datasets import LabelledText, examples_of, read_labelled, select

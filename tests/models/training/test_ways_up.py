@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from models.bundle import load_model, read_model_file
+from models.bundle import load_model
 from models.classifier import Logits
+from models.model_file import read_model_file
 from models.tokens import Row
 from models.training.adaptation import hide, read_unlabelled
 from models.training.config import Adaptation, TrainingConfig

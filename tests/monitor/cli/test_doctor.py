@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from models.bundle import read_model_file
+from models.model_file import read_model_file
 from models.registry import shipped
 from monitor.cli import doctor
 from monitor.cli.doctor import Finding, lines_of

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from models import registry
-from models.bundle import read_model_file
+from models.model_file import read_model_file
 from monitor.cli import context
 from monitor.settings import Settings
 from monitor.storage.engine import open_engine

@@ -1,0 +1,74 @@
+"""Rows that wait for a pass, whoever asked for them: what waits side by side is computed together.
+
+A thread that is free takes what is there, as far as a pass goes, so that passes grow with the backlog and nobody waits
+for a batch to fill or to end (continuous batching, Yu et al. 2022, "Orca"; here each row takes one pass).
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from models.engine.cache import RowScore
+from models.tokens import TokenizedRow
+
+__all__ = ["Part", "PartQueue"]
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """Rows of one call that are computed in one pass, with others or not (`alone`); `future` gives their scores."""
+
+    rows: Sequence[TokenizedRow]
+    alone: bool = False
+    future: Future[list[RowScore]] = field(default_factory=Future)
+
+    @property
+    def tokens(self) -> int:
+        """Of all its rows."""
+        return sum(map(len, self.rows))
+
+
+class PartQueue:
+    """Parts by their turn, from many threads to many."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._heap: list[tuple[float, int, int, Part]] = []
+        self._numbers = itertools.count()
+        self._tokens = 0
+
+    def put(self, part: Part, at: float) -> None:
+        """One more, to be taken after those with an earlier turn."""
+        tokens = part.tokens
+        with self._lock:
+            self._tokens += tokens
+            heapq.heappush(self._heap, (at, next(self._numbers), tokens, part))
+
+    def take(self, most: Callable[[int], int]) -> list[Part]:
+        """The next pass: the first part, and those after it that fit; none when others have taken all.
+
+        `most` : tokens of one pass at the most, of those that wait.
+        """
+        found: list[Part] = []
+        held = 0
+        with self._lock:
+            room = most(self._tokens)
+            while self._heap:
+                _, _, tokens, part = self._heap[0]
+                if found and (part.alone or held + tokens > room):
+                    break
+                heapq.heappop(self._heap)
+                self._tokens -= tokens
+                # Its call may have ended meanwhile, with an error of another part.
+                if not part.future.set_running_or_notify_cancel():
+                    continue
+                found.append(part)
+                held += tokens
+                if part.alone:
+                    break
+        return found
