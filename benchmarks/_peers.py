@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.bundle import LoadedModel, collate
+from models.answers import LoadedModel, collate
 from models.engine.precision import Encoder, _sample_rows
 from models.fusion import TextFeatures
 from models.tokens import TokenizedRow

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.bundle import LoadedModel, load_model
+from models.answers import LoadedModel
+from models.bundle import load_model
 from models.sentences import Place, entity_rows, sentence_at
 from models.tokens import Row
 from models.training.datasets import bundled_path, examples_of, find_entity, read_labelled, select

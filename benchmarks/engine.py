@@ -42,8 +42,9 @@ from _peers import peers
 from rich.console import Console
 from rich.table import Table
 
+from models.answers import LoadedModel
 from models.backbones import _location
-from models.bundle import LoadedModel, load_model
+from models.bundle import load_model
 from models.engine import ScoringRequest, open_scorer
 from models.engine.batching import token_budget
 from models.engine.forward import Forward

@@ -16,7 +16,8 @@ from itertools import islice
 import numpy as np
 import torch
 
-from models.bundle import LoadedModel, load_model
+from models.answers import LoadedModel
+from models.bundle import load_model
 from models.deletion import delete
 from models.explain import explain
 from models.training.packaged import packaged_lines

@@ -10,8 +10,9 @@ import argparse
 import json
 from typing import Any
 
-from models.bundle import model_folder, read_model_file
+from models.bundle import model_folder
 from models.engine.language import LanguageGuard, languages_of
+from models.model_file import read_model_file
 from models.training.datasets import LabelledText, bundled_path, find_entity, read_labelled, select
 from monitor.linking import link
 

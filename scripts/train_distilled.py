@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from models.bundle import read_model_file
+from models.model_file import read_model_file
 from models.training.config import Adaptation, FusionStage, TrainingConfig, load_config
 from models.training.train import train
 
