@@ -50,7 +50,7 @@ REPORT_EVERY_S: Final = 0.25
 # A poll takes a millisecond of processor time, whether it finds something or not. While the engine is busy it comes now
 # and then, so that what comes meanwhile makes one batch; seldom when the next batch is there already. What comes while
 # it is free is waited for, and scored at once.
-BUSY_WAIT_S: Final = 0.05
+BUSY_WAIT_S: Final = 0.03
 READY_WAIT_S: Final = 0.1
 BUSY_POLL_MS: Final = 1
 FREE_POLL_MS: Final = 20
