@@ -160,6 +160,7 @@ def send(settings: Settings, sent: list[NewsItem], per_s: float = 0.0) -> dict[s
         while per_s and (left := began + number / per_s - time.perf_counter()) > 0:
             client.poll(left)
         client.produce(topic, value, item_id, on_delivery=acknowledged)
+        client.poll(0)
     if client.flush(60):
         raise TimeoutError("the broker did not take all items within a minute")
     return times

@@ -1,8 +1,8 @@
 """What happens to a batch: scored, stored in one transaction, sent, and only then done.
 
 Knows nothing of the consumer: groups come in, and their records are marked as done when everything that follows from
-them is in the store and on the broker. Scoring runs on threads of its own, ahead of storing: a full batch is prepared
-while another is computed, and batches of long texts have threads apart from those of short ones. What is scored first
+them is in the store and on the broker. Scoring runs on threads of its own, ahead of storing: a batch is prepared while
+others are computed, and batches of long texts have threads apart from those of short ones. What is scored first
 is stored first, but never before an earlier batch that has an item or a chart in common with it.
 
 One thread may hand batches over while another one finishes them.
@@ -28,7 +28,7 @@ from consumers.intake import Origin, Refusal, weight
 from consumers.publisher import Outgoing, dead_letter_record, scored_record
 from consumers.scoring import Scored, Scoring, score_groups
 from monitor.errors import StorageError
-from monitor.pairing import Group, merge
+from monitor.pairing import Group
 from monitor.records import Contribution, ScoredItem
 from monitor.storage.dead_letters import DeadLetter, LetterId, store_dead_letters
 from monitor.storage.engine import reading, writing
@@ -121,7 +121,10 @@ class Pipeline:
         return max((now - batch.started for batch in self._snapshot() if not batch.scored.done()), default=0.0)
 
     def wait(self, seconds: float, *, until_idle: bool = False) -> None:
-        """Until a batch is scored (`until_idle`: all are), for so long at the most; not at all when none is scored."""
+        """Until a batch is scored (`until_idle`: all are), for so long at the most.
+
+        Not at all when none is being scored.
+        """
         waiting = [batch.scored for batch in self._snapshot() if not batch.scored.done()]
         if waiting:
             wait(waiting, timeout=seconds, return_when=ALL_COMPLETED if until_idle else FIRST_COMPLETED)
@@ -160,11 +163,7 @@ class Pipeline:
 
         Raises `StorageError` after a long outage.
         """
-        if any(group.charts or group.missing for group in groups):
-            joined, _ = self._patiently(reading, lambda connection: join_stored(connection, groups))
-        else:
-            # That a chart has come before is seen when it is stored.
-            joined = merge([group.copy() for group in groups])
+        joined, _ = self._patiently(reading, lambda connection: join_stored(connection, groups))
         weighs, started = sum(map(weight, joined)), time.monotonic()
         scored = self._start(joined, long=long)
         with self._turn:

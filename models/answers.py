@@ -60,7 +60,7 @@ class LoadedModel:
     """A model that answers: deterministic, in evaluation mode, with its adapter merged.
 
     `network`, `backbone` and `file` are there for engines that run the text encoder another way; `encoder` is such a
-    way: rows with a text to their features.
+    way: rows with a text to their features. `reader` is a `TextReader`, or the same compiled.
     """
 
     encoder: Callable[[Sequence[TokenizedRow]], TextFeatures] | None = None

@@ -23,7 +23,8 @@ MODEL_JSON = "model.json"
 class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
     """What `model.json` holds.
 
-    `prior` gives the shares of the sentiments and topics in the training data: the answer to an empty text.
+    `sentiment_prior` and `topic_prior` give the shares of the sentiments and topics in the training data: the answer to
+    an empty text.
     `files` maps every weights file to its SHA-256. `metrics` are the held-out figures of the training run.
     """
 

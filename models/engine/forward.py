@@ -24,7 +24,7 @@ __all__ = ["Forward", "RowFailure", "out_of_memory", "starved"]
 
 log = get_logger(__name__)
 
-# After so many batches without trouble, a budget that was halved is doubled again.
+# After so many passes without trouble, a budget that was halved is doubled again.
 _RECOVER_AFTER = 50
 # The last is what TorchScript makes of a `MemoryError`.
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc")
@@ -116,7 +116,6 @@ class Forward:
                     error = future.exception()
                     if not isinstance(error, Exception):
                         results.update(zip(one.batch, future.result(), strict=True))
-                        self._recover()
                         continue
                     for part in self._after(error, one, rows, results):
                         if part.alone:
@@ -146,23 +145,34 @@ class Forward:
         """Compute the next pass, on a lane; nothing when another one has taken all that waited."""
         shrink = self.shrink
         parts = self._waiting.take(self._most)
-        if parts and not self._compute(parts, shrink):
+        try:
+            if parts and not self._compute(parts, shrink):
+                for part in parts:
+                    self._alone(part, shrink)
+        except BaseException as error:  # noqa: BLE001 - raised in the threads that wait, which would wait for ever
             for part in parts:
-                self._compute([part], shrink)
+                if not part.future.done():
+                    part.future.set_exception(error)
+
+    def _alone(self, part: Part, shrink: int) -> None:
+        try:
+            self._compute([part], shrink)
+        except Exception as error:  # noqa: BLE001 - raised in the thread that waits for the scores
+            part.future.set_exception(error)
 
     def _compute(self, parts: Sequence[Part], shrink: int) -> bool:
-        """Give parts their scores, or the error that a single one ends with; False: they are to be tried one by one."""
+        """Give parts their scores, or a single one its error; False: several have failed, and are tried one by one."""
         try:
             scores = iter(self._scores([row for part in parts for row in part.rows]))
-        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits for the scores
-            if len(parts) > 1 and isinstance(error, Exception):
-                # None of them is to suffer for another one.
-                if out_of_memory(error):
-                    self.halve(shrink)
-                return False
-            for part in parts:
-                part.future.set_exception(error)
-            return True
+        except Exception as error:
+            if len(parts) == 1:
+                raise
+            # None of them is to suffer for another one.
+            log.warning("a pass failed, its parts are tried one by one", parts=len(parts), error=_told(error))
+            if out_of_memory(error):
+                self.halve(shrink)
+            return False
+        self._recover()
         for part in parts:
             part.future.set_result(list(itertools.islice(scores, len(part.rows))))
         return True
@@ -174,7 +184,8 @@ class Forward:
         padded = not isinstance(self.model.encoder, PackedEncoder)
         if self._on_cpu:
             in_all = sum(lengths)
-            share = passes if padded else part_tokens
+            # What is computed apart from others comes in whole passes.
+            share = passes if padded or any(shown) else part_tokens
             tokens = share(in_all, self._cores, min(tokens, longest_pass(in_all)))
             images = max(1, min(images, -(-sum(shown) // self._cores)))
         batches = plan(lengths, shown, token_budget=tokens, image_budget=images, padded=padded)
@@ -256,4 +267,7 @@ def starved(error: BaseException) -> ModelError:
 
 
 def _told(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(".")
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # TorchScript says what went wrong in its last line; the others show where in the code.
+    said = lines[-1].removeprefix("RuntimeError: ") if "TorchScript" in lines[0] else lines[0]
+    return said[:160].rstrip(".")

@@ -30,8 +30,8 @@ LANE_TOKENS = 1024
 LEAST_TOKENS = 128
 # A small call is cut into parts of so many: what a lane takes when it is free is made up of them.
 PART_TOKENS = 64
-# At most so many tokens in all come of a stream that is kept up with: others may come at any moment, which
-# wait for a pass in progress.
+# At most so many tokens in all come of a stream that is kept up with: others may come at any moment, which wait for a
+# pass in progress.
 KEPT_UP_TOKENS = 4096
 SHORT_PASS_TOKENS = 512
 # How far a token puts a call back behind those that come later, in seconds. An article of 1000 tokens lets pass what
@@ -101,7 +101,7 @@ def turn(tokens: int, now: float | None = None) -> float:
 
 
 def longest_pass(tokens: int) -> int:
-    """Tokens of one pass at the most, for a call of `tokens` in all."""
+    """Tokens of one pass at the most, where `tokens` wait in all."""
     return SHORT_PASS_TOKENS if tokens <= KEPT_UP_TOKENS else LANE_TOKENS
 
 

@@ -168,11 +168,6 @@ def scripted(module: nn.Module) -> nn.Module:
         return module
 
 
-def _what_failed(error: RuntimeError) -> str:
-    """The last line of what TorchScript says: what went wrong. The rest shows where in the code."""
-    return (str(error).strip().splitlines() or [""])[-1].removeprefix("RuntimeError: ") or type(error).__name__
-
-
 class PackedEncoder:
     """Encodes rows with the weights of a `BertModel`.
 
@@ -219,10 +214,7 @@ class PackedEncoder:
         `means` : tokens and their numbers for the rows as wholes, then for what is asked about where that is less.
         """
         if isinstance(self.attention, ByLength):
-            try:
-                found: tuple[Tensor, Tensor] = self._compiled(ids, positions, packed.groups, packed.tokens, means)
-            except RuntimeError as error:
-                raise RuntimeError(_what_failed(error)) from error
+            found: tuple[Tensor, Tensor] = self._compiled(ids, positions, packed.groups, packed.tokens, means)
             return found
         attend = self.attention.bound(packed, indices)
         x = self.embed(ids, positions)

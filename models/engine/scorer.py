@@ -112,7 +112,9 @@ class Scorer:
         settings = self._settings
         model = load_model(path, device=settings.device or None)
         precision = prepare(model, settings)
-        model.reader = scripted(model.reader)
+        if model.device.type == "cpu":
+            # On a card the interpreter waits for the card anyway, and errors keep their class.
+            model.reader = scripted(model.reader)
         log.info("model loaded", version=model.version, device=str(model.device), precision=precision)
         guard = LanguageGuard(languages_of(model.file.text_backbone, settings.model_languages))
         if before is not None:

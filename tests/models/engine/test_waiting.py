@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,12 +16,18 @@ from hypothesis import strategies as st
 
 from models.answers import LoadedModel, Predictions
 from models.bundle import load_model
+from models.classifier import Classifier, TextReader
+from models.engine.cache import RowScore
 from models.engine.forward import Forward, RowFailure
 from models.engine.lanes import KEPT_UP_TOKENS, PART_TOKENS, lanes, part_tokens, passes
-from models.engine.precision import use
+from models.engine.packed import scripted
+from models.engine.precision import Precision, use
 from models.engine.waiting import Part, PartQueue
+from models.fusion import FusionKind, TextFeatures
 from models.tokens import TokenizedRow
 from tests.models.engine.rows import rows_of
+
+Scores = list[RowScore | RowFailure]
 
 
 def part(*lengths: int, alone: bool = False) -> Part:
@@ -89,10 +95,14 @@ def test_every_part_is_taken_once_in_its_turn_and_within_the_bound(
     assert queue.take(lambda waiting: waiting) == []
 
 
-@given(st.integers(0, 50_000), st.integers(1, 16), st.integers(1, 10_000))
+@given(st.integers(1, 50_000), st.integers(1, 16), st.integers(1, 10_000))
 def test_a_small_call_comes_in_small_parts_and_a_large_one_in_passes(tokens: int, count: int, most: int) -> None:
     found = part_tokens(tokens, count, most)
-    assert found == (min(most, PART_TOKENS) if tokens <= KEPT_UP_TOKENS else passes(tokens, count, most))
+    assert 1 <= found <= most
+    if tokens <= KEPT_UP_TOKENS:
+        assert found <= PART_TOKENS
+    else:
+        assert found == passes(tokens, count, most)
 
 
 class Held:
@@ -100,6 +110,10 @@ class Held:
 
     def __init__(self, model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
         self.passes: list[int] = []
+        # Rows of a pass for which there is no memory, and whether all but the first pass are interrupted.
+        self.short = 0
+        self.interrupted = False
+        self.forward: Forward
         self.begun, self.go = threading.Event(), threading.Event()
         self._forward = model.forward
         monkeypatch.setattr(model, "forward", self)
@@ -110,6 +124,10 @@ class Held:
         if first:
             self.begun.set()
             assert self.go.wait(20)
+        elif self.interrupted:
+            raise SystemExit(3)
+        if len(rows) == self.short:
+            raise MemoryError
         if any(row.ids == [-1] for row in rows):
             raise IndexError("no such token")
         return self._forward(rows)
@@ -122,63 +140,140 @@ def model(model_dir: Path) -> LoadedModel:
     return found
 
 
-def calls(
-    model: LoadedModel, held: Held, rows: Sequence[list[TokenizedRow]], monkeypatch: pytest.MonkeyPatch
-) -> list[Future[list[object]]]:
+@pytest.fixture
+def one_lane() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    lanes(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def calls(model: LoadedModel, held: Held, rows: Sequence[list[TokenizedRow]]) -> list[Future[Scores]]:
     """Calls of one lane, of which all but the first come while that one is computed."""
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     forward = Forward(model, token_budget=10_000, image_budget=1)
     with ThreadPoolExecutor(len(rows)) as pool:
-        found: list[Future[list[object]]] = [pool.submit(forward.run, rows[0])]  # type: ignore[list-item]
+        found = [pool.submit(forward.run, rows[0])]
         assert held.begun.wait(20)
-        found += [pool.submit(forward.run, one) for one in rows[1:]]  # type: ignore[misc]
+        found += [pool.submit(forward.run, one) for one in rows[1:]]
+        deadline = time.monotonic() + 20
         while len(forward._waiting._heap) < len(rows) - 1:
+            assert time.monotonic() < deadline
             time.sleep(0.001)
         held.go.set()
+    held.forward = forward
     return found
 
 
+def scored(found: Future[Scores]) -> list[bool]:
+    return [isinstance(one, RowScore) for one in found.result()]
+
+
+@pytest.mark.usefixtures("one_lane")
+@pytest.mark.parametrize("kind", ["fp32", "int8"])
 def test_calls_that_come_meanwhile_share_a_pass_and_have_the_answers_of_their_own(
-    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+    kind: Precision, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    model = load_model(model_dir, device="cpu")
+    use(model, kind)
     rows = rows_of(model, 6)
     wanted = [model.forward([row]).sentiment[0] for row in rows]
     held = Held(model, monkeypatch)
-    found = calls(model, held, [rows[:1], rows[1:3], rows[3:4], rows[4:]], monkeypatch)
+    found = calls(model, held, [rows[:1], rows[1:3], rows[3:4], rows[4:]])
     assert held.passes == [1, 5]
     scores = [score for one in found for score in one.result()]
     for score, exact in zip(scores, wanted, strict=True):
-        assert np.allclose(score.sentiment, exact, atol=1e-5)  # type: ignore[attr-defined]
+        assert isinstance(score, RowScore)
+        assert np.array_equal(score.sentiment, exact)
 
 
+@pytest.mark.usefixtures("one_lane")
 def test_a_row_that_fails_is_its_own_calls_alone(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = rows_of(model, 3)
     held = Held(model, monkeypatch)
     bad = TokenizedRow([-1])
-    first, second, third = calls(model, held, [rows[:1], [rows[1], bad], rows[2:]], monkeypatch)
-    assert [isinstance(one, RowFailure) for one in second.result()] == [False, True]
-    assert not any(isinstance(one, RowFailure) for one in [*first.result(), *third.result()])
+    first, second, third = calls(model, held, [rows[:1], [rows[1], bad], rows[2:]])
+    assert (scored(first), scored(second), scored(third)) == ([True], [True, False], [True])
     assert held.passes[:2] == [1, 3]
 
 
+@pytest.mark.usefixtures("one_lane")
+def test_want_of_memory_in_a_shared_pass_halves_the_budget_and_costs_no_row(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_of(model, 3)
+    held = Held(model, monkeypatch)
+    held.short = 2
+    found = calls(model, held, [rows[:1], rows[1:2], rows[2:]])
+    assert [scored(one) for one in found] == [[True]] * 3
+    assert held.passes == [1, 2, 1, 1]
+    assert held.forward.shrink == 2
+
+
+@pytest.mark.usefixtures("one_lane")
+def test_whatever_goes_wrong_on_a_lane_nobody_waits_for_ever(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("the card is gone")
+
+    rows = rows_of(model, 3)
+    held = Held(model, monkeypatch)
+    held.short = 2
+    monkeypatch.setattr(Forward, "halve", broken)
+    first, second, third = calls(model, held, [rows[:1], rows[1:2], rows[2:]])
+    assert scored(first) == [True]
+    assert [scored(one) for one in (second, third)] == [[False]] * 2
+
+
+@pytest.mark.usefixtures("one_lane")
 def test_with_padding_calls_are_kept_apart(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model(model_dir, device="cpu")
     assert model.encoder is None
     rows = rows_of(model, 3)
     held = Held(model, monkeypatch)
-    calls(model, held, [rows[:1], rows[1:2], rows[2:]], monkeypatch)
+    calls(model, held, [rows[:1], rows[1:2], rows[2:]])
     assert held.passes == [1, 1, 1]
 
 
+@pytest.mark.usefixtures("one_lane")
 def test_an_interrupt_in_a_lane_reaches_every_caller(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = rows_of(model, 2)
-
-    def interrupted(_rows: Sequence[TokenizedRow]) -> Predictions:
-        raise SystemExit(3)
-
-    monkeypatch.setattr(model, "forward", interrupted)
-    forward = Forward(model, token_budget=10_000, image_budget=1)
-    with pytest.raises(SystemExit):
-        forward.run(rows)
+    rows = rows_of(model, 3)
+    held = Held(model, monkeypatch)
+    held.interrupted = True
+    _, *others = calls(model, held, [rows[:1], rows[1:2], rows[2:]])
+    for one in others:
+        with pytest.raises(SystemExit):
+            one.result()
     # The lane itself goes on.
-    assert lanes(torch.get_num_threads()).submit_at(0.0, lambda: 1).result(timeout=20) == 1
+    assert lanes(1).submit_at(0.0, lambda: 1).result(timeout=20) == 1
+
+
+def test_pictures_come_in_whole_passes(model: LoadedModel) -> None:
+    forward = Forward(model, token_budget=1024, image_budget=64)
+    forward._cores = 2
+    shown = [TokenizedRow([1] * 30, pixels=torch.zeros(3, 8, 8)) for _ in range(16)]
+    assert [len(one.batch) for one in forward._plan(shown)] == [8, 8]
+    assert [len(one.batch) for one in forward._plan([TokenizedRow([1] * 30) for _ in range(16)])] == [2] * 8
+
+
+@pytest.mark.parametrize("fusion", ["cross", "concat", "pool"])
+def test_what_serves_reads_texts_as_what_was_trained(fusion: FusionKind, model: LoadedModel) -> None:
+    network = Classifier(model.network.text, 16, 5, None, fusion=fusion).eval()
+    torch.nn.init.normal_(network.fusion.absent_image)
+    means = torch.randn(11, 32)
+    none = torch.zeros(11, 0, dtype=torch.bool)
+    text = TextFeatures(torch.zeros(11, 0, 16), none, none, means)
+    with torch.inference_mode():
+        temperatures = torch.full((11, 1), 2.0)
+        reader = scripted(TextReader(network))
+        wanted = torch.cat(
+            [
+                torch.softmax(network.topic_logits(text) / 3.0, 1),
+                torch.softmax(network.sentiment_of_text(text) / 2.0, 1),
+            ],
+            dim=1,
+        )
+        # The third call is of what TorchScript has made of the first two.
+        for _ in range(3):
+            assert torch.allclose(reader(means, temperatures, 3.0), wanted, atol=1e-6)
