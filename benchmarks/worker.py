@@ -8,10 +8,11 @@ worker does, without cache, in an order drawn once; then the same texts lie on t
 off. A worker's rate is that between the first and the last batch that it stores. `share` is the worker's rate over the
 engine's in the same round: broker and benchmark take their part of the same cores. `cpu_ms` is the processor time an
 item takes of each, `cpu_share` the engine's over the worker's: what the share comes to where the worker has the machine
-to itself, as far as it keeps all cores busy. With half of the rate found (or `--per-s`), items are then sent one by
-one, in as many rounds, and the time from the broker's append to the commit of the store is told: of all items, of short
-ones and of those with a body. `--workers` measures several workers in one group; with more of them than processor cores
-they share these. The machine's load average is told beside everything that other work disturbs.
+to itself, as far as it keeps all cores busy. At half of the rate that one worker had in that round (or `--per-s`),
+items are then sent one by one, in the same round, since a machine is now fast, now slow, and the time from the broker's
+append to the commit of the store is told: of all items, of short ones and of those with a body. `--workers` measures
+several workers in one group; with more of them than processor cores they share these. The machine's load average is
+told beside everything that other work disturbs.
 """
 
 from __future__ import annotations
@@ -219,7 +220,7 @@ def main() -> None:
     asked = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     address, ask, spent = context.Queue(), context.Queue(), context.Queue()
-    found: dict[str, Any] = {"items": asked.items, "threads": torch.get_num_threads(), "rounds": []}
+    found: dict[str, Any] = {"items": asked.items, "threads": torch.get_num_threads(), "rounds": [], "latency_ms": []}
     texts = texts_of(None, asked.items)
     # They come data set by data set, of different lengths: as a stream, mixed.
     random.Random(0).shuffle(texts)
@@ -236,14 +237,15 @@ def main() -> None:
         }
         spending = Spending(ask, spent, ours=not asked.broker)
         try:
-            for number in range(0 if asked.latency_only else asked.rounds):
-                for count in asked.workers:
+            for number in range(asked.rounds):
+                per_s = asked.per_s
+                for count in () if asked.latency_only else asked.workers:
                     one = one_round(given, texts, count, f"r{number}w{count}-", asked.database, spending)
                     found["rounds"].append(one)
-            rates = [one["items_per_s"] for one in found["rounds"] if one["workers"] == 1]
-            per_s = asked.per_s or (statistics.median(rates) / 2 if rates else 0.0)
-            if per_s:
-                found["latency_ms"] = [latency(given, texts, per_s, number) for number in range(asked.rounds)]
+                    if count == 1:
+                        per_s = asked.per_s or one["items_per_s"] / 2
+                if per_s:
+                    found["latency_ms"].append(latency(given, texts, per_s, number))
         finally:
             ask.put(False)
     for count in asked.workers:
