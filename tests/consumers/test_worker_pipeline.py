@@ -6,7 +6,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from consumers.intake import Origin, Refusal, clip
 from consumers.pipeline import SCORING_THREADS, Pipeline
 from consumers.progress import PartitionProgress
 from consumers.publisher import CONTRIBUTION_BYTES, Outgoing, contribution_records, dead_letter_record
-from consumers.scoring import score_groups
+from consumers.scoring import Scored, score_groups
 from consumers.worker_metrics import SCORING_SECONDS
 from models.charts.images import ImageHeader, decode_image, image_header
 from models.engine import ScoringRequest
@@ -148,19 +148,19 @@ def test_it_takes_as_many_batches_as_are_scored_side_by_side(gated: Bench) -> No
     assert gated.pipeline.takes()
 
 
-def test_one_can_wait_for_the_first_batch_or_until_nothing_is_scored(gated: Bench) -> None:
-    gated.pipeline.submit([gated.group(news(1, title="WAIT for it"))])
-    gated.pipeline.submit([gated.group(news(2))])
-    gated.pipeline.wait(20)
-    assert gated.scorer.seen == ["i2"]
+def test_one_can_wait_for_the_first_batch_or_until_nothing_is_scored(bench: Bench) -> None:
+    first, second = Future[Scored[Origin]](), Future[Scored[Origin]]()
+    bench.pipeline._in_flight = [pipeline._Batch([], frozenset(), 0, False, one, 0.0) for one in (first, second)]
+    threading.Timer(0.1, second.set_result, [Scored()]).start()
+    bench.pipeline.wait(20)
+    assert (first.done(), second.done()) == (False, True)
     # Whoever waits for all of them waits as long as it was told to.
     began = time.monotonic()
-    gated.pipeline.wait(0.05, until_idle=True)
-    assert time.monotonic() - began >= 0.05
-    assert isinstance(gated.scorer, Gated)
-    gated.scorer.gate.set()
-    gated.pipeline.wait(20, until_idle=True)
-    assert not gated.pipeline.scores
+    bench.pipeline.wait(0.1, until_idle=True)
+    assert time.monotonic() - began > 0.09
+    threading.Timer(0.1, first.set_result, [Scored()]).start()
+    bench.pipeline.wait(20, until_idle=True)
+    assert not bench.pipeline.scores
 
 
 def test_the_next_batch_is_begun_before_the_last_one_is_stored(bench: Bench) -> None:
