@@ -79,6 +79,11 @@ class Forward:
         self._lanes = lanes(self._cores)
         self._waiting = PartQueue()
 
+    @property
+    def _padded(self) -> bool:
+        """Each row of a pass takes as many tokens as the longest."""
+        return not isinstance(self.model.encoder, PackedEncoder)
+
     def tokenize(self, rows: Sequence[Row]) -> list[TokenizedRow | RowFailure]:
         """Token ids of N rows; a row that the tokenizer cannot take is a failure, found by bisection.
 
@@ -129,7 +134,7 @@ class Forward:
 
     def _start(self, one: _Pass, rows: Sequence[TokenizedRow], at: float) -> Future[list[RowScore]]:
         # Only without padding do rows of any length go together.
-        apart = one.apart or not isinstance(self.model.encoder, PackedEncoder)
+        apart = one.apart or self._padded
         chosen = [rows[i] for i in one.batch]
         part = Part(chosen, alone=apart or any(row.pixels is not None for row in chosen))
         self._waiting.put(part, at)
@@ -181,14 +186,13 @@ class Forward:
         lengths, shown = [len(row.ids) for row in rows], [row.pixels is not None for row in rows]
         shrink = self.shrink
         tokens, images = max(1, self.token_budget // shrink), max(1, self.image_budget // shrink)
-        padded = not isinstance(self.model.encoder, PackedEncoder)
         if self._on_cpu:
             in_all = sum(lengths)
             # What is computed apart from others comes in whole passes.
-            share = passes if padded or any(shown) else part_tokens
+            share = passes if self._padded or any(shown) else part_tokens
             tokens = share(in_all, self._cores, min(tokens, longest_pass(in_all)))
             images = max(1, min(images, -(-sum(shown) // self._cores)))
-        batches = plan(lengths, shown, token_budget=tokens, image_budget=images, padded=padded)
+        batches = plan(lengths, shown, token_budget=tokens, image_budget=images, padded=self._padded)
         return [_Pass(batch, shrink) for batch in batches]
 
     def _scores(self, chosen: Sequence[TokenizedRow]) -> list[RowScore]:
@@ -270,4 +274,4 @@ def _told(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     # TorchScript says what went wrong in its last line; the others show where in the code.
     said = lines[-1].removeprefix("RuntimeError: ") if "TorchScript" in lines[0] else lines[0]
-    return said[:160].rstrip(".")
+    return said[:160].rstrip(".") or type(error).__name__
