@@ -28,17 +28,18 @@ class Group(Generic[T]):
     """What is scored together: an item with the charts found so far, or (`item` None) a chart without an item.
 
     `tokens` are the caller's, one for each record that went in. `refused` are ids of charts that this item must do
-    without, because the classifier cannot digest them.
+    without, because the classifier cannot digest them. `borrowed`: the item is the stored one, none has come in.
     """
 
     item: NewsItem | None
     charts: dict[str, Chart] = field(default_factory=dict)
     tokens: list[T] = field(default_factory=list)
     refused: set[str] = field(default_factory=set)
+    borrowed: bool = False
 
     def copy(self) -> Group[T]:
         """A group that can be changed without changing this one."""
-        return Group(self.item, dict(self.charts), list(self.tokens), set(self.refused))
+        return Group(self.item, dict(self.charts), list(self.tokens), set(self.refused), self.borrowed)
 
     @property
     def key(self) -> str:
@@ -84,7 +85,8 @@ def merge(groups: Iterable[Group[T]]) -> list[Group[T]]:
             pool[group.key] = group
         else:
             _absorb(earlier, group)
-            earlier.item = group.item
+            if not group.borrowed:
+                earlier.item, earlier.borrowed = group.item, False
     wanted = {chart_id: group for group in items.values() for chart_id in group.missing}
     left: list[Group[T]] = []
     for group in lone.values():

@@ -120,23 +120,31 @@ def _stored_charts(connection: Connection, groups: Sequence[Group[T]]) -> list[C
     ]
 
 
+def _read_again(connection: Connection, borrowed: Sequence[Group[T]]) -> set[str]:
+    """Give groups the items that the store has by now; returns the keys of those that have changed."""
+    found = _stored_items(connection, [group.key for group in borrowed])
+    changed = {group.key for group in borrowed if found.get(group.key, group.item) != group.item}
+    for group in borrowed:
+        group.item = found.get(group.key, group.item)
+    return changed
+
+
 def join_stored(connection: Connection, groups: Sequence[Group[T]]) -> tuple[list[Group[T]], set[str]]:
     """Complete groups from the store: the item of a chart that came late, charts that came before their item.
 
+    An item that a group has from the store is read again: somebody may have stored a later version meanwhile.
     Returns new groups (fewer where two turn out to be one; those given are left as they are) and the keys of those
     that have gained something, which have to be scored (again).
     """
     groups = [group.copy() for group in groups]
     lone = {next(iter(g.charts)): next(iter(g.charts.values())) for g in groups if g.item is None}
-    changed: set[str] = set()
+    changed = _read_again(connection, [group for group in groups if group.borrowed])
     if lone:
         found = _items_of_charts(connection, lone)
-        # A version that is in this batch is newer than the stored one.
-        newest = {group.item.id: group.item for group in groups if group.item}
         for group in groups:
             item = found.get(next(iter(group.charts))) if group.item is None else None
             if item is not None:
-                group.item = newest.get(item.id, item)
+                group.item, group.borrowed = item, True
                 changed.add(item.id)
     merged = merge(groups)
     with_item = [group for group in merged if group.item is not None]
