@@ -104,6 +104,8 @@ class Pipeline:
         self._turn = threading.Lock()
         self._in_flight: list[_Batch] = []
         self._refresh: Future[bool] | None = None
+        # What was sent of each item and is still to be compared with the store.
+        self._told: dict[str, Told] = {}
 
     def takes(self, *, long: bool = False) -> bool:
         """Another batch of short or of long texts may be handed over."""
@@ -306,16 +308,21 @@ class Pipeline:
         # Taken back before anything is added: a record tells one key's story in order.
         taken_back = [retraction(one.key, one.item_id, one.published_at) for one in retracted]
         self._send(outgoing, taken_back + [one for _, _, found in entries for one in found])
-        self._correct({item.id: told_of(found) for _, item, found in entries})
+        self._told |= {item.id: told_of(found) for _, item, found in entries}
         for _, item, _ in entries:
             metrics.SCORED.labels(item.modality.value).inc()
         for refusal in refusals:
             metrics.DEAD_LETTERS.labels(refusal.rejected.code).inc()
             log.warning("dead letter", id=str(_letter(refusal).id), reason=refusal.rejected.reason)
 
-    def _correct(self, told: dict[str, Told]) -> None:
+    def correct(self) -> None:
         """Where another worker has stored an item anew before this one's word of it was sent, tell what the store has:
-        the other's word may have come first, and would not count."""
+        the other's word may have come first, and would not count.
+
+        This is of all that was sent since the last call, which may be committed only when it has returned.
+        Raises `StorageError` or `BrokerError` after a long outage.
+        """
+        told, self._told = self._told, {}
         for _ in range(MAX_JOINS if told else 0):
             found = self._patiently(reading, partial(find_overtaken, told=told))
             if not found.told:

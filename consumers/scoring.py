@@ -41,6 +41,9 @@ class Scoring(Protocol):
     def score(self, requests: Sequence[ScoringRequest]) -> list[ScoredItem | Rejected]:
         """One answer a request, in order; raises when it fails as a whole."""
 
+    def wait_for_room(self, seconds: float) -> None:
+        """Until nothing of the calls so far waits to be computed, for so long at the most."""
+
     def refresh(self) -> bool:
         """Take up a newly promoted version; True if there was one."""
 

@@ -47,6 +47,9 @@ log = get_logger(__name__)
 
 COMMIT_EVERY_S: Final = 0.5
 REPORT_EVERY_S: Final = 0.25
+# What is stored and sent is looked at again, and may be committed then: for one batch that takes as long as for all
+# that were stored since the last time.
+CONFIRM_EVERY_S: Final = 0.2
 # A poll takes a millisecond of processor time, whether it finds something or not. While the engine is busy it comes now
 # and then, so that what comes meanwhile makes one batch; seldom when the next batch is there already. What comes while
 # it is free is waited for, and scored at once.
@@ -130,6 +133,7 @@ class Worker:
         self._ready = Backlog(settings, scorer.token_budget)
         self._reading_s = 0.0
         self._failed = False
+        self._confirmed_at = 0.0
         # Bytes that may still come in, and those of the largest record lately (until one has come: of a large one).
         self._room = settings.worker_image_bytes
         self._largest = float(FIRST_RECORD_BYTES)
@@ -177,6 +181,9 @@ class Worker:
             enough = full or self._ready.full(long=False) or self._ready.full(long=True)
             if enough or self._pipeline.scores:
                 self._pipeline.wait(READY_WAIT_S if enough else BUSY_WAIT_S, until_idle=not enough)
+                if not enough:
+                    # What came now would only wait there in place of here, and not in one batch with what comes next.
+                    self._scorer.wait_for_room(READY_WAIT_S)
             # First what is there: the engine need not wait for the poll.
             self._submit()
             self._poll(client, free=not enough and not self._pipeline.scores)
@@ -219,8 +226,13 @@ class Worker:
         self._commits.finish(client)
 
     def _store_and_send(self, last: bool) -> None:
-        """The storing thread's work: what is scored, what was refused, how far the partitions are."""
+        """The storing thread's work: what is scored, what was refused, and now and then how far the partitions are."""
         self._pipeline.finish(self._intake.take_refused(), wait=last)
+        now = time.monotonic()
+        if not last and now - self._confirmed_at < CONFIRM_EVERY_S:
+            return
+        self._confirmed_at = now
+        self._pipeline.correct()
         if not last:
             self._reporting.tell()
         # All that is done now is sent.

@@ -84,6 +84,10 @@ class Forward:
         """Each row of a pass takes as many tokens as the longest."""
         return not isinstance(self.model.encoder, PackedEncoder)
 
+    def wait_for_room(self, seconds: float) -> None:
+        """Until all rows that wait are being computed, for so long at the most: more can then be put beside them."""
+        self._waiting.wait_until_taken(seconds)
+
     def tokenize(self, rows: Sequence[Row]) -> list[TokenizedRow | RowFailure]:
         """Token ids of N rows; a row that the tokenizer cannot take is a failure, found by bisection.
 
@@ -136,7 +140,7 @@ class Forward:
         # Only without padding do rows of any length go together.
         apart = one.apart or self._padded
         chosen = [rows[i] for i in one.batch]
-        part = Part(chosen, alone=apart or any(row.pixels is not None for row in chosen))
+        part = Part(chosen, apart=apart or any(row.pixels is not None for row in chosen))
         self._waiting.put(part, at)
         self._lanes.submit_at(at, self._next)
         return part.future

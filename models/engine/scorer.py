@@ -188,6 +188,10 @@ class Scorer:
         """
         return self._score(requests, self._serving)
 
+    def wait_for_room(self, seconds: float) -> None:
+        """Until nothing waits for a free core, for so long at the most."""
+        self._serving.forward.wait_for_room(seconds)
+
     def rows_about(self, item: NewsItem | ScoredItem, text: str) -> dict[str, Row]:
         """What is read of an item's text when it is asked how its companies fare, by ticker; others take the item's
         sentiment, as all do of a text in a language that the model cannot read."""

@@ -21,10 +21,10 @@ __all__ = ["Part", "PartQueue"]
 
 @dataclass(slots=True, eq=False)
 class Part:
-    """Rows of one call that are computed in one pass, with others or not (`alone`); `future` gives their scores."""
+    """Rows of one call that are computed in one pass, with others or not (`apart`); `future` gives their scores."""
 
     rows: Sequence[TokenizedRow]
-    alone: bool = False
+    apart: bool = False
     future: Future[list[RowScore]] = field(default_factory=Future)
 
     @property
@@ -38,6 +38,7 @@ class PartQueue:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._emptied = threading.Condition(self._lock)
         self._heap: list[tuple[float, int, int, Part]] = []
         self._numbers = itertools.count()
         self._tokens = 0
@@ -60,7 +61,7 @@ class PartQueue:
             room = most(self._tokens)
             while self._heap:
                 _, _, tokens, part = self._heap[0]
-                if found and (part.alone or held + tokens > room):
+                if found and (part.apart or held + tokens > room):
                     break
                 heapq.heappop(self._heap)
                 self._tokens -= tokens
@@ -69,6 +70,13 @@ class PartQueue:
                     continue
                 found.append(part)
                 held += tokens
-                if part.alone:
+                if part.apart:
                     break
+            if not self._heap:
+                self._emptied.notify_all()
         return found
+
+    def wait_until_taken(self, seconds: float) -> None:
+        """Until nothing waits, for so long at the most."""
+        with self._emptied:
+            self._emptied.wait_for(lambda: not self._heap, seconds)

@@ -1,4 +1,5 @@
-"""How long a half of a pair waits: while the partition of the other half is behind, by the clock afterwards."""
+"""How much is kept of an item, and how long a half of a pair waits: while the partition of the other half is behind,
+by the clock afterwards."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ import pytest
 from kafka import TopicPartition
 from PIL import Image
 
-from consumers.intake import Intake
+from consumers.intake import Intake, clip
+from monitor.records import NewsItem
 from monitor.settings import Settings
 
 AT = datetime(2024, 5, 1, 12, tzinfo=UTC)
@@ -78,3 +80,22 @@ def test_an_item_waits_while_charts_are_behind(intake: Intake) -> None:
     assert take(intake, news("a", 0, AT, charts=("c",))) == []
     assert intake.expire(100.0, at_end={"charts:0", "news:1"}) == []
     assert [g.key for g in intake.expire(100.0, at_end={"charts:0", "charts:1"})] == ["a"]
+
+
+def test_clipping_keeps_the_beginning_and_what_columns_hold() -> None:
+    item = NewsItem(
+        id="i1",
+        published_at=AT,
+        title="T" * 3000,
+        body="B" * 100,
+        source="s" * 999,
+        url="u" * 9999,
+        lang="l" * 99,
+        kind="k" * 99,
+    )
+    found = clip(item, 2500)
+    assert (len(found.title), len(found.title) + len(found.body)) == (2000, 2500)
+    assert found.body.startswith("T" * 499)
+    assert (len(found.source), found.url, len(found.lang), len(found.kind)) == (256, "", 35, 64)
+    short = NewsItem(id="i2", published_at=AT, title="Shares rise", source="wire")
+    assert clip(short, 50_000) == short

@@ -1,4 +1,4 @@
-"""Dead letters that are larger than their topic takes: kept in part, whatever made them large."""
+"""What the worker sends, also where it is larger than its topic takes: shares in parts, dead letters cut."""
 
 from __future__ import annotations
 
@@ -10,11 +10,19 @@ from typer.testing import CliRunner
 
 from consumers.clients import producer
 from consumers.dead_letters import replay
-from consumers.publisher import CUT_BYTES, CUT_KEY_BYTES, Outgoing, _cut, dead_letter_record
+from consumers.publisher import (
+    CONTRIBUTION_BYTES,
+    CUT_BYTES,
+    CUT_KEY_BYTES,
+    Outgoing,
+    _cut,
+    contribution_records,
+    dead_letter_record,
+)
 from consumers.topics import ensure_topics
 from monitor.cli.context import root_flags
 from monitor.cli.dead_letters import app
-from monitor.records import Rejected
+from monitor.records import Contribution, ContributionBatch, Rejected, SourceWatermark, decode_strict
 from monitor.settings import Settings
 from tests.consumers.running import committed, letters, news, records, sending, stored, until, working
 from tests.consumers.word_scorer import WordScorer
@@ -104,3 +112,45 @@ def test_a_worker_goes_on_after_records_that_no_topic_takes_as_they_are(
     root_flags.reset(token)
     assert "It was too large as a whole: kept are its bytes" in shown.stdout
     assert replay(kafka_settings, store, None)[0] == 1
+
+
+def test_a_large_share_goes_in_several_records_and_only_the_last_tells_the_progress() -> None:
+    sources = (SourceWatermark("news:0", 5, False),)
+    many = [
+        Contribution(
+            key="ticker:AAPL",
+            item_id=f"i{n}" * 40,
+            at=n,
+            p_negative=0.5,
+            score=0.0,
+            negative=True,
+            signature=bytes(48),
+            source="s" * 1000,
+            title="t" * 5000,
+        )
+        for n in range(9000)
+    ]
+    records = contribution_records(many, sources, 8, 4)
+    assert {record.partition for record in records} == {0, 1, 2, 3}
+    assert all(len(record.value or b"") <= CONTRIBUTION_BYTES for record in records)
+    batches = [(record.partition, decode_strict(ContributionBatch, record.value or b"")) for record in records]
+    full = [batch for _, batch in batches if batch.contributions]
+    assert [one.item_id for batch in full for one in batch.contributions] == [one.item_id for one in many]
+    assert len(full) > 1
+    assert [bool(batch.sources) for batch in full] == [False] * (len(full) - 1) + [True]
+    assert all(batch.sources == sources for _, batch in batches if not batch.contributions)
+
+
+def test_a_dead_letter_has_everything_that_is_needed_to_send_it_again() -> None:
+    record = Record("t.news", 3, 99, 17, b"key", b"original", [("h", b"\xff")])
+    made = dead_letter_record(record, Rejected(code="bad_json", reason="no \ud800"))
+    assert (made.topic, made.value, made.key) == ("dead-letters", b"original", b"key")
+    assert dict(made.headers) == {
+        "code": b"bad_json",
+        "reason": b"no ?",
+        "origin-topic": b"t.news",
+        "origin-partition": b"3",
+        "origin-offset": b"99",
+        "origin-timestamp": b"17",
+        "origin-header-h": b"\xff",
+    }

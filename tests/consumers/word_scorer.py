@@ -39,6 +39,9 @@ class WordScorer:
         self.model_version, self.promoted = self.promoted, None
         return True
 
+    def wait_for_room(self, seconds: float) -> None:
+        """Nothing waits here but for the calls themselves."""
+
     def score(self, requests: Sequence[ScoringRequest]) -> list[ScoredItem | Rejected]:
         """One answer a request."""
         self.calls.append(len(requests))

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -81,6 +82,19 @@ def test_companies_are_read_by_their_own_sentences_however_they_are_written(scor
     alone = {e.ticker: e.sentiment for e in one(scorer, news("Boeing hires.")).entities}
     assert towards["BA"] == alone["BA"]
     assert set(towards) == {"AAPL", "TSLA", "BA", "IBM"}
+
+
+def test_where_nothing_can_be_compiled_it_scores_all_the_same(
+    settings: Settings, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = one(scorer, news("Apple beats, Tesla misses"))
+    assert isinstance(scorer.model.reader, torch.jit.ScriptModule)
+    monkeypatch.delattr(torch.jit, "script")
+    plain = open_scorer(settings)
+    found = one(plain, news("Apple beats, Tesla misses"))
+    assert not isinstance(plain.model.reader, torch.jit.ScriptModule)
+    plain.close()
+    assert found == msgspec.structs.replace(compiled, scored_at=found.scored_at)
 
 
 def test_it_says_how_many_tokens_a_pass_takes_on_its_device(scorer: Scorer, settings: Settings) -> None:

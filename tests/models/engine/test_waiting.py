@@ -25,13 +25,14 @@ from models.engine.precision import Precision, use
 from models.engine.waiting import Part, PartQueue
 from models.fusion import FusionKind, TextFeatures
 from models.tokens import TokenizedRow
+from monitor.errors import ModelError
 from tests.models.engine.rows import rows_of
 
 Scores = list[RowScore | RowFailure]
 
 
-def part(*lengths: int, alone: bool = False) -> Part:
-    return Part([TokenizedRow([1] * length) for length in lengths], alone=alone)
+def part(*lengths: int, apart: bool = False) -> Part:
+    return Part([TokenizedRow([1] * length) for length in lengths], apart=apart)
 
 
 def lengths_of(parts: Sequence[Part]) -> list[list[int]]:
@@ -55,9 +56,9 @@ def test_a_pass_is_made_up_of_what_waits_by_turn() -> None:
     assert seen == [101, 41, 0]
 
 
-def test_what_is_to_be_alone_is_alone_and_a_large_part_is_taken_all_the_same() -> None:
+def test_what_is_to_be_apart_is_apart_and_a_large_part_is_taken_all_the_same() -> None:
     queue = PartQueue()
-    for at, one in enumerate((part(5), part(6, alone=True), part(7), part(500))):
+    for at, one in enumerate((part(5), part(6, apart=True), part(7), part(500))):
         queue.put(one, float(at))
     assert [lengths_of(queue.take(lambda _: 64)) for _ in range(4)] == [[[5]], [[6]], [[7]], [[500]]]
 
@@ -72,6 +73,20 @@ def test_a_part_whose_call_has_ended_is_left_out() -> None:
     assert queue.take(lambda waiting: waiting) == []
 
 
+def test_one_can_wait_until_all_is_taken() -> None:
+    queue = PartQueue()
+    queue.wait_until_taken(20)
+    queue.put(part(5), 0.0)
+    queue.put(part(6, apart=True), 1.0)
+    with ThreadPoolExecutor(1) as pool:
+        taken = pool.submit(queue.wait_until_taken, 20)
+        assert queue.take(lambda _: 64)
+        queue.wait_until_taken(0.01)
+        assert not taken.done()
+        assert queue.take(lambda _: 64)
+        taken.result(timeout=20)
+
+
 @given(
     st.lists(
         st.tuples(st.floats(0, 10), st.lists(st.integers(1, 300), min_size=1, max_size=4), st.booleans()), max_size=30
@@ -82,14 +97,14 @@ def test_every_part_is_taken_once_in_its_turn_and_within_the_bound(
     given_parts: list[tuple[float, list[int], bool]], most: int
 ) -> None:
     queue = PartQueue()
-    put = [(at, part(*lengths, alone=alone)) for at, lengths, alone in given_parts]
+    put = [(at, part(*lengths, apart=apart)) for at, lengths, apart in given_parts]
     for at, one in put:
         queue.put(one, at)
     taken: list[Part] = []
     # A lane comes for every part: none is left behind.
     for _ in put:
         found = queue.take(lambda _: most)
-        assert len(found) < 2 or (sum(one.tokens for one in found) <= most and not any(one.alone for one in found))
+        assert len(found) < 2 or (sum(one.tokens for one in found) <= most and not any(one.apart for one in found))
         taken += found
     assert taken == [one for _, one in sorted(put, key=lambda pair: pair[0])]
     assert queue.take(lambda waiting: waiting) == []
@@ -113,6 +128,8 @@ class Held:
         # Rows of a pass for which there is no memory, and whether all but the first pass are interrupted.
         self.short = 0
         self.interrupted = False
+        # Whether the first pass fails when it is let go.
+        self.fails = False
         self.forward: Forward
         self.begun, self.go = threading.Event(), threading.Event()
         self._forward = model.forward
@@ -124,6 +141,8 @@ class Held:
         if first:
             self.begun.set()
             assert self.go.wait(20)
+            if self.fails:
+                raise IndexError("no such token")
         elif self.interrupted:
             raise SystemExit(3)
         if len(rows) == self.short:
@@ -224,6 +243,34 @@ def test_whatever_goes_wrong_on_a_lane_nobody_waits_for_ever(
     first, second, third = calls(model, held, [rows[:1], rows[1:2], rows[2:]])
     assert scored(first) == [True]
     assert [scored(one) for one in (second, third)] == [[False]] * 2
+
+
+@pytest.mark.usefixtures("one_lane")
+def test_a_call_that_ends_while_rows_of_it_wait_leaves_nothing_behind(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_of(model, 4)
+    forward = Forward(model, token_budget=10_000, image_budget=1)
+    held = Held(model, monkeypatch)
+    monkeypatch.setattr("models.engine.forward.part_tokens", lambda *_: 1)
+    monkeypatch.setattr(forward, "_most", lambda _: 1)
+    with ThreadPoolExecutor(2) as pool:
+        # Its first row fails the call as a whole, when its second one still waits.
+        failing = pool.submit(forward.run, rows[:2])
+        assert held.begun.wait(20)
+        monkeypatch.setattr(forward, "_after", lambda *_: (_ for _ in ()).throw(ModelError("The device failed.")))
+        others = pool.submit(forward.run, rows[2:])
+        deadline = time.monotonic() + 20
+        while len(forward._waiting._heap) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        held.fails = True
+        held.go.set()
+        with pytest.raises(ModelError, match="The device failed"):
+            failing.result(timeout=20)
+        assert scored(others) == [True, True]
+    assert forward._waiting.take(lambda waiting: waiting) == []
+    assert forward._waiting._tokens == 0
 
 
 @pytest.mark.usefixtures("one_lane")
