@@ -56,6 +56,8 @@ class Backlog:
         self._images = 2 * settings.worker_image_budget
         self._waiting: dict[bool, deque[tuple[Group[Origin], int]]] = {False: deque(), True: deque()}
         self._sums = {False: 0, True: 0}
+        # Where groups of an item wait, and how many: a later version must not be scored before an earlier one.
+        self._places: dict[str, tuple[bool, int]] = {}
         self.bytes = 0
 
     def __len__(self) -> int:
@@ -63,15 +65,17 @@ class Backlog:
         return sum(map(len, self._waiting.values()))
 
     def add(self, group: Group[Origin]) -> None:
-        """One more at the end."""
+        """One more at the end, behind what else waits of the same item."""
         tokens = tokens_of(group)
-        long = tokens > LONG_TOKENS
+        long, others = self._places.get(group.key, (tokens > LONG_TOKENS, 0))
+        self._places[group.key] = long, others + 1
         self._waiting[long].append((group, tokens))
         self._sums[long] += tokens
         self.bytes += weight(group)
 
     def clear(self) -> None:
         """Forget everything: it will be read again."""
+        self._places.clear()
         for long, waiting in self._waiting.items():
             waiting.clear()
             self._sums[long] = 0
@@ -98,6 +102,9 @@ class Backlog:
                 break
             waiting.popleft()
             found.append(group)
+            _, others = self._places.pop(group.key)
+            if others > 1:
+                self._places[group.key] = long, others - 1
             self._sums[long] -= more
             self.bytes -= weight(group)
         return found

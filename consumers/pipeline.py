@@ -10,6 +10,7 @@ One thread may hand batches over while another one finishes them.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -236,11 +237,13 @@ class Pipeline:
         refusals = [*refused, *refusals]
         entries: list[Entry] = []
         retracted: list[RetractedKey] = []
-        for join in range(MAX_JOINS):
+        for join in itertools.count():
             owned = [one for one in answers.values() if any(self._owns(origin) for origin in one[0].tokens)]
             entries = _with_contributions(owned)
             refusals = [refusal for refusal in refusals if self._owns(refusal.origin)]
-            merged, changed, retracted = self._write(entries, refusals, chase=join < MAX_JOINS - 1)
+            # An item that is the store's own is never written without a look whether there is a later version by now.
+            chase = join < MAX_JOINS - 1 or any(group.borrowed for group, _, _ in entries)
+            merged, changed, retracted = self._write(entries, refusals, chase=chase)
             if not changed:
                 break
             # The other half of a pair was stored meanwhile: score the pair, then try again.
@@ -319,19 +322,20 @@ class Pipeline:
         """Where another worker has stored an item anew before this one's word of it was sent, tell what the store has:
         the other's word may have come first, and would not count.
 
-        This is of all that was sent since the last call, which may be committed only when it has returned.
-        Raises `StorageError` or `BrokerError` after a long outage.
+        This is of all that was sent since the last call, which may be committed only when it has returned. To be called
+        on the thread of `finish`. Raises `StorageError` or `BrokerError` after a long outage.
         """
-        told, self._told = self._told, {}
+        told = self._told
         for _ in range(MAX_JOINS if told else 0):
             found = self._patiently(reading, partial(find_overtaken, told=told))
             if not found.told:
-                return
-            told |= found.told
+                break
             taken_back = [retraction(one.key, one.item_id, one.published_at) for one in found.retracted]
             self._send(
                 [scored_record(item) for item in found.items], taken_back + contributions_of(found.items, texts=False)
             )
+            told |= found.told
+        self._told = {}
 
     def _patiently(
         self,

@@ -42,7 +42,7 @@ class Scoring(Protocol):
         """One answer a request, in order; raises when it fails as a whole."""
 
     def wait_for_room(self, seconds: float) -> None:
-        """Until nothing of the calls so far waits to be computed, for so long at the most."""
+        """While something waits that goes before a short text that comes now, for so many seconds at the most."""
 
     def refresh(self) -> bool:
         """Take up a newly promoted version; True if there was one."""

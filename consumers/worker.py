@@ -182,7 +182,7 @@ class Worker:
             if enough or self._pipeline.scores:
                 self._pipeline.wait(READY_WAIT_S if enough else BUSY_WAIT_S, until_idle=not enough)
                 if not enough:
-                    # What came now would only wait there in place of here, and not in one batch with what comes next.
+                    # What came now would wait behind it, and not in one batch with what comes next.
                     self._scorer.wait_for_room(READY_WAIT_S)
             # First what is there: the engine need not wait for the poll.
             self._submit()

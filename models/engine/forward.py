@@ -85,8 +85,8 @@ class Forward:
         return not isinstance(self.model.encoder, PackedEncoder)
 
     def wait_for_room(self, seconds: float) -> None:
-        """Until all rows that wait are being computed, for so long at the most: more can then be put beside them."""
-        self._waiting.wait_until_taken(seconds)
+        """While rows wait that go before those of a short call that comes now, for so many seconds at the most."""
+        self._waiting.wait_while_due(seconds)
 
     def tokenize(self, rows: Sequence[Row]) -> list[TokenizedRow | RowFailure]:
         """Token ids of N rows; a row that the tokenizer cannot take is a failure, found by bisection.

@@ -189,7 +189,8 @@ class Scorer:
         return self._score(requests, self._serving)
 
     def wait_for_room(self, seconds: float) -> None:
-        """Until nothing waits for a free core, for so long at the most."""
+        """While rows for the model in force wait that go before those of a short text that comes now, for so long (in
+        seconds) at the most."""
         self._serving.forward.wait_for_room(seconds)
 
     def rows_about(self, item: NewsItem | ScoredItem, text: str) -> dict[str, Row]:

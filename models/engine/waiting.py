@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -38,13 +39,13 @@ class PartQueue:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._emptied = threading.Condition(self._lock)
+        self._taken = threading.Condition(self._lock)
         self._heap: list[tuple[float, int, int, Part]] = []
         self._numbers = itertools.count()
         self._tokens = 0
 
     def put(self, part: Part, at: float) -> None:
-        """One more, to be taken after those with an earlier turn."""
+        """One more, to be taken after those with an earlier turn (seconds on the monotonic clock)."""
         tokens = part.tokens
         with self._lock:
             self._tokens += tokens
@@ -72,11 +73,10 @@ class PartQueue:
                 held += tokens
                 if part.apart:
                     break
-            if not self._heap:
-                self._emptied.notify_all()
+            self._taken.notify_all()
         return found
 
-    def wait_until_taken(self, seconds: float) -> None:
-        """Until nothing waits, for so long at the most."""
-        with self._emptied:
-            self._emptied.wait_for(lambda: not self._heap, seconds)
+    def wait_while_due(self, seconds: float) -> None:
+        """While something waits whose turn has come, for so long at the most."""
+        with self._taken:
+            self._taken.wait_for(lambda: not self._heap or self._heap[0][0] > time.monotonic(), seconds)

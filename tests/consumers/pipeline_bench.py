@@ -99,4 +99,5 @@ class Gated(WordScorer):
 
 
 def until_scored(bench: Bench, *numbers: int) -> None:
-    wait([bench.pipeline._in_flight[number].scored for number in numbers], timeout=20)
+    """Wait for batches by their place among those in flight."""
+    assert not wait([bench.pipeline._in_flight[number].scored for number in numbers], timeout=20).not_done

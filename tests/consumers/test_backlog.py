@@ -45,6 +45,18 @@ def test_a_headline_does_not_share_a_batch_with_an_article() -> None:
     assert (len(waiting), waiting.bytes) == (0, 0)
 
 
+def test_a_later_version_waits_behind_an_earlier_one_of_another_length() -> None:
+    waiting = backlog()
+    for number, words in ((1, 400), (2, 5), (1, 5), (2, 400), (3, 5)):
+        waiting.add(group(number, words))
+    assert [g.key for g in waiting.take(long=False)] == ["i2", "i2", "i3"]
+    assert [g.key for g in waiting.take(long=True)] == ["i1", "i1"]
+    # And once nothing of it waits, its own length decides.
+    waiting.add(group(1, 5))
+    assert [g.key for g in waiting.take(long=False)] == ["i1"]
+    assert (len(waiting), waiting.bytes, waiting._places) == (0, 0, {})
+
+
 def test_a_device_that_takes_more_tokens_gets_larger_batches() -> None:
     sizes = []
     for budget in (500, 5000):

@@ -9,8 +9,10 @@ import pytest
 from sqlalchemy import Engine
 
 from consumers.intake import Origin
+from consumers.pipeline import MAX_JOINS
 from consumers.publisher import Outgoing
 from models.engine import ScoringRequest
+from monitor.errors import BrokerError
 from monitor.pairing import Group
 from monitor.records import (
     Chart,
@@ -143,16 +145,59 @@ def test_a_late_chart_never_puts_back_an_older_version_of_its_item(gated: Bench,
     assert gated.progress.pending == 0
 
 
-def test_of_two_versions_in_one_batch_the_later_one_counts_also_beside_its_chart(bench: Bench) -> None:
-    bench.work(
-        bench.group(news(1, title="The first version")),
-        bench.group(None, chart("c", "i1")),
-        bench.group(news(1, title="The second version")),
-        bench.group(news(2)),
-    )
+def test_however_often_its_item_comes_anew_a_late_chart_goes_with_the_last_version(bench: Bench) -> None:
+    other, versions = Bench(bench.store), 2 * MAX_JOINS
+    other.work(other.group(news(1, title="Version 0")))
+    score, stored_so_far = bench.scorer.score, 0
+
+    def meanwhile(requests: Sequence[ScoringRequest]) -> list[ScoredItem | Rejected]:
+        nonlocal stored_so_far
+        if stored_so_far < versions:
+            stored_so_far += 1
+            other.work(other.group(news(1, title=f"Version {stored_so_far}")))
+        return score(requests)
+
+    bench.scorer.score = meanwhile  # type: ignore[method-assign]
+    bench.work(bench.group(None, chart("c", "i1")))
+    other.pipeline.close()
+    (row,) = stored(bench.store).values()
+    assert (row.title, row.modality) == (f"Version {versions}", "both")
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_of_two_versions_in_one_batch_the_later_one_counts_wherever_the_chart_stands(bench: Bench, place: int) -> None:
+    bench.work(bench.group(news(1, title="Stored before")))
+    groups = [bench.group(news(1, title="The first version")), bench.group(news(1, title="The second version"))]
+    groups.insert(place, bench.group(None, chart("c", "i1")))
+    bench.work(*groups, bench.group(news(2)))
     rows = stored(bench.store)
     assert {key: (row.title, row.modality) for key, row in rows.items()} == {
         "i1": ("The second version", "both"),
         "i2": (news(2).title, "text"),
     }
     assert bench.progress.pending == 0
+
+
+def test_all_that_was_sent_since_the_last_look_is_compared_with_the_store(store: Engine) -> None:
+    slow, fast = Bench(store, Turning()), Bench(store, Turning())
+    sent = slow.sent = fast.sent
+
+    def overtaken(records: list[Outgoing], contributions: list[Contribution]) -> None:
+        slow.pipeline._send = slow._send
+        fast.work(fast.group(None, chart("c", "i1")))
+        slow._send(records, contributions)
+
+    slow.pipeline._send = overtaken
+    for number in (1, 2):
+        slow.pipeline.submit([slow.group(news(number))])
+        slow.pipeline.finish([], wait=True)
+    assert counted(sent) != stored_keys(store)
+    # What could not be told is told the next time.
+    slow.away, slow.pipeline._send = True, slow._send
+    with pytest.raises(BrokerError):
+        slow.pipeline.correct()
+    slow.away = False
+    slow.pipeline.correct()
+    assert counted(sent) == stored_keys(store)
+    for bench in (slow, fast):
+        bench.pipeline.close()

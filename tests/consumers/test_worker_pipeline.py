@@ -19,7 +19,7 @@ from consumers.scoring import Scored
 from consumers.worker_metrics import SCORING_SECONDS
 from models.charts.images import ImageHeader, decode_image, image_header
 from models.engine import ScoringRequest
-from monitor.errors import BrokerError
+from monitor.errors import BrokerError, StorageError
 from monitor.records import (
     Chart,
     Contribution,
@@ -28,7 +28,7 @@ from monitor.records import (
 )
 from monitor.settings import Settings
 from tests.consumers.pipeline_bench import Bench, Gated, chart, until_scored
-from tests.consumers.running import T0, letters, news, png, stored, stored_keys
+from tests.consumers.running import T0, letters, news, png, sending, stored, stored_keys, until, working
 from tests.consumers.word_scorer import POISON, WordScorer
 
 
@@ -296,3 +296,39 @@ def test_what_comes_is_waited_for_as_long_as_it_can_be_scored_at_once(
     monkeypatch.setattr(Pipeline, "scores", busy)
     worker.Worker(Settings(), WordScorer(), store, lambda: True)._poll(None, free=free)
     assert asked == [wanted]
+
+
+def test_nothing_may_be_committed_before_a_look_whether_it_was_overtaken(
+    store: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_work, asked, gone = worker.Worker(Settings(), WordScorer(), store, lambda: True), list[str](), False
+
+    def correct() -> None:
+        asked.append("correct")
+        if gone:
+            raise StorageError("The store is gone.")
+
+    monkeypatch.setattr(at_work._pipeline, "finish", lambda _, *, wait: asked.append("all" if wait else "some"))
+    monkeypatch.setattr(at_work._pipeline, "correct", correct)
+    monkeypatch.setattr(at_work._intake.sources, "marks", lambda: asked.append("marks") or {})
+    at_work._store_and_send(False)
+    # A moment later it is too soon for the next look; in the end it is not.
+    at_work._store_and_send(False)
+    at_work._store_and_send(True)
+    assert asked == ["some", "correct", "marks", "some", "all", "correct", "marks"]
+    asked.clear()
+    gone = True
+    with pytest.raises(StorageError):
+        at_work._store_and_send(True)
+    assert asked == ["all", "correct"]
+
+
+def test_while_it_is_scored_the_worker_waits_for_room(kafka_settings: Settings, store: Engine) -> None:
+    scorer, asked = WordScorer(seconds=0.2), list[float]()
+    scorer.wait_for_room = asked.append  # type: ignore[method-assign]
+    with sending(kafka_settings) as sender, working(kafka_settings, scorer, store):
+        sender.item(news(1))
+        sender.flush()
+        until(lambda: "i1" in stored(store))
+    assert asked
+    assert set(asked) == {worker.READY_WAIT_S}

@@ -73,18 +73,21 @@ def test_a_part_whose_call_has_ended_is_left_out() -> None:
     assert queue.take(lambda waiting: waiting) == []
 
 
-def test_one_can_wait_until_all_is_taken() -> None:
+def test_one_can_wait_while_something_waits_whose_turn_has_come() -> None:
     queue = PartQueue()
-    queue.wait_until_taken(20)
-    queue.put(part(5), 0.0)
-    queue.put(part(6, apart=True), 1.0)
+    queue.wait_while_due(20)
+    now = time.monotonic()
+    for at, one in ((now - 2, part(5)), (now - 1, part(6, apart=True)), (now + 1000, part(7))):
+        queue.put(one, at)
     with ThreadPoolExecutor(1) as pool:
-        taken = pool.submit(queue.wait_until_taken, 20)
-        assert queue.take(lambda _: 64)
-        queue.wait_until_taken(0.01)
-        assert not taken.done()
-        assert queue.take(lambda _: 64)
-        taken.result(timeout=20)
+        waited = pool.submit(queue.wait_while_due, 20)
+        assert queue.take(lambda _: 5)
+        queue.wait_while_due(0.01)
+        assert not waited.done()
+        assert queue.take(lambda _: 5)
+        # A long call whose turn is to come lets pass what comes now: nobody waits for it.
+        waited.result(timeout=10)
+    assert lengths_of(queue.take(lambda _: 64)) == [[7]]
 
 
 @given(
@@ -128,8 +131,6 @@ class Held:
         # Rows of a pass for which there is no memory, and whether all but the first pass are interrupted.
         self.short = 0
         self.interrupted = False
-        # Whether the first pass fails when it is let go.
-        self.fails = False
         self.forward: Forward
         self.begun, self.go = threading.Event(), threading.Event()
         self._forward = model.forward
@@ -141,8 +142,6 @@ class Held:
         if first:
             self.begun.set()
             assert self.go.wait(20)
-            if self.fails:
-                raise IndexError("no such token")
         elif self.interrupted:
             raise SystemExit(3)
         if len(rows) == self.short:
@@ -246,31 +245,69 @@ def test_whatever_goes_wrong_on_a_lane_nobody_waits_for_ever(
 
 
 @pytest.mark.usefixtures("one_lane")
-def test_a_call_that_ends_while_rows_of_it_wait_leaves_nothing_behind(
+def test_what_waits_of_a_call_that_has_ended_is_not_computed(
     model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = rows_of(model, 4)
-    forward = Forward(model, token_budget=10_000, image_budget=1)
-    held = Held(model, monkeypatch)
+    rows, passes_seen = rows_of(model, 5), list[int]()
+    first, second, ended = threading.Event(), threading.Event(), threading.Event()
+    compute = model.forward
+
+    def forward(some: Sequence[TokenizedRow]) -> Predictions:
+        passes_seen.append(len(some))
+        if len(passes_seen) == 1:
+            assert first.wait(20)
+            raise IndexError("no such token")
+        if len(passes_seen) == 2:
+            # The call's second row is being computed when the first one ends it; the third one still waits.
+            second.set()
+            assert ended.wait(20)
+        return compute(some)
+
+    def gone(*_: object) -> None:
+        raise ModelError("The device failed.")
+
+    monkeypatch.setattr(model, "forward", forward)
     monkeypatch.setattr("models.engine.forward.part_tokens", lambda *_: 1)
-    monkeypatch.setattr(forward, "_most", lambda _: 1)
+    asked = Forward(model, token_budget=10_000, image_budget=1)
+    monkeypatch.setattr(asked, "_most", lambda _: 1)
+    monkeypatch.setattr(asked, "_after", gone)
     with ThreadPoolExecutor(2) as pool:
-        # Its first row fails the call as a whole, when its second one still waits.
-        failing = pool.submit(forward.run, rows[:2])
-        assert held.begun.wait(20)
-        monkeypatch.setattr(forward, "_after", lambda *_: (_ for _ in ()).throw(ModelError("The device failed.")))
-        others = pool.submit(forward.run, rows[2:])
+        failing = pool.submit(asked.run, rows[:3])
         deadline = time.monotonic() + 20
-        while len(forward._waiting._heap) < 3:
+        while len(asked._waiting._heap) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.001)
-        held.fails = True
-        held.go.set()
+        others = pool.submit(asked.run, rows[3:])
+        while len(asked._waiting._heap) < 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        first.set()
         with pytest.raises(ModelError, match="The device failed"):
             failing.result(timeout=20)
+        assert second.wait(20)
+        ended.set()
         assert scored(others) == [True, True]
-    assert forward._waiting.take(lambda waiting: waiting) == []
-    assert forward._waiting._tokens == 0
+    assert passes_seen == [1, 1, 1, 1]
+
+
+@pytest.mark.usefixtures("one_lane")
+def test_one_can_wait_for_room_beside_what_is_computed(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_of(model, 2)
+    held = Held(model, monkeypatch)
+    forward = Forward(model, token_budget=10_000, image_budget=1)
+    with ThreadPoolExecutor(3) as pool:
+        found = [pool.submit(forward.run, rows[:1])]
+        assert held.begun.wait(20)
+        forward.wait_for_room(20)
+        found.append(pool.submit(forward.run, rows[1:]))
+        while not forward._waiting._heap or forward._waiting._heap[0][0] > time.monotonic():
+            time.sleep(0.001)
+        waiting = pool.submit(forward.wait_for_room, 20)
+        forward.wait_for_room(0.01)
+        assert not waiting.done()
+        held.go.set()
+        waiting.result(timeout=10)
+        assert [scored(one) for one in found] == [[True], [True]]
 
 
 @pytest.mark.usefixtures("one_lane")
