@@ -167,6 +167,14 @@ def one_lane() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def until_waiting(forward: Forward, count: int) -> None:
+    """Until so many parts wait for a lane."""
+    deadline = time.monotonic() + 20
+    while len(forward._waiting._heap) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def calls(model: LoadedModel, held: Held, rows: Sequence[list[TokenizedRow]]) -> list[Future[Scores]]:
     """Calls of one lane, of which all but the first come while that one is computed."""
     forward = Forward(model, token_budget=10_000, image_budget=1)
@@ -174,10 +182,7 @@ def calls(model: LoadedModel, held: Held, rows: Sequence[list[TokenizedRow]]) ->
         found = [pool.submit(forward.run, rows[0])]
         assert held.begun.wait(20)
         found += [pool.submit(forward.run, one) for one in rows[1:]]
-        deadline = time.monotonic() + 20
-        while len(forward._waiting._heap) < len(rows) - 1:
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+        until_waiting(forward, len(rows) - 1)
         held.go.set()
     held.forward = forward
     return found
@@ -273,14 +278,9 @@ def test_what_waits_of_a_call_that_has_ended_is_not_computed(
     monkeypatch.setattr(asked, "_after", gone)
     with ThreadPoolExecutor(2) as pool:
         failing = pool.submit(asked.run, rows[:3])
-        deadline = time.monotonic() + 20
-        while len(asked._waiting._heap) < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+        until_waiting(asked, 2)
         others = pool.submit(asked.run, rows[3:])
-        while len(asked._waiting._heap) < 4:
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+        until_waiting(asked, 4)
         first.set()
         with pytest.raises(ModelError, match="The device failed"):
             failing.result(timeout=20)
@@ -300,8 +300,9 @@ def test_one_can_wait_for_room_beside_what_is_computed(model: LoadedModel, monke
         assert held.begun.wait(20)
         forward.wait_for_room(20)
         found.append(pool.submit(forward.run, rows[1:]))
-        while not forward._waiting._heap or forward._waiting._heap[0][0] > time.monotonic():
-            time.sleep(0.001)
+        until_waiting(forward, 1)
+        # Its turn comes.
+        time.sleep(max(0.0, forward._waiting._heap[0][0] - time.monotonic()))
         waiting = pool.submit(forward.wait_for_room, 20)
         forward.wait_for_room(0.01)
         assert not waiting.done()

@@ -116,16 +116,7 @@ def damaged(text: str, data: st.DataObject) -> str:
 @QUICK
 @given(data=st.data())
 def test_a_right_file_that_was_damaged(data: st.DataObject) -> None:
-    text = RULES
-    for _ in range(data.draw(st.integers(1, 4))):
-        begin = data.draw(st.integers(0, len(text)))
-        end = data.draw(st.integers(begin, min(len(text), begin + 12)))
-        text = (
-            text[:begin]
-            + data.draw(st.text(max_size=6) | st.sampled_from(list("[]\"'=,#\n.")) | st.just(""))
-            + text[end:]
-        )
-    taken_or_refused(text)
+    taken_or_refused(damaged(RULES, data))
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
